@@ -1,0 +1,1 @@
+"""Backends of cobre-shm that reach beyond one machine."""

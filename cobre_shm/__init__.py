@@ -1,0 +1,81 @@
+"""One ``Communicator`` for many processes: shared memory, one process, TCP, or MPI.
+
+``create_communicator()`` chooses the backend from the environment. Names are loaded when they
+are first used, so that importing the package costs no more than numpy, and the launcher less.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cobre_shm.communicator import Communicator as Communicator
+    from cobre_shm.communicator import SharedRegion as SharedRegion
+    from cobre_shm.datatypes import ReduceOp as ReduceOp
+    from cobre_shm.errors import AllocationFailed as AllocationFailed
+    from cobre_shm.errors import BackendError as BackendError
+    from cobre_shm.errors import BackendNotAvailable as BackendNotAvailable
+    from cobre_shm.errors import CobreError as CobreError
+    from cobre_shm.errors import CollectiveFailed as CollectiveFailed
+    from cobre_shm.errors import CollectiveMismatch as CollectiveMismatch
+    from cobre_shm.errors import CollectiveTimeout as CollectiveTimeout
+    from cobre_shm.errors import CommError as CommError
+    from cobre_shm.errors import InitializationFailed as InitializationFailed
+    from cobre_shm.errors import InvalidBackend as InvalidBackend
+    from cobre_shm.errors import InvalidBufferSize as InvalidBufferSize
+    from cobre_shm.errors import InvalidCommunicator as InvalidCommunicator
+    from cobre_shm.errors import InvalidDatatype as InvalidDatatype
+    from cobre_shm.errors import InvalidRoot as InvalidRoot
+    from cobre_shm.errors import MissingConfiguration as MissingConfiguration
+    from cobre_shm.errors import RankFailed as RankFailed
+    from cobre_shm.local import LocalCommunicator as LocalCommunicator
+    from cobre_shm.selection.factory import available_backends as available_backends
+    from cobre_shm.selection.factory import create_communicator as create_communicator
+    from cobre_shm.selection.kinds import BackendKind as BackendKind
+    from cobre_shm.selection.kinds import LocalConfig as LocalConfig
+    from cobre_shm.selection.kinds import ShmConfig as ShmConfig
+    from cobre_shm.shm import ShmCommunicator as ShmCommunicator
+
+_HOME = {
+    "communicator": ("Communicator", "SharedRegion"),
+    "datatypes": ("ReduceOp",),
+    "errors": (
+        "AllocationFailed",
+        "BackendError",
+        "BackendNotAvailable",
+        "CobreError",
+        "CollectiveFailed",
+        "CollectiveMismatch",
+        "CollectiveTimeout",
+        "CommError",
+        "InitializationFailed",
+        "InvalidBackend",
+        "InvalidBufferSize",
+        "InvalidCommunicator",
+        "InvalidDatatype",
+        "InvalidRoot",
+        "MissingConfiguration",
+        "RankFailed",
+    ),
+    "local": ("LocalCommunicator",),
+    "selection.factory": ("available_backends", "create_communicator"),
+    "selection.kinds": ("BackendKind", "LocalConfig", "ShmConfig"),
+    "shm": ("ShmCommunicator",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted([*_MODULE_OF, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

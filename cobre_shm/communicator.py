@@ -1,0 +1,233 @@
+"""The contract that every backend keeps. No behaviour lives here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from cobre_shm.datatypes import ReduceOp
+
+__all__ = ["Array", "Communicator", "Counts", "SharedRegion"]
+
+Array: TypeAlias = NDArray[Any]
+Counts: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
+
+
+class SharedRegion(ABC):
+    """An array with one copy per node, made by ``Communicator.create_shared_region``.
+
+    Life: populate (the leader, or every rank its own block), ``fence()``, read; optionally
+    ``freeze()``, after which followers cannot write; ``close()`` or garbage collection.
+
+    Attributes:
+        array: View of the region, zero-filled at creation. Writable on the leader, and on every
+            rank until ``freeze()``.
+    """
+
+    array: Array
+
+    def fill_slice(self, start: int, values: Array) -> None:
+        """Write ``values`` to ``array[start : start + len(values)]`` (first axis).
+
+        Not collective. Peers see the values after the next ``fence()``.
+
+        Raises:
+            ValueError: The slice leaves the region, or the region is frozen on this rank.
+        """
+        stop = start + len(values)
+        if start < 0 or stop > len(self.array):
+            raise ValueError(
+                f"fill_slice: rows {start}..{stop} leave the region of {len(self.array)} rows"
+            )
+        self.array[start:stop] = values
+
+    @abstractmethod
+    def fence(self) -> None:
+        """Make all earlier writes of all ranks visible to all ranks. Collective."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Fence, then make ``array`` read-only on the followers. Collective.
+
+        Views that a follower took of ``array`` before must not be written afterwards; a new
+        ``array`` stands in the attribute.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release this rank's hold on the region. Idempotent; live views stay valid."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Communicator(ABC):
+    """A group of ranks that exchange numpy arrays.
+
+    A collective is called by all ranks, in the same order, with equal arguments where this page
+    says so. Buffers are C-contiguous numpy arrays of a fixed-size dtype, structured ones
+    included; an object that exports a buffer or ``__array_interface__`` is taken as one without
+    copying. A mistake that one rank can see alone is raised before any peer is involved, and
+    leaves the communicator usable.
+
+    One operation at a time: a communicator is not shared by threads.
+
+    Attributes:
+        rank: Of this process, ``0 <= rank < size``.
+        size: Number of ranks.
+        backend: ``"local"``, ``"shm"``, ``"tcp"``, ``"mpi"``, or a third party's name.
+        is_leader: Whether this is local rank 0 of its node; always True where memory is not
+            really shared.
+    """
+
+    rank: int
+    size: int
+    backend: str
+    is_leader: bool
+
+    @abstractmethod
+    def allgatherv(
+        self,
+        send: Array,
+        recv: Array | None = None,
+        counts: Counts | None = None,
+        displs: Counts | None = None,
+    ) -> Array:
+        """Give every rank a copy of every rank's block.
+
+        Afterwards ``recv[displs[r] : displs[r] + counts[r]]`` equals the block that rank ``r``
+        passed as ``send``, for every ``r`` and on every rank. Elements of ``recv`` outside the
+        blocks are left alone. Bytes are copied, never computed with, so the result does not
+        depend on the backend.
+
+        Collective: equal dtype and ``counts`` on all ranks; ``displs`` may differ. A return means
+        that every rank has contributed; it does not mean that every rank has returned.
+
+        Args:
+            send: This rank's block, ``counts[rank]`` elements. It may be the rank's own block of
+                ``recv`` (in place); any other overlap is refused.
+            recv: Destination, one-dimensional use of its elements in memory order. None: a new
+                1-D array of ``max(displs[r] + counts[r])`` elements, gaps unspecified.
+            counts: Elements per rank; zero is allowed. None: gathered first, one exchange more;
+                then it must be None on all ranks.
+            displs: Start of each block in elements; gaps are allowed, overlaps are not. None: the
+                packed layout.
+
+        Returns:
+            ``recv``.
+
+        Raises:
+            InvalidBufferSize: A size, count or displacement does not fit; found before any peer
+                is involved, the communicator stays usable.
+            InvalidDatatype: Object dtype, or dtypes of ``send`` and ``recv`` differ; likewise.
+            CollectiveMismatch: Ranks disagree on operation, dtype or counts; on every rank.
+            RankFailed, CollectiveTimeout: A peer is gone, or did not come; afterwards ``recv``
+                is unspecified and the communicator can only be closed.
+        """
+
+    @abstractmethod
+    def allreduce(
+        self, send: Array, recv: Array | None = None, op: ReduceOp | str = ReduceOp.SUM
+    ) -> Array:
+        """Reduce element-wise over all ranks; the same bits on every rank.
+
+        Afterwards ``recv[i] == op(...op(op(x0[i], x1[i]), x2[i])..., x(size-1)[i])`` where ``xr``
+        is rank ``r``'s ``send``: strictly rank order and the dtype's own arithmetic, for every
+        backend, algorithm, chunk size and timing.
+
+        Collective: equal dtype, size and ``op`` on all ranks.
+
+        Args:
+            send: At least one element, of an integer, unsigned or floating dtype; complex for
+                SUM and PROD; bool for MIN and MAX (logical and, or).
+            recv: Destination of the same size and dtype; may be ``send`` (in place), any other
+                overlap is refused. None: a new array of ``send``'s shape.
+            op: A :class:`ReduceOp` or its name.
+
+        Returns:
+            ``recv``.
+
+        Raises:
+            InvalidBufferSize, InvalidDatatype, CollectiveMismatch, RankFailed,
+            CollectiveTimeout: As in :meth:`allgatherv`.
+        """
+
+    @abstractmethod
+    def broadcast(self, buf: Array, root: int = 0) -> Array:
+        """Copy ``root``'s ``buf`` into every rank's ``buf``, in place.
+
+        Collective: equal dtype, size and ``root`` on all ranks. Zero elements are allowed.
+
+        Returns:
+            ``buf``.
+
+        Raises:
+            InvalidRoot: ``root`` is not a rank; found before any peer is involved.
+            InvalidBufferSize, InvalidDatatype, CollectiveMismatch, RankFailed,
+            CollectiveTimeout: As in :meth:`allgatherv`.
+        """
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Return only after every rank has entered.
+
+        Raises:
+            CollectiveMismatch, RankFailed, CollectiveTimeout: As in :meth:`allgatherv`.
+        """
+
+    @abstractmethod
+    def create_shared_region(
+        self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64
+    ) -> SharedRegion:
+        """Allocate an array with one copy per node, zero-filled. Collective.
+
+        Raises:
+            AllocationFailed: The memory is not there; on every rank, nothing is left.
+            CollectiveMismatch: Ranks asked for different shapes or dtypes.
+        """
+
+    @abstractmethod
+    def split_local(self) -> Communicator:
+        """Return a new communicator of the ranks that share memory with this one. Collective.
+
+        Where memory is not really shared its size is 1.
+        """
+
+    @abstractmethod
+    def abort(self, code: int = 1) -> None:
+        """Take the whole group down: peers that wait raise ``RankFailed`` at once.
+
+        Not collective. Under the launcher the run ends with ``code``. This communicator is
+        failed afterwards.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release segments, sockets and windows. Idempotent; not collective.
+
+        A collective after it raises ``InvalidCommunicator``.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

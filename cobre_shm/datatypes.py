@@ -1,0 +1,77 @@
+"""Reduction operations, and which element types they take."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+__all__ = ["ReduceOp", "dtype_tag", "is_movable", "is_reducible", "tag_text"]
+
+
+class ReduceOp(enum.IntEnum):
+    """Element-wise reduction of ``allreduce``.
+
+    Every element is reduced in rank order 0, 1, ..., size-1 with the arithmetic of its own dtype.
+    MIN and MAX propagate NaN; integer SUM and PROD wrap; MIN and MAX of booleans are the logical
+    and and or.
+    """
+
+    SUM = 0
+    PROD = 1
+    MIN = 2
+    MAX = 3
+
+    @classmethod
+    def parse(cls, op: ReduceOp | str) -> ReduceOp:
+        """Return the operation that ``op`` is or names (``"sum"``, any case).
+
+        Raises:
+            ValueError: There is no such operation.
+        """
+        if isinstance(op, cls):
+            return op
+        if isinstance(op, str) and op.strip().upper() in cls.__members__:
+            return cls[op.strip().upper()]
+        known = ", ".join(f"ReduceOp.{name}" for name in cls.__members__)
+        raise ValueError(f"op {op!r} is not a reduction: expected one of {known}")
+
+
+def is_movable(dtype: np.dtype[Any]) -> bool:
+    """Whether elements of ``dtype`` can travel: fixed size, and no Python objects inside."""
+    return not dtype.hasobject and dtype.itemsize > 0
+
+
+def is_reducible(dtype: np.dtype[Any], op: ReduceOp) -> bool:
+    """Whether ``op`` is defined for ``dtype``."""
+    if dtype.kind in "iuf":
+        return True
+    if dtype.kind == "c":
+        return op in (ReduceOp.SUM, ReduceOp.PROD)
+    return dtype.kind == "b" and op in (ReduceOp.MIN, ReduceOp.MAX)
+
+
+@lru_cache(maxsize=1024)
+def dtype_tag(dtype: np.dtype[Any]) -> int:
+    """Return 8 bytes that stand for ``dtype`` in shared memory, as a signed 64-bit integer.
+
+    Plain types are their own array-protocol string (``<f8``); a structured type, or one whose
+    string is longer than 8 bytes, is ``V`` and seven hexadecimal digits of a hash.
+    """
+    text = dtype.str.encode("ascii")
+    if dtype.names is not None or len(text) > 8:
+        digest = hashlib.blake2s(repr(dtype).encode(), digest_size=4).hexdigest()
+        text = b"V" + digest[:7].encode("ascii")
+    return int.from_bytes(text.ljust(8, b"\0"), "little", signed=True)
+
+
+def tag_text(tag: int) -> str:
+    """Return the readable form of a tag made by :func:`dtype_tag`."""
+    text = tag.to_bytes(8, "little", signed=True).rstrip(b"\0").decode("ascii", "replace")
+    try:
+        return str(np.dtype(text)) if not text.startswith("V") else f"record {text[1:]}"
+    except TypeError:
+        return text

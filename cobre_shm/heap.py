@@ -1,0 +1,33 @@
+"""Shared regions where memory is not shared: a private array with the same interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cobre_shm.communicator import SharedRegion
+from cobre_shm.errors import AllocationFailed
+
+__all__ = ["HeapRegion"]
+
+
+class HeapRegion(SharedRegion):
+    """A region on the heap of one process, which is its own leader."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        try:
+            self.array = np.zeros(shape, dtype)
+        except (MemoryError, ValueError) as error:
+            requested = int(np.prod(shape, dtype=object)) * dtype.itemsize
+            raise AllocationFailed(requested, str(error)) from error
+
+    def fence(self) -> None:
+        """Nothing to do: this rank sees its own writes."""
+
+    def freeze(self) -> None:
+        """Nothing to do: the only rank is the leader, whose view stays writable."""
+
+    def close(self) -> None:
+        """Drop the reference; the memory goes with the last view."""
+        self.array = np.empty(0, self.array.dtype)

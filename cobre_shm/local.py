@@ -1,0 +1,103 @@
+"""The local backend: one process, rank 0 of size 1."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from cobre_shm.communicator import Array, Communicator, Counts
+from cobre_shm.datatypes import ReduceOp
+from cobre_shm.errors import InvalidCommunicator
+from cobre_shm.heap import HeapRegion
+from cobre_shm.validate import (
+    as_buffer,
+    check_allgatherv,
+    check_allreduce,
+    check_broadcast,
+    check_region,
+)
+
+__all__ = ["LocalCommunicator"]
+
+
+class LocalCommunicator(Communicator):
+    """One process. Collectives are identities that check their arguments like all backends."""
+
+    rank = 0
+    size = 1
+    backend = "local"
+    is_leader = True
+
+    def __init__(self) -> None:
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return "<LocalCommunicator rank 0 of 1>"
+
+    def allgatherv(
+        self,
+        send: Array,
+        recv: Array | None = None,
+        counts: Counts | None = None,
+        displs: Counts | None = None,
+    ) -> Array:
+        """See :meth:`Communicator.allgatherv`."""
+        self._check_open()
+        send = as_buffer("allgatherv", "send", send, writable=False)
+        if recv is not None:
+            recv = as_buffer("allgatherv", "recv", recv, writable=True)
+        if counts is None:
+            counts = [send.size]
+        layout = check_allgatherv(0, 1, send, recv, counts, displs)
+        start = int(layout.displs[0])
+        layout.recv.reshape(-1)[start : start + send.size] = send.reshape(-1)
+        return layout.recv
+
+    def allreduce(
+        self, send: Array, recv: Array | None = None, op: ReduceOp | str = ReduceOp.SUM
+    ) -> Array:
+        """See :meth:`Communicator.allreduce`."""
+        self._check_open()
+        send, recv, _ = check_allreduce(send, recv, op)
+        if recv is not send:
+            recv.reshape(-1)[:] = send.reshape(-1)
+        return recv
+
+    def broadcast(self, buf: Array, root: int = 0) -> Array:
+        """See :meth:`Communicator.broadcast`."""
+        self._check_open()
+        return check_broadcast(1, 0, buf, root)
+
+    def barrier(self) -> None:
+        """See :meth:`Communicator.barrier`."""
+        self._check_open()
+
+    def create_shared_region(
+        self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64
+    ) -> HeapRegion:
+        """See :meth:`Communicator.create_shared_region`."""
+        self._check_open()
+        return HeapRegion(*check_region(shape, dtype))
+
+    def split_local(self) -> LocalCommunicator:
+        """See :meth:`Communicator.split_local`."""
+        self._check_open()
+        return LocalCommunicator()
+
+    def abort(self, code: int = 1) -> NoReturn:
+        """End the process: it is the whole group.
+
+        Raises:
+            SystemExit: With ``code``.
+        """
+        raise SystemExit(code)
+
+    def close(self) -> None:
+        """See :meth:`Communicator.close`."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidCommunicator("The communicator is closed", context={"backend": "local"})

@@ -1,0 +1,187 @@
+"""The one place where arguments of collectives are checked, for every backend.
+
+All checks are local and come before anything is published, so that a mistake leaves the group
+usable. Functions return what the backend works on: arrays as C-contiguous numpy arrays, counts
+and displacements as int64 arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobre_shm.communicator import Array, Counts
+from cobre_shm.datatypes import ReduceOp, is_movable, is_reducible
+from cobre_shm.errors import InvalidBufferSize, InvalidDatatype, InvalidRoot
+
+__all__ = [
+    "GatherLayout",
+    "as_buffer",
+    "check_allgatherv",
+    "check_allreduce",
+    "check_broadcast",
+    "check_region",
+]
+
+
+class GatherLayout(NamedTuple):
+    """A checked ``allgatherv``."""
+
+    send: Array
+    recv: Array
+    counts: NDArray[np.int64]
+    displs: NDArray[np.int64]
+
+
+def as_buffer(operation: str, name: str, obj: Any, *, writable: bool) -> Array:
+    """Take ``obj`` as an array without copying.
+
+    Raises:
+        InvalidDatatype: It exports no buffer, is not C-contiguous, is read-only where it must be
+            written, or holds Python objects.
+    """
+    array = obj
+    if type(obj) is not np.ndarray:
+        if not (hasattr(obj, "__array_interface__") or _exports_buffer(obj)):
+            raise InvalidDatatype(
+                operation,
+                f"{name} must be a numpy array or export a buffer, got {type(obj).__name__}",
+            )
+        array = np.asarray(obj if hasattr(obj, "__array_interface__") else memoryview(obj))
+    if not is_movable(array.dtype):
+        raise InvalidDatatype(
+            operation, f"{name} has dtype {array.dtype}: only fixed-size elements can travel"
+        )
+    if not array.flags.c_contiguous:
+        raise InvalidDatatype(
+            operation, f"{name} is not C-contiguous: pass numpy.ascontiguousarray({name})"
+        )
+    if writable and not array.flags.writeable:
+        raise InvalidDatatype(operation, f"{name} is read-only")
+    return array  # type: ignore[no-any-return]
+
+
+def check_allgatherv(
+    rank: int,
+    size: int,
+    send: Array,
+    recv: Array | None,
+    counts: Counts,
+    displs: Counts | None,
+) -> GatherLayout:
+    """Check an ``allgatherv`` whose counts are known; allocate ``recv`` when it is None."""
+    op = "allgatherv"
+    counts = _as_int64(op, "counts", counts, size)
+    if send.size != counts[rank]:
+        raise InvalidBufferSize(op, int(counts[rank]), send.size, what="size of send")
+    if displs is None:
+        ends = np.cumsum(counts)
+        displs = ends - counts
+        if size and ends[-1] != sum(map(int, counts)):
+            raise InvalidBufferSize(op, "sum of counts below 2**63", "more", what="counts")
+    else:
+        displs = _as_int64(op, "displs", displs, size)
+        ends = displs + counts
+        if bool((ends < displs).any()):
+            raise InvalidBufferSize(op, "displs + counts below 2**63", "more", what="displs")
+        order = np.argsort(displs, kind="stable")
+        order = order[counts[order] > 0]
+        if bool((ends[order[:-1]] > displs[order[1:]]).any()):
+            raise InvalidBufferSize(
+                op, "blocks that do not overlap", displs.tolist(), what="displs"
+            )
+    needed = int(ends.max())
+    if recv is None:
+        recv = np.empty(needed, dtype=send.dtype)
+    elif recv.dtype != send.dtype:
+        raise InvalidDatatype(op, f"send has dtype {send.dtype}, recv has {recv.dtype}")
+    elif recv.size < needed:
+        raise InvalidBufferSize(op, f"at least {needed}", recv.size, what="size of recv")
+    elif np.may_share_memory(send, recv):
+        _check_in_place_block(send, recv, int(displs[rank]))
+    return GatherLayout(send, recv, counts, displs)
+
+
+def check_allreduce(
+    send: Any, recv: Any | None, op: ReduceOp | str
+) -> tuple[Array, Array, ReduceOp]:
+    """Check an ``allreduce``; allocate ``recv`` when it is None."""
+    name = "allreduce"
+    op = ReduceOp.parse(op)
+    send = as_buffer(name, "send", send, writable=False)
+    if not is_reducible(send.dtype, op):
+        raise InvalidDatatype(name, f"{op.name} is not defined for dtype {send.dtype}")
+    if send.size == 0:
+        raise InvalidBufferSize(name, "at least 1", 0, what="size of send")
+    if recv is None:
+        return send, np.empty(send.shape, dtype=send.dtype), op
+    recv = as_buffer(name, "recv", recv, writable=True)
+    if recv.dtype != send.dtype:
+        raise InvalidDatatype(name, f"send has dtype {send.dtype}, recv has {recv.dtype}")
+    if recv.size != send.size:
+        raise InvalidBufferSize(name, send.size, recv.size, what="size of recv")
+    if (
+        recv is not send
+        and np.may_share_memory(send, recv)
+        and _address(send) != _address(recv)
+    ):
+        raise InvalidBufferSize(name, "send itself or no overlap", "partial overlap", what="recv")
+    return send, recv, op
+
+
+def check_broadcast(size: int, rank: int, buf: Any, root: int) -> Array:
+    """Check a ``broadcast``. Only the root may pass a read-only buffer."""
+    if not isinstance(root, int | np.integer) or isinstance(root, bool) or not 0 <= root < size:
+        raise InvalidRoot(root, size)
+    return as_buffer("broadcast", "buf", buf, writable=rank != root)
+
+
+def check_region(shape: int | tuple[int, ...], dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Check the shape and dtype of a shared region."""
+    op = "create_shared_region"
+    dtype = np.dtype(dtype)
+    if not is_movable(dtype):
+        raise InvalidDatatype(op, f"dtype {dtype}: only fixed-size elements can be shared")
+    extents = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+    for extent in extents:
+        if not isinstance(extent, int | np.integer) or isinstance(extent, bool) or extent < 0:
+            raise InvalidBufferSize(op, "non-negative integers", shape, what="shape")
+    return tuple(int(extent) for extent in extents), dtype
+
+
+def _exports_buffer(obj: Any) -> bool:
+    try:
+        memoryview(obj)
+    except TypeError:
+        return False
+    return True
+
+
+def _as_int64(operation: str, name: str, values: Counts, size: int) -> NDArray[np.int64]:
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError) as error:
+        raise InvalidBufferSize(operation, f"{size} integers", values, what=name) from error
+    if array.shape != (size,):
+        raise InvalidBufferSize(operation, (size,), array.shape, what=f"shape of {name}")
+    if array.dtype.kind not in "iu":
+        raise InvalidBufferSize(operation, "integers", array.dtype.name, what=name)
+    if array.dtype == np.uint64 and bool((array > np.iinfo(np.int64).max).any()):
+        raise InvalidBufferSize(operation, "values below 2**63", array.tolist(), what=name)
+    array = array.astype(np.int64, copy=False)
+    if bool((array < 0).any()):
+        raise InvalidBufferSize(operation, "non-negative values", array.tolist(), what=name)
+    return array
+
+
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _check_in_place_block(send: Array, recv: Array, displ: int) -> None:
+    if send.size and _address(send) != _address(recv) + displ * recv.itemsize:
+        raise InvalidBufferSize(
+            "allgatherv", "this rank's own block of recv, or no overlap", "an overlap", what="send"
+        )
