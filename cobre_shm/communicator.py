@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -207,11 +207,14 @@ class Communicator(ABC):
         """
 
     @abstractmethod
-    def abort(self, code: int = 1) -> None:
+    def abort(self, code: int = 1) -> NoReturn:
         """Take the whole group down: peers that wait raise ``RankFailed`` at once.
 
         Not collective. Under the launcher the run ends with ``code``. This communicator is
         failed afterwards.
+
+        Raises:
+            SystemExit: With ``code``, so that this process ends too.
         """
 
     @abstractmethod

@@ -1,0 +1,101 @@
+"""Reduction kernels: accumulator = accumulator op values, element by element.
+
+One source per operation; the element type comes with the signature. They are called by address
+from the protocol kernels, which know only bytes. Every dtype that numba does not compute with
+(float16, long double, foreign byte order) is reduced by the numpy function of the same meaning.
+
+No fast-math: an element's result is that of the written expression, so it does not depend on
+vector width or position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numba import from_dtype, types
+
+from cobre_shm.datatypes import ReduceOp
+from cobre_shm.kernels.jit import function_address
+
+__all__ = ["reduce_with_numpy", "reduction_address"]
+
+
+def _sum(accumulator: Any, values: Any, count: int) -> None:
+    for i in range(count):
+        accumulator[i] += values[i]
+
+
+def _prod(accumulator: Any, values: Any, count: int) -> None:
+    for i in range(count):
+        accumulator[i] *= values[i]
+
+
+# x != x is true for NaN alone. An earlier NaN stays, a later one fails `x < y` and is taken, so
+# NaN propagates from any rank, as in numpy.minimum and numpy.maximum.
+def _min(accumulator: Any, values: Any, count: int) -> None:
+    for i in range(count):
+        x = accumulator[i]
+        y = values[i]
+        accumulator[i] = x if (x < y or x != x) else y
+
+
+def _max(accumulator: Any, values: Any, count: int) -> None:
+    for i in range(count):
+        x = accumulator[i]
+        y = values[i]
+        accumulator[i] = x if (x > y or x != x) else y
+
+
+# Booleans arrive as bytes; any non-zero byte is true and the result is 0 or 1.
+def _logical_and(accumulator: Any, values: Any, count: int) -> None:
+    for i in range(count):
+        accumulator[i] = 1 if (accumulator[i] != 0 and values[i] != 0) else 0
+
+
+def _logical_or(accumulator: Any, values: Any, count: int) -> None:
+    for i in range(count):
+        accumulator[i] = 1 if (accumulator[i] != 0 or values[i] != 0) else 0
+
+
+_KERNELS: dict[ReduceOp, Callable[..., None]] = {
+    ReduceOp.SUM: _sum,
+    ReduceOp.PROD: _prod,
+    ReduceOp.MIN: _min,
+    ReduceOp.MAX: _max,
+}
+_BOOLEAN_KERNELS: dict[ReduceOp, Callable[..., None]] = {
+    ReduceOp.MIN: _logical_and,
+    ReduceOp.MAX: _logical_or,
+}
+_UFUNCS: dict[ReduceOp, np.ufunc] = {
+    ReduceOp.SUM: np.add,
+    ReduceOp.PROD: np.multiply,
+    ReduceOp.MIN: np.minimum,
+    ReduceOp.MAX: np.maximum,
+}
+_COMPILED_ITEM_BYTES = {"i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (4, 8), "c": (8, 16)}
+
+
+@lru_cache(maxsize=256)
+def reduction_address(dtype: np.dtype[Any], op: ReduceOp) -> int:
+    """Return the address of ``void (T *accumulator, const T *values, int64 count)``.
+
+    The first use of a pair compiles it, or loads it from the cache. 0: there is no compiled
+    kernel for this dtype, use :func:`reduce_with_numpy`.
+    """
+    if dtype.kind == "b":
+        kernel, element = _BOOLEAN_KERNELS[op], types.uint8
+    elif dtype.isnative and dtype.itemsize in _COMPILED_ITEM_BYTES.get(dtype.kind, ()):
+        kernel, element = _KERNELS[op], from_dtype(dtype)
+    else:
+        return 0
+    pointer = types.CPointer(element)
+    return function_address(kernel, types.void(pointer, pointer, types.int64))
+
+
+def reduce_with_numpy(op: ReduceOp, accumulator: Any, values: Any) -> None:
+    """Reduce in place by numpy, for the dtypes that have no compiled kernel."""
+    _UFUNCS[op](accumulator, values, out=accumulator)

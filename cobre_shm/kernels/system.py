@@ -1,0 +1,105 @@
+"""Calls from kernels to the operating system: clock, yield, futex.
+
+Linux x86-64: the system call numbers are those of that architecture.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from cobre_shm.kernels.jit import intrinsic
+
+__all__ = ["futex_wait", "futex_wake_all", "monotonic_ns", "yield_processor"]
+
+_SYS_FUTEX = 202
+# Without FUTEX_PRIVATE_FLAG: the word is shared between processes.
+_FUTEX_WAIT, _FUTEX_WAKE = 0, 1
+_CLOCK_MONOTONIC = 1
+
+_I64 = ir.IntType(64)
+_I32 = ir.IntType(32)
+_TIMESPEC = ir.ArrayType(_I64, 2)
+_NANO = 1_000_000_000
+
+
+def _external(builder: Any, name: str, kind: Any) -> Any:
+    module = builder.module
+    return module.globals.get(name) or ir.Function(module, kind, name)
+
+
+def _syscall(builder: Any, *args: Any) -> Any:
+    kind = ir.FunctionType(_I64, [_I64], var_arg=True)
+    return builder.call(_external(builder, "syscall", kind), args)
+
+
+def _timespec(builder: Any) -> Any:
+    with builder.goto_entry_block():
+        return builder.alloca(_TIMESPEC)
+
+
+@intrinsic
+def monotonic_ns(typing_context: Any) -> Any:
+    """Return CLOCK_MONOTONIC in nanoseconds (the clock of ``time.monotonic_ns``)."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        spec = _timespec(builder)
+        address = builder.ptrtoint(spec, _I64)
+        kind = ir.FunctionType(_I32, [_I32, _I64])
+        builder.call(_external(builder, "clock_gettime", kind), [_I32(_CLOCK_MONOTONIC), address])
+        seconds = builder.load(builder.gep(spec, [_I32(0), _I32(0)]))
+        nanoseconds = builder.load(builder.gep(spec, [_I32(0), _I32(1)]))
+        return builder.add(builder.mul(seconds, _I64(_NANO)), nanoseconds)
+
+    return types.int64(), code
+
+
+@intrinsic
+def yield_processor(typing_context: Any) -> Any:
+    """Let another runnable process have this core (sched_yield)."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_I32, [])
+        builder.call(_external(builder, "sched_yield", kind), [])
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+@intrinsic
+def futex_wait(typing_context: Any, address: Any, expected: Any, timeout_ns: Any) -> Any:
+    """Sleep while the 32-bit word at ``address`` equals the low half of ``expected``.
+
+    Returns on a wake, a signal, after ``timeout_ns`` (below 1e9), or for no reason: the caller
+    looks again.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        spec = _timespec(builder)
+        builder.store(_I64(0), builder.gep(spec, [_I32(0), _I32(0)]))
+        builder.store(args[2], builder.gep(spec, [_I32(0), _I32(1)]))
+        expected32 = builder.and_(args[1], _I64(0xFFFFFFFF))
+        timeout = builder.ptrtoint(spec, _I64)
+        zero = _I64(0)
+        _syscall(
+            builder, _I64(_SYS_FUTEX), args[0], _I64(_FUTEX_WAIT), expected32, timeout, zero, zero
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), code
+
+
+@intrinsic
+def futex_wake_all(typing_context: Any, address: Any) -> Any:
+    """Wake everybody who sleeps on the 32-bit word at ``address``."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zero = _I64(0)
+        _syscall(
+            builder, _I64(_SYS_FUTEX), args[0], _I64(_FUTEX_WAKE), _I64(2**31 - 1), zero, zero, zero
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64), code

@@ -1,0 +1,154 @@
+"""The layout of a group's segment: a descriptor without behaviour.
+
+    offset                     bytes             part
+    0                          4096              header
+    4096                       512 * size        control blocks, one per rank
+    RECORDER                   16384 * size      recorder rings, 256 entries of 64 bytes a rank
+    SLOTS (page aligned)       2 * slot * size   slots, two per rank (parity 0 and 1)
+
+Header (one writer each; "creator" is rank 0, or the launcher when it made the segment):
+
+    0    magic          u64   creator, last: the segment is ready when it is there
+    8    version        u64   creator
+    16   layout_hash    u64   creator: hash of this descriptor's numbers
+    24   size           u64   creator: number of ranks
+    32   slot_bytes     u64   creator
+    40   segment_bytes  u64   creator
+    48   creator_pid    u64   creator
+    56   creator_start  u64   creator: start time of that process, clock ticks since boot
+    64   boot_id        16 B  creator
+    80   nonce          16 B  creator
+    96   launched       u64   creator: 1 when a launcher watches the ranks
+    256  control_mutex  40 B  robust mutex; guards claims of ranks and the poison word
+    320  poison         u64   whoever notices first, under control_mutex; written once
+    384  joined         u64   rank 0: 1 when all ranks are attached and the name is gone
+
+Control block of a rank, in cache lines of 64 bytes:
+
+    0    arrived        u64   the rank: epoch of its last publication
+    8    waiters        u32   all ranks, atomically: how many sleep on ``arrived``
+    16   call[2][3]     i64   the rank: what it called, by parity of the epoch
+    64   death          40 B  robust mutex held by the rank's main thread for its whole life
+    104  pid            u64   the rank
+    112  start          u64   the rank: start time of its process
+    120  guarded        u64   the rank: 1 when ``death`` is held
+    128  exited         u64   the launcher: 1 when it has reaped the rank
+    136  exit_code      i64   the launcher: exit code, or -signal
+    192  state          u64   the rank: ABSENT, ATTACHED, CLOSED
+    256  recorded       u64   the rank: number of entries ever begun in its recorder ring
+
+Line 1 is written once only, so the adjacent-line prefetcher does no harm to line 0.
+
+Recorder entry, 8 words of 64 bits: sequence, call[3], start_ns, waited_ns, end_ns, status.
+
+The three words of a call: operation | reduction << 8 | root << 16 | hash of counts << 32;
+tag of the dtype; number of elements.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+MAGIC = int.from_bytes(b"COBRESHM", "little")
+VERSION = 1
+
+PAGE_BYTES = 4096
+LINE_BYTES = 64
+
+HEADER_VERSION = 8
+HEADER_LAYOUT_HASH = 16
+HEADER_SIZE = 24
+HEADER_SLOT_BYTES = 32
+HEADER_SEGMENT_BYTES = 40
+HEADER_CREATOR_PID = 48
+HEADER_CREATOR_START = 56
+HEADER_BOOT_ID = 64
+HEADER_NONCE = 80
+HEADER_LAUNCHED = 96
+HEADER_CONTROL_MUTEX = 256
+HEADER_POISON = 320
+HEADER_JOINED = 384
+
+CONTROL = 4096
+CONTROL_BYTES = 512
+ARRIVED = 0
+WAITERS = 8
+CALL = 16
+CALL_WORDS = 3
+CALL_BYTES = 8 * CALL_WORDS
+DEATH_MUTEX = 64
+PID = 104
+START = 112
+GUARDED = 120
+EXITED = 128
+EXIT_CODE = 136
+STATE = 192
+RECORDED = 256
+
+ABSENT, ATTACHED, CLOSED = 0, 1, 2
+
+RECORDER_ENTRIES = 256
+ENTRY_BYTES = 64
+ENTRY_SEQUENCE = 0
+ENTRY_CALL = 8
+ENTRY_START = 32
+ENTRY_WAITED = 40
+ENTRY_END = 48
+ENTRY_STATUS = 56
+RECORDER_BYTES = RECORDER_ENTRIES * ENTRY_BYTES
+
+MAX_RANKS = 4096
+MAX_SLOT_BYTES = 1 << 30
+
+# Operation codes of the first call word.
+BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV, COUNTS = 1, 2, 3, 4, 5
+OPERATIONS = {
+    BARRIER: "barrier",
+    BROADCAST: "broadcast",
+    ALLREDUCE: "allreduce",
+    ALLGATHERV: "allgatherv",
+    COUNTS: "allgatherv (counts)",
+}
+
+# Poison word: kind | rank << 8 | (value + 2**31) << 32; zero means healthy.
+DIED, LEFT, ABORTED, INTERRUPTED, TIMED_OUT, STOPPED, CONFLICT = 1, 2, 3, 4, 5, 6, 7
+
+
+def recorder_offset(size: int) -> int:
+    """Offset of rank 0's recorder ring in a segment of ``size`` ranks."""
+    return CONTROL + CONTROL_BYTES * size
+
+
+def slots_offset(size: int) -> int:
+    """Offset of rank 0's first slot, page aligned."""
+    end = recorder_offset(size) + RECORDER_BYTES * size
+    return -(-end // PAGE_BYTES) * PAGE_BYTES
+
+
+def segment_bytes(size: int, slot_bytes: int) -> int:
+    """Bytes of a whole segment."""
+    return slots_offset(size) + 2 * slot_bytes * size
+
+
+def pack_poison(kind: int, rank: int, value: int) -> int:
+    """Return the poison word; ``value`` (exit code, signal) is a signed 32-bit integer."""
+    return kind | (rank & 0xFFFFFF) << 8 | ((value + (1 << 31)) & 0xFFFFFFFF) << 32
+
+
+def unpack_poison(word: int) -> tuple[int, int, int]:
+    """Return (kind, rank, value) of a poison word."""
+    word &= (1 << 64) - 1
+    return word & 0xFF, word >> 8 & 0xFFFFFF, (word >> 32) - (1 << 31)
+
+
+def _hash_of_numbers() -> int:
+    numbers = sorted(
+        (name, value)
+        for name, value in globals().items()
+        if name.isupper() and isinstance(value, int) and not name.startswith("_")
+    )
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # fits a signed word
+
+
+LAYOUT_HASH = _hash_of_numbers()

@@ -1,0 +1,115 @@
+"""From the words of a failed group to the exception that says who, how, and what it did last."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from cobre_shm import layout
+from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, CollectiveTimeout, RankFailed
+from cobre_shm.segment.poison import Poison
+from cobre_shm.segment.process import is_alive
+from cobre_shm.segment.recorder import call_text, last_entry
+from cobre_shm.segment.segment import Segment
+
+__all__ = ["exit_text", "failure", "mismatch", "missing_ranks"]
+
+# A launcher reaps within milliseconds; freeing gigabytes of a dead rank may take some hundred.
+_EXIT_REPORT_SECS = 0.5
+
+
+def missing_ranks(segment: Segment, epoch: int) -> list[int]:
+    """The ranks that have not arrived at ``epoch``."""
+    return [
+        rank
+        for rank in range(segment.size)
+        if segment.words.load(segment.control(rank) + layout.ARRIVED) < epoch
+    ]
+
+
+def mismatch(segment: Segment, epoch: int) -> CollectiveMismatch:
+    """What each rank called in the round ``epoch``, which all have published."""
+    words = segment.words
+    calls = []
+    for rank in range(segment.size):
+        call = segment.control(rank) + layout.CALL + (epoch & 1) * layout.CALL_BYTES
+        calls.append(call_text(*(words.load(call + 8 * i) for i in range(layout.CALL_WORDS))))
+    return CollectiveMismatch(calls)
+
+
+def failure(segment: Segment, first: Poison, timeout: float) -> CollectiveFailed:
+    """Return the exception for the group's first failure."""
+    if first.kind == layout.TIMED_OUT:
+        return _timed_out(segment, first.rank, timeout)
+    if first.kind == layout.STOPPED:
+        name = _signal_name(first.value)
+        return CollectiveFailed(
+            f"The launcher ended the group: {name}", context={"signal": first.value}
+        )
+    return _rank_failed(segment, first)
+
+
+def exit_text(code: int) -> str:
+    """Readable form of an exit status: an exit code, or minus a signal."""
+    return f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+
+
+def _timed_out(segment: Segment, rank: int, timeout: float) -> CollectiveTimeout:
+    epochs = [segment.words.load(segment.control(r) + layout.ARRIVED) for r in range(segment.size)]
+    missing = missing_ranks(segment, max(epochs))
+    did = "; ".join(
+        f"rank {r} (pid {segment.words.load(segment.control(r) + layout.PID)}) "
+        f"{last_entry(segment, r) or 'has called nothing yet'}"
+        for r in missing[:8]
+    )
+    return CollectiveTimeout(
+        f"Nothing moved for {timeout:g} s; rank {rank} gave up waiting for {did}",
+        missing_ranks=missing,
+        seconds=timeout,
+        suggestion="Set COBRE_SHM_TIMEOUT_SECS above the longest time between two collectives.",
+    )
+
+
+def _rank_failed(segment: Segment, first: Poison) -> RankFailed:
+    rank, words, block = first.rank, segment.words, segment.control(first.rank)
+    pid = words.load(block + layout.PID)
+    status = _exit_status(segment, rank) if first.kind == layout.DIED else None
+    if first.kind == layout.ABORTED:
+        how = f"called abort({first.value})"
+    elif first.kind == layout.LEFT:
+        how = "closed its communicator while others waited for it"
+    elif first.kind == layout.INTERRUPTED:
+        how = "was interrupted inside a collective"
+    elif status is not None:
+        how = exit_text(status)
+    else:
+        how = "died (only the cobre_shm.spawn launcher sees the signal or exit code)"
+    entry = last_entry(segment, rank)
+    did = f"it {entry}" if entry else "it had called no collective"
+    process = f" (pid {pid})" if pid else ", which had not joined,"
+    return RankFailed(
+        f"Rank {rank}{process} {how}; {did}",
+        rank=rank,
+        pid=pid,
+        signal=-status if status is not None and status < 0 else None,
+        exit_code=status if status is not None and status >= 0 else None,
+        context={"last_call": str(entry) if entry else None},
+    )
+
+
+def _exit_status(segment: Segment, rank: int) -> int | None:
+    """What the launcher says of a dead rank; it may learn of the death later than its peers."""
+    block = segment.control(rank)
+    deadline = time.monotonic() + _EXIT_REPORT_SECS
+    while not segment.words.load(block + layout.EXITED):  # <SYNC exited>
+        if not segment.launched or not is_alive(*segment.creator) or time.monotonic() > deadline:
+            return None
+        time.sleep(0.001)
+    return segment.words.load(block + layout.EXIT_CODE)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,51 @@
+"""The poison word: the first failure of a group, seen by every wait.
+
+Written at most once, under the control lock, by whoever notices first: a rank that sees a peer
+dead or gives up waiting, a rank that aborts or is interrupted, the launcher. Every wait reads it
+in each step beyond spinning. Zero means healthy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cobre_shm import layout
+from cobre_shm.segment.segment import Segment
+
+__all__ = ["Poison", "poison", "read_poison"]
+
+
+class Poison(NamedTuple):
+    """What the poison word says.
+
+    Attributes:
+        kind: One of the kinds in ``cobre_shm.layout``.
+        rank: The rank that failed, or gave up, or was missed.
+        value: Exit code of an abort, signal of a stop; otherwise 0.
+    """
+
+    kind: int
+    rank: int
+    value: int
+
+
+def poison(segment: Segment, kind: int, rank: int, value: int = 0) -> Poison:
+    """Fail the group, unless it has failed already; return the first failure.
+
+    Everybody who sleeps is woken.
+    """
+    with segment.control_lock():
+        first = read_poison(segment)
+        if first is None:
+            first = Poison(kind, rank, value)
+            word = layout.pack_poison(*first)
+            signed = word - (1 << 64) if word >> 63 else word
+            segment.words.store(layout.HEADER_POISON, signed)  # <SYNC poison>
+    segment.wake_all()
+    return first
+
+
+def read_poison(segment: Segment) -> Poison | None:
+    """Return the first failure of the group, or None."""
+    word = segment.words.load(layout.HEADER_POISON)  # <SYNC poison>
+    return Poison(*layout.unpack_poison(word)) if word else None

@@ -1,0 +1,106 @@
+"""POSIX shared memory objects: create with real memory, open with distrust, remove only ours."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+import posix_ipc
+
+from cobre_shm.errors import AllocationFailed
+
+__all__ = ["DIRECTORY", "UntrustedObject", "create_object", "open_object", "unlink_object"]
+
+DIRECTORY = Path("/dev/shm")
+
+
+class UntrustedObject(OSError):
+    """The object of this name is not one that we could have made."""
+
+
+def create_object(name: str, nbytes: int) -> int:
+    """Create ``name`` exclusively with ``nbytes`` of allocated, zeroed memory; return its fd.
+
+    Raises:
+        FileExistsError: The name is taken.
+        AllocationFailed: The memory is not there; nothing is left.
+    """
+    try:
+        memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+    except posix_ipc.ExistentialError as error:
+        raise FileExistsError(f"shared memory object {name} exists") from error
+    try:
+        # ftruncate alone would succeed on a full file system and end in SIGBUS later.
+        os.ftruncate(memory.fd, nbytes)
+        os.posix_fallocate(memory.fd, 0, nbytes)
+    except BaseException as error:
+        memory.close_fd()
+        with suppress(posix_ipc.ExistentialError):
+            posix_ipc.unlink_shared_memory(name)
+        if isinstance(error, OSError | OverflowError):
+            raise _allocation_failed(nbytes, error) from error
+        raise
+    return int(memory.fd)
+
+
+def open_object(name: str, minimum_bytes: int) -> tuple[int, int]:
+    """Open ``name`` for reading and writing; return its fd and its size in bytes.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+        UntrustedObject: Not a regular file, another user's, open to others, or too small.
+    """
+    try:
+        fd = posix_ipc.SharedMemory(name).fd  # shm_open: O_NOFOLLOW, O_CLOEXEC
+    except posix_ipc.ExistentialError as error:
+        raise FileNotFoundError(f"there is no shared memory object {name}") from error
+    except (posix_ipc.PermissionsError, OSError) as error:
+        raise UntrustedObject(f"shared memory object {name} cannot be opened: {error}") from error
+    try:
+        status = os.fstat(fd)
+        _check_ours(DIRECTORY / name.lstrip("/"), status, minimum_bytes)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, status.st_size
+
+
+def unlink_object(name: str, fd: int) -> None:
+    """Remove ``name`` if it still is the object behind ``fd``; otherwise do nothing."""
+    try:
+        status = (DIRECTORY / name.lstrip("/")).lstat()
+    except FileNotFoundError:
+        return
+    if os.path.samestat(status, os.fstat(fd)):
+        with suppress(posix_ipc.ExistentialError):
+            posix_ipc.unlink_shared_memory(name)
+
+
+def _check_ours(path: Path, status: os.stat_result, minimum_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UntrustedObject(f"{path} is not a regular file")
+    if status.st_uid != os.geteuid():
+        raise UntrustedObject(f"{path} belongs to uid {status.st_uid}, not to {os.geteuid()}")
+    if status.st_mode & 0o077:
+        raise UntrustedObject(f"{path} has mode {stat.S_IMODE(status.st_mode):o}, expected 600")
+    if status.st_nlink > 1:
+        raise UntrustedObject(f"{path} has {status.st_nlink} hard links, expected 1")
+    if status.st_size < minimum_bytes:
+        # A creator grows it only after the name exists: it may be right in a moment.
+        raise FileNotFoundError(f"{path} has {status.st_size} bytes, at least {minimum_bytes} due")
+
+
+def _allocation_failed(nbytes: int, error: BaseException) -> AllocationFailed:
+    usage = os.statvfs(DIRECTORY)
+    free = usage.f_bavail * usage.f_frsize
+    return AllocationFailed(
+        nbytes,
+        f"{error} ({DIRECTORY} has {free} bytes free)",
+        context={"free_bytes": free, "mount": str(DIRECTORY)},
+        suggestion=(
+            f"Make room in {DIRECTORY} or enlarge it: `mount -o remount,size=SIZE {DIRECTORY}`, "
+            "or `--shm-size SIZE` for a container."
+        ),
+    )

@@ -1,0 +1,244 @@
+"""One mapped segment: creating, opening with distrust, removing its name, unmapping."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from cobre_shm import layout
+from cobre_shm.errors import InitializationFailed
+from cobre_shm.segment.libc import RobustMutex, futex_wake_all, map_shared, unmap
+from cobre_shm.segment.posix import (
+    DIRECTORY,
+    UntrustedObject,
+    create_object,
+    open_object,
+    unlink_object,
+)
+from cobre_shm.segment.process import boot_id, is_alive, start_time
+from cobre_shm.segment.words import Words
+
+__all__ = ["DEFAULT_SLOT_BYTES", "Segment", "incompatible"]
+
+DEFAULT_SLOT_BYTES = 128 * 1024
+# The control mutex is held for a few microseconds. Whoever holds it longer is stopped.
+_CONTROL_LOCK_SECS = 1.0
+
+
+class Segment:
+    """A segment that this process has mapped.
+
+    Attributes:
+        name: POSIX name, with its slash.
+        size: Number of ranks.
+        slot_bytes: Bytes of one slot.
+        nbytes: Bytes of the segment.
+        words: Its shared words, by offset (see ``cobre_shm.layout``).
+    """
+
+    def __init__(self, name: str, fd: int, nbytes: int) -> None:
+        self.name = name
+        self.nbytes = nbytes
+        self._fd: int | None = fd
+        self.words = Words(map_shared(fd, nbytes))
+        self.size = 0
+        self.slot_bytes = 0
+
+    @staticmethod
+    def random_name() -> str:
+        """Return a name that nobody else has."""
+        return f"/cobre-{secrets.token_hex(12)}"
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        size: int,
+        *,
+        slot_bytes: int = DEFAULT_SLOT_BYTES,
+        launched: bool = False,
+    ) -> Self:
+        """Create the segment of a new group and make it ready for attaching.
+
+        Args:
+            name: POSIX name.
+            size: Number of ranks.
+            slot_bytes: Bytes of one slot, a multiple of the page.
+            launched: Whether this process is a launcher that will report the ranks' ends.
+
+        Raises:
+            FileExistsError: The name is taken.
+            AllocationFailed: The memory is not there; nothing is left.
+        """
+        nbytes = layout.segment_bytes(size, slot_bytes)
+        fd = create_object(name, nbytes)
+        segment = cls(name, fd, nbytes)
+        words = segment.words
+        words.store(layout.HEADER_CREATOR_PID, os.getpid())
+        words.store(layout.HEADER_CREATOR_START, start_time(os.getpid()))
+        words.store_bytes(layout.HEADER_BOOT_ID, boot_id())
+        words.store_bytes(layout.HEADER_NONCE, secrets.token_bytes(16))
+        words.store(layout.HEADER_VERSION, layout.VERSION)
+        words.store(layout.HEADER_LAYOUT_HASH, layout.LAYOUT_HASH)
+        words.store(layout.HEADER_SIZE, size)
+        words.store(layout.HEADER_SLOT_BYTES, slot_bytes)
+        words.store(layout.HEADER_SEGMENT_BYTES, nbytes)
+        words.store(layout.HEADER_LAUNCHED, int(launched))
+        segment.size, segment.slot_bytes = size, slot_bytes
+        segment._control_mutex().initialise()
+        for rank in range(size):
+            segment.death_mutex(rank).initialise()
+        words.store(0, layout.MAGIC)  # <SYNC ready>: release, everything above is there
+        return segment
+
+    @classmethod
+    def open(cls, name: str) -> Self | None:
+        """Open an existing segment; None while it is absent or not ready.
+
+        Raises:
+            InitializationFailed: It is not ours, or of another version or layout.
+        """
+        try:
+            fd, nbytes = open_object(name, layout.CONTROL)
+        except FileNotFoundError:
+            return None
+        except UntrustedObject as error:
+            raise incompatible(name, str(error)) from error
+        segment = cls(name, fd, nbytes)
+        try:
+            if segment.words.load(0) != layout.MAGIC:  # <SYNC ready>: acquire
+                if segment.words.load(0) == 0:
+                    segment.close()
+                    return None
+                raise incompatible(name, "it does not begin with the magic word")
+            segment._check_header()
+        except InitializationFailed:
+            segment.close()
+            raise
+        return segment
+
+    def _check_header(self) -> None:
+        words = self.words
+        for what, offset, expected in (
+            ("version", layout.HEADER_VERSION, layout.VERSION),
+            ("layout hash", layout.HEADER_LAYOUT_HASH, layout.LAYOUT_HASH),
+            ("segment bytes", layout.HEADER_SEGMENT_BYTES, self.nbytes),
+        ):
+            if words.load(offset) != expected:
+                raise incompatible(
+                    self.name, f"{what} is {words.load(offset)}, expected {expected}"
+                )
+        size, slot_bytes = words.load(layout.HEADER_SIZE), words.load(layout.HEADER_SLOT_BYTES)
+        if not (
+            0 < size <= layout.MAX_RANKS
+            and 0 < slot_bytes <= layout.MAX_SLOT_BYTES
+            and layout.segment_bytes(size, slot_bytes) == self.nbytes
+        ):
+            raise incompatible(
+                self.name, f"{size} ranks with slots of {slot_bytes} bytes do not fill it"
+            )
+        self.size, self.slot_bytes = size, slot_bytes
+
+    def control(self, rank: int) -> int:
+        """Offset of a rank's control block."""
+        return layout.CONTROL + rank * layout.CONTROL_BYTES
+
+    def death_mutex(self, rank: int) -> RobustMutex:
+        """The mutex whose owner is the rank's main thread."""
+        return RobustMutex(self.words.address + self.control(rank) + layout.DEATH_MUTEX)
+
+    def _control_mutex(self) -> RobustMutex:
+        return RobustMutex(self.words.address + layout.HEADER_CONTROL_MUTEX)
+
+    @contextmanager
+    def control_lock(self) -> Iterator[bool]:
+        """Hold the lock of claims, poison and the name.
+
+        Every change under it is a single store, so what a dead owner left is valid. Yields False
+        when a stopped process holds it: then the caller goes on without, for a failing group must
+        not hang.
+        """
+        mutex = self._control_mutex()
+        deadline = time.monotonic() + _CONTROL_LOCK_SECS
+        locked = mutex.try_lock()
+        while not locked and time.monotonic() < deadline:
+            time.sleep(0.0005)
+            locked = mutex.try_lock()
+        try:
+            yield locked
+        finally:
+            if locked:
+                mutex.unlock()
+
+    def wake_all(self) -> None:
+        """Wake every rank that sleeps, so that it looks at the poison word."""
+        for rank in range(self.size):
+            futex_wake_all(self.words.address + self.control(rank) + layout.ARRIVED)
+
+    @property
+    def creator(self) -> tuple[int, int]:
+        """Pid and start time of the process that made the segment."""
+        words = self.words
+        return words.load(layout.HEADER_CREATOR_PID), words.load(layout.HEADER_CREATOR_START)
+
+    @property
+    def launched(self) -> bool:
+        """Whether a launcher made it, that reports the ranks' ends."""
+        return self.words.load(layout.HEADER_LAUNCHED) == 1
+
+    def living_process(self) -> int:
+        """Pid of the creator or of a rank that still runs; 0 when the whole run is dead."""
+        words = self.words
+        if words.load_bytes(layout.HEADER_BOOT_ID, 16) != boot_id():
+            return 0
+        processes = [self.creator]
+        for rank in range(self.size):
+            block = self.control(rank)
+            processes.append((words.load(block + layout.PID), words.load(block + layout.START)))
+        return next((pid for pid, start in processes if is_alive(pid, start)), 0)
+
+    def creator_is_alive(self) -> bool:
+        """Whether the process that made the segment still runs, in this boot."""
+        same_boot = self.words.load_bytes(layout.HEADER_BOOT_ID, 16) == boot_id()
+        return same_boot and is_alive(*self.creator)
+
+    def unlink(self) -> None:
+        """Remove the name, if it still is this segment's. Idempotent.
+
+        Under the control lock: of several processes that clean up after a dead creator one
+        removes the name, and none of them a newer segment of the same name.
+        """
+        if self._fd is not None:
+            with self.control_lock():
+                unlink_object(self.name, self._fd)
+
+    def close_descriptor(self) -> None:
+        """Close the file descriptor; the mapping stays. The name can no longer be removed."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def close(self) -> None:
+        """Unmap. Nobody may hold a robust mutex of it or use its addresses any more."""
+        self.close_descriptor()
+        if self.words.address:
+            unmap(self.words.address, self.nbytes)
+            self.words = Words(0)
+
+
+def incompatible(name: str, why: str) -> InitializationFailed:
+    """Return the error for a segment that is not one of ours."""
+    return InitializationFailed(
+        "shm",
+        f"Segment {name} cannot be used: {why}",
+        operation="attach",
+        context={"code": "IncompatibleSegment", "segment": name},
+        suggestion=(
+            "Choose another COBRE_SHM_NAME, or remove the file if nothing uses it: "
+            f"rm {DIRECTORY / name.lstrip('/')}"
+        ),
+    )
