@@ -19,7 +19,8 @@ __all__ = [
     "fetch_add_seq_cst_u32",
     "load_acquire",
     "load_plain",
-    "load_relaxed_u32",
+    "load_seq_cst",
+    "load_seq_cst_u32",
     "pause",
     "store_plain",
     "store_release",
@@ -77,11 +78,21 @@ def fetch_add_seq_cst_u32(typing_context: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
-def load_relaxed_u32(typing_context: Any, address: Any) -> Any:
-    """Load a 32-bit word; no order with other accesses."""
+def load_seq_cst(typing_context: Any, address: Any) -> Any:
+    """Load a 64-bit word in the one order of all sequentially consistent accesses."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = builder.load_atomic(_pointer(builder, args[0], _I32), "monotonic", 4)
+        return builder.load_atomic(_pointer(builder, args[0], _I64), "seq_cst", 8)
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
+def load_seq_cst_u32(typing_context: Any, address: Any) -> Any:
+    """Load a 32-bit word in the one order of all sequentially consistent accesses."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = builder.load_atomic(_pointer(builder, args[0], _I32), "seq_cst", 4)
         return builder.zext(word, _I64)
 
     return types.int64(types.int64), code

@@ -7,14 +7,14 @@ of ranks that sleep on ``arrived[r]``, changed atomically by them), the poison w
 the futex word inside ``death[r]`` (the kernel sets OWNER_DIED in it when r's main thread ends).
 
     P  arrived[me] = e                 exchange_seq_cst   <SYNC arrived>
-       if waiters[me] != 0: wake all   load_relaxed_u32   <SYNC waiters>
+       if waiters[me] != 0: wake all   load_seq_cst_u32   <SYNC waiters>
     O  arrived[p] >= e ?               load_acquire       <SYNC arrived>
 
-Sleeping on p: waiters[p] += 1 (fetch_add_seq_cst_u32, <SYNC waiters>); look at arrived[p] again;
-futex_wait on its low half; waiters[p] -= 1.
+Sleeping on p: waiters[p] += 1 (fetch_add_seq_cst_u32, <SYNC waiters>); look at arrived[p] again
+(load_seq_cst); futex_wait on its low half; waiters[p] -= 1.
 
 No wake-up is lost: P writes ``arrived`` and then reads ``waiters``, the sleeper writes
-``waiters`` and then reads ``arrived``, and both writes are full fences. So either the sleeper
+``waiters`` and then reads ``arrived``, all four sequentially consistent. So either the sleeper
 sees the new epoch, or the publisher sees the sleeper; and a publication that falls between the
 sleeper's look and its sleep changes the word, so that futex_wait returns at once. A missed change
 of exactly 2**32 epochs, and a wake sent before a poison was seen, end with the time slice.
@@ -28,9 +28,9 @@ each other's time without anybody counting cores. Poison and death are looked at
 after spinning; spinning itself is at most some 50 microseconds. Each slice ends with PENDING, so
 that Python sees signals and the time limit.
 
-Poisoned or dead and yet arrived: arrival wins. ``arrived[p]`` is loaded again after the poison was
-seen, so that a collective that all ranks have reached completes, or fails, in the same way for
-all of them.
+Poisoned or dead and yet arrived: arrival wins. ``arrived[p]`` is loaded again after the failure was
+seen, so a round that all ranks had published before the failure completes on all survivors. In
+particular a mismatch is seen by every rank, whatever the first one to see it does next.
 
 Checked: tests/unit/test_protocol_model.py (interleavings), tests/stress (real cores).
 """
@@ -45,7 +45,8 @@ from cobre_shm.kernels.atomics import (
     exchange_seq_cst,
     fetch_add_seq_cst_u32,
     load_acquire,
-    load_relaxed_u32,
+    load_seq_cst,
+    load_seq_cst_u32,
     pause,
 )
 from cobre_shm.kernels.jit import inlined
@@ -67,7 +68,7 @@ def publish_arrival(ctx: Any) -> None:
     epoch = ctx[context.EPOCH] + 1
     own = ctx[context.CONTROL] + ctx[context.RANK] * layout.CONTROL_BYTES
     exchange_seq_cst(own + layout.ARRIVED, epoch)  # <SYNC arrived>
-    if load_relaxed_u32(own + layout.WAITERS) != 0:  # <SYNC waiters>
+    if load_seq_cst_u32(own + layout.WAITERS) != 0:  # <SYNC waiters>
         futex_wake_all(own + layout.ARRIVED)
     ctx[context.EPOCH] = epoch
     ctx[context.SPUN] = 0
@@ -107,7 +108,7 @@ def wait_all_arrived(ctx: Any) -> int:
 @inlined
 def _yield_or_sleep(ctx: Any, block: int, epoch: int) -> int:
     """One step of the ladder's upper rungs; READY means: look at the peer again."""
-    if load_acquire(ctx[context.POISON]) != 0:
+    if load_acquire(ctx[context.POISON]) != 0:  # <SYNC poison>
         if load_acquire(block + layout.ARRIVED) >= epoch:  # <SYNC arrived>
             return context.READY
         return context.POISONED
@@ -123,7 +124,7 @@ def _yield_or_sleep(ctx: Any, block: int, epoch: int) -> int:
         return context.DEAD
     ctx[context.ASLEEP] = 1
     fetch_add_seq_cst_u32(block + layout.WAITERS, 1)  # <SYNC waiters>
-    seen = load_acquire(block + layout.ARRIVED)  # <SYNC arrived>
+    seen = load_seq_cst(block + layout.ARRIVED)  # <SYNC arrived>
     if seen < epoch:
         futex_wait(block + layout.ARRIVED, seen, SLICE_NS)
         seen = load_acquire(block + layout.ARRIVED)  # <SYNC arrived>
@@ -135,7 +136,7 @@ def _yield_or_sleep(ctx: Any, block: int, epoch: int) -> int:
 def _some_rank_died(ctx: Any) -> bool:
     for peer in range(ctx[context.SIZE]):
         block = ctx[context.CONTROL] + peer * layout.CONTROL_BYTES
-        if load_relaxed_u32(block + layout.DEATH_MUTEX) & OWNER_DIED:
+        if load_seq_cst_u32(block + layout.DEATH_MUTEX) & OWNER_DIED:
             ctx[context.SUSPECT] = peer
             return True
     return False

@@ -195,7 +195,12 @@ def _wait_for_all(segment: Segment, rank: int, timeout: float) -> None:
         segment.unlink()
         words.store(layout.HEADER_JOINED, 1)  # <SYNC joined>
     else:
-        _wait_until(segment, rank, timeout, lambda: words.load(layout.HEADER_JOINED) == 1)
+        _wait_until(
+            segment,
+            rank,
+            timeout,
+            lambda: words.load(layout.HEADER_JOINED) == 1,  # <SYNC joined>
+        )
 
 
 def _wait_until(segment: Segment, rank: int, timeout: float, is_done: Callable[[], bool]) -> None:
@@ -217,11 +222,11 @@ def _wait_until(segment: Segment, rank: int, timeout: float, is_done: Callable[[
 
 
 def _absent(segment: Segment) -> list[int]:
-    return [
-        rank
+    states = [
+        segment.words.load(segment.control(rank) + layout.STATE)  # <SYNC state>
         for rank in range(segment.size)
-        if segment.words.load(segment.control(rank) + layout.STATE) == layout.ABSENT
     ]
+    return [rank for rank, state in enumerate(states) if state == layout.ABSENT]
 
 
 def _poison_if_somebody_died(segment: Segment) -> None:
@@ -229,7 +234,7 @@ def _poison_if_somebody_died(segment: Segment) -> None:
     for rank in range(segment.size):
         block = segment.control(rank)
         pid = words.load(block + layout.PID)
-        if words.load(block + layout.STATE) == layout.CLOSED:
+        if words.load(block + layout.STATE) == layout.CLOSED:  # <SYNC state>
             poison(segment, layout.LEFT, rank)
         elif pid and not is_alive(pid, words.load(block + layout.START)):
             poison(segment, layout.DIED, rank)

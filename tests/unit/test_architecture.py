@@ -1,0 +1,48 @@
+"""Rules of the house that no general tool checks."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = (ROOT / "cobre_shm", ROOT / "cobre_net")
+PROTOCOL = (ROOT / "cobre_shm/kernels", ROOT / "cobre_shm/segment")
+
+
+def sources(*folders):
+    return {path: path.read_text() for folder in folders for path in sorted(folder.rglob("*.py"))}
+
+
+def test_every_sync_tag_stands_on_both_sides():
+    """A published word without an observer, or the reverse, is a protocol with a hole."""
+    writers = re.compile(r"exchange_seq_cst|fetch_add|store|words\.store|\.store\(")
+    sides = {}
+    for path, text in sources(*PROTOCOL).items():
+        code = re.sub(r'"""(?s:.*?)"""', "", text)
+        for line in code.splitlines():
+            for tag in re.findall(r"# .*<SYNC (\w+)>", line):
+                side = "write" if writers.search(line.split("#")[0]) else "read"
+                sides.setdefault(tag, {}).setdefault(side, []).append(path.name)
+    assert {"arrived", "waiters", "poison", "state", "joined", "ready"} <= sides.keys()
+    for tag, found in sides.items():
+        assert set(found) == {"read", "write"}, f"<SYNC {tag}> has only {found}"
+
+
+def test_atomics_stand_in_one_module():
+    pattern = re.compile(r"atomic_rmw|load_atomic|store_atomic|cmpxchg|builder\.fence")
+    users = {path.name for path, text in sources(*PACKAGES).items() if pattern.search(text)}
+    assert users == {"atomics.py"}
+
+
+def test_segment_and_launcher_do_not_import_numba():
+    for path, text in sources(ROOT / "cobre_shm/segment", ROOT / "cobre_shm/spawn").items():
+        assert not re.search(r"^\s*(from|import) (numba|cobre_shm\.kernels)", text, re.M), path
+
+
+def test_no_workload_word_in_the_interface():
+    words = re.compile(r"\b(hydro|reservoir|sddp|scenario|thermal)", re.I)
+    for folder in ("kernels", "segment", "selection", "testing"):
+        for path, text in sources(ROOT / "cobre_shm" / folder).items():
+            assert not words.search(text), path
+    for name in ("communicator", "validate", "heap", "local", "shm", "layout", "errors"):
+        text = (ROOT / f"cobre_shm/{name}.py").read_text()
+        assert not words.search(text), name

@@ -1,0 +1,102 @@
+import ast
+import inspect
+
+import pytest
+
+from cobre_shm import layout
+
+HEADER_WORDS = {
+    "MAGIC": 8,
+    "HEADER_VERSION": 8,
+    "HEADER_LAYOUT_HASH": 8,
+    "HEADER_SIZE": 8,
+    "HEADER_SLOT_BYTES": 8,
+    "HEADER_SEGMENT_BYTES": 8,
+    "HEADER_CREATOR_PID": 8,
+    "HEADER_CREATOR_START": 8,
+    "HEADER_BOOT_ID": 16,
+    "HEADER_NONCE": 16,
+    "HEADER_LAUNCHED": 8,
+    "HEADER_CONTROL_MUTEX": 40,
+    "HEADER_POISON": 8,
+    "HEADER_JOINED": 8,
+}
+CONTROL_WORDS = {
+    "ARRIVED": 8,
+    "WAITERS": 4,
+    "CALL": 2 * layout.CALL_BYTES,
+    "DEATH_MUTEX": 40,
+    "PID": 8,
+    "START": 8,
+    "GUARDED": 8,
+    "EXITED": 8,
+    "EXIT_CODE": 8,
+    "STATE": 8,
+    "RECORDED": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "limit"), [(HEADER_WORDS, layout.CONTROL), (CONTROL_WORDS, layout.CONTROL_BYTES)]
+)
+def test_fields_do_not_overlap_and_are_aligned(words, limit):
+    end = 0
+    for name, nbytes in words.items():
+        offset = 0 if name == "MAGIC" else getattr(layout, name)
+        assert offset >= end, name
+        assert offset % min(nbytes, 8) == 0, name
+        end = offset + nbytes
+    assert end <= limit
+
+
+def test_what_waiting_ranks_poll_has_cache_lines_of_its_own():
+    line = layout.LINE_BYTES
+    assert layout.CALL + 2 * layout.CALL_BYTES <= layout.ARRIVED + line
+    assert layout.DEATH_MUTEX // line > layout.ARRIVED // line
+    written_by_others = {layout.EXITED // line, layout.EXIT_CODE // line}
+    written_by_rank = {layout.STATE // line, layout.RECORDED // line, layout.ARRIVED // line}
+    assert not written_by_others & written_by_rank
+    assert layout.HEADER_POISON // line != layout.HEADER_CONTROL_MUTEX // line
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64, 1024])
+def test_parts_follow_each_other_without_overlap(size):
+    assert layout.recorder_offset(size) == layout.CONTROL + layout.CONTROL_BYTES * size
+    slots = layout.slots_offset(size)
+    assert slots % layout.PAGE_BYTES == 0
+    assert slots >= layout.recorder_offset(size) + layout.RECORDER_BYTES * size
+    assert layout.segment_bytes(size, 4096) == slots + 2 * 4096 * size
+
+
+def test_poison_word_keeps_kind_rank_and_signed_value():
+    for value in (-(2**31), -9, 0, 1, 2**31 - 1):
+        word = layout.pack_poison(layout.ABORTED, 1023, value)
+        assert 0 < word < 1 << 64
+        assert layout.unpack_poison(word) == (layout.ABORTED, 1023, value)
+        signed = word - (1 << 64) if word >> 63 else word
+        assert layout.unpack_poison(signed) == (layout.ABORTED, 1023, value)
+
+
+def test_layout_hash_depends_on_every_number(monkeypatch):
+    names = [
+        node.targets[0].id
+        for node in ast.walk(ast.parse(inspect.getsource(layout)))
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    ]
+    numbers = [
+        name
+        for name in names
+        if name.isupper() and name != "LAYOUT_HASH" and isinstance(getattr(layout, name), int)
+    ]
+    assert len(numbers) > 30
+    for name in numbers:
+        monkeypatch.setattr(layout, name, getattr(layout, name) + 1)
+        monkeypatch.delattr(layout, "LAYOUT_HASH")
+        assert layout._hash_of_numbers() != monkeypatch_free_hash(), name
+        monkeypatch.undo()
+
+
+def monkeypatch_free_hash():
+    namespace = {"__name__": "copy"}
+    exec(compile(inspect.getsource(layout), "layout", "exec"), namespace)  # noqa: S102
+    return namespace["LAYOUT_HASH"]

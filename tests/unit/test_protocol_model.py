@@ -1,0 +1,333 @@
+"""Exhaustive interleavings of the protocols in kernels/exchange.py and kernels/waiting.py.
+
+Each model is a function from a state to its successor states; `explore` visits all of them. A
+model is worth something only if it objects to a broken protocol, so every rule is also removed
+once and the search must find the harm.
+
+The models are sequentially consistent, except for sleeping, where each process has a store buffer
+as on x86-64 (Owens, Sarkar, Sewell 2009): that is where the order of a store and a later load of
+another word matters.
+"""
+
+from collections.abc import Callable, Hashable, Iterator
+
+import pytest
+
+State = Hashable
+
+
+class Violation(AssertionError):
+    """A reachable state breaks a property."""
+
+
+def explore(start: State, successors: Callable[[State], Iterator[State]], is_final) -> int:
+    """Visit every reachable state; a state without successors must be final."""
+    seen, frontier = {start}, [start]
+    while frontier:
+        state = frontier.pop()
+        found = False
+        for after in successors(state):
+            found = True
+            if after not in seen:
+                seen.add(after)
+                frontier.append(after)
+        if not found and not is_final(state):
+            raise Violation(f"stuck in {state}")
+    return len(seen)
+
+
+def replaced(values: tuple, index: int, value: Hashable) -> tuple:
+    return (*values[:index], value, *values[index + 1 :])
+
+
+# -- the exchange round: visibility and reuse of slots -----------------------------------------
+
+EPOCHS = 4
+
+
+def exchange_model(size, *, slot_sets=2, arrival=lambda arrived, e: arrived >= e, skip=False):
+    """All ranks run epochs 1..EPOCHS; a slot holds the epoch it was written for.
+
+    State of a rank: (epoch, step). Steps: 0 write slot, 1 publish, then one step per peer to
+    observe and one per rank to read.
+    """
+
+    def successors(state):
+        arrived, slots, ranks = state
+        for rank, (epoch, step) in enumerate(ranks):
+            if epoch > EPOCHS:
+                continue
+            parity = epoch % slot_sets
+            if step == 0:
+                yield (
+                    arrived,
+                    replaced(slots, rank * slot_sets + parity, epoch),
+                    replaced(ranks, rank, (epoch, 1)),
+                )
+            elif step == 1:
+                yield replaced(arrived, rank, epoch), slots, replaced(ranks, rank, (epoch, 2))
+            elif step < size + 1:
+                peer = (rank + step - 1) % size
+                skipped = skip and rank == 0 and step == 2
+                if skipped or arrival(arrived[peer], epoch):
+                    yield arrived, slots, replaced(ranks, rank, (epoch, step + 1))
+            else:
+                peer = step - (size + 1)
+                found = slots[peer * slot_sets + parity]
+                if found != epoch:
+                    raise Violation(f"rank {rank} read {found} of rank {peer} in epoch {epoch}")
+                following = (epoch, step + 1) if peer + 1 < size else (epoch + 1, 0)
+                yield arrived, slots, replaced(ranks, rank, following)
+
+    start = ((0,) * size, (0,) * (size * slot_sets), ((1, 0),) * size)
+    return start, successors, lambda state: all(epoch > EPOCHS for epoch, _ in state[2])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_exchange_round_reads_what_was_written_for_its_epoch(size):
+    assert explore(*exchange_model(size)) > 100
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param({"slot_sets": 1}, id="one slot set"),
+        pytest.param({"arrival": lambda arrived, e: arrived == e}, id="== for >="),
+        pytest.param({"skip": True}, id="one wait dropped"),
+        pytest.param({"arrival": lambda arrived, e: arrived >= e - 1}, id="old epoch accepted"),
+    ],
+)
+def test_exchange_round_broken_is_caught(broken):
+    with pytest.raises(Violation):
+        explore(*exchange_model(3, **broken))
+
+
+def test_two_rounds_per_chunk_write_the_coming_parity_while_others_read_the_last():
+    """Reduce-scatter writes slot[e+1] after its wait for e, before publishing e+1: as modelled.
+
+    The exchange model writes at step 0 of each epoch, which directly follows the reads of the
+    epoch before; so the write of a reduced part is the write of the coming epoch.
+    """
+    start, successors, is_final = exchange_model(2)
+    writes_while_reading = 0
+
+    def watched(state):
+        nonlocal writes_while_reading
+        _, _, ranks = state
+        (a, step_a), (b, step_b) = ranks
+        writes_while_reading += a == b + 1 and step_a == 0 and step_b >= 3
+        yield from successors(state)
+
+    explore(start, watched, is_final)
+    assert writes_while_reading > 0
+
+
+# -- sleeping: no lost wake-up, with store buffers -----------------------------------------------
+
+
+def sleep_model(*, publisher_fence=True, sleeper_fence=True, look_again=True, kernel_compares=True):
+    """One publisher and one sleeper; the time slice that ends a sleep is left out.
+
+    A store goes to the process's buffer and from there to memory at any later step; a fence
+    empties the buffer first. State: memory (arrived, waiters), both buffers, both steps.
+    """
+    publish, check, wake, published = range(4)
+    announce, look, sleep, asleep, awake = range(5)
+
+    def successors(state):
+        arrived, waiters, p_buffer, s_buffer, p, s = state
+        if p_buffer is not None:
+            yield p_buffer, waiters, None, s_buffer, p, s
+        if s_buffer is not None:
+            yield arrived, s_buffer, p_buffer, None, p, s
+        if p == publish:
+            yield arrived, waiters, 1, s_buffer, check, s
+        elif p == check and not (publisher_fence and p_buffer is not None):
+            following = wake if waiters else published
+            yield arrived, waiters, p_buffer, s_buffer, following, s
+        elif p == wake:
+            # A system call drains the buffer.
+            yield 1, waiters, None, s_buffer, published, awake if s == asleep else s
+        if s == announce:
+            yield arrived, waiters, p_buffer, 1, p, look if look_again else sleep
+        elif s == look and not (sleeper_fence and s_buffer is not None):
+            yield arrived, waiters, p_buffer, s_buffer, p, awake if arrived else sleep
+        elif s == sleep:
+            memory_waiters = 1 if s_buffer is not None else waiters
+            changed = arrived and kernel_compares
+            yield arrived, memory_waiters, p_buffer, None, p, awake if changed else asleep
+
+    def is_final(state):
+        return state[4] == published and state[5] == awake
+
+    return (0, 0, None, None, publish, announce), successors, is_final
+
+
+def test_sleeper_is_always_woken():
+    assert explore(*sleep_model()) > 10
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param({"publisher_fence": False}, id="publisher stores without a fence"),
+        pytest.param(
+            {"kernel_compares": False, "look_again": True}, id="sleep without comparing the word"
+        ),
+    ],
+)
+def test_sleeper_protocol_broken_is_caught(broken):
+    with pytest.raises(Violation):
+        explore(*sleep_model(**broken))
+
+
+# -- failure: a crash at any step ------------------------------------------------------------------
+
+DONE, FAILED, CRASHED = "done", "failed", "crashed"
+
+
+def failure_model(size, *, sees_death=True, looks_again=True, last_epoch=2):
+    """Ranks run rounds; one may crash at any step; the others see it, or the poison, and fail.
+
+    State: (arrived, poison, ranks, crashes left). A rank is (epoch, step, phase): step 0 publishes,
+    steps 1.. wait for a peer. Phases of a wait, each a look at one word: 0 has it arrived, 1 it had
+    not: is there a poison or a dead rank, 2 there was: has it arrived after all.
+    """
+    look, doubt, last_look = range(3)
+
+    def successors(state):
+        arrived, poison, ranks, crashes = state
+        for rank, at in enumerate(ranks):
+            if at in (DONE, FAILED, CRASHED):
+                continue
+            if crashes:
+                yield arrived, poison, replaced(ranks, rank, CRASHED), crashes - 1
+            epoch, step, phase = at
+
+            def become(following, rank=rank, arrived=arrived, poison=poison):
+                return arrived, poison, replaced(ranks, rank, following), crashes
+
+            if step == 0:
+                yield become((epoch, 1, look), arrived=replaced(arrived, rank, epoch))
+                continue
+            has_arrived = arrived[(rank + step) % size] >= epoch
+            if phase != doubt and has_arrived:
+                if step + 1 < size:
+                    yield become((epoch, step + 1, look))
+                elif any(arrived[r] < epoch for r in range(size)):
+                    raise Violation(f"rank {rank} left epoch {epoch} early: {arrived}")
+                else:
+                    yield become((epoch + 1, 0, look) if epoch < last_epoch else DONE)
+            elif phase == last_look:
+                yield become(FAILED)
+            elif phase == look:
+                yield become((epoch, step, doubt))
+            else:
+                following = (epoch, step, last_look) if looks_again else FAILED
+                if poison:
+                    yield become(following)
+                elif CRASHED in ranks and sees_death:
+                    # The model remembers whether all had reached the last round by then.
+                    told = "late" if min(arrived) == last_epoch else "early"
+                    yield become(following, poison=told)
+                elif has_arrived:  # looking again in vain is no step
+                    yield become((epoch, step, look))
+
+    def is_final(state):
+        arrived, poison, ranks, _ = state
+        if not all(at in (DONE, FAILED, CRASHED) for at in ranks):
+            return False
+        # Arrival wins: a failure after all have published a round does not spoil that round.
+        if poison == "late" and FAILED in ranks:
+            raise Violation(f"rank failed in a round that all had reached before: {state}")
+        return bool(poison) or FAILED not in ranks
+
+    return ((0,) * size, False, ((1, 0, look),) * size, 1), successors, is_final
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_crash_at_any_step_ends_every_survivor(size):
+    assert explore(*failure_model(size)) > 50
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param({"sees_death": False}, id="death is not looked for"),
+        pytest.param({"looks_again": False}, id="no second look at the arrival"),
+    ],
+)
+def test_failure_protocol_broken_is_caught(broken):
+    with pytest.raises(Violation):
+        explore(*failure_model(3, **broken))
+
+
+# -- joining: the name is gone before anybody goes on ----------------------------------------------
+
+
+def join_model(size, *, followers_wait=True, unlink_first=True):
+    """Rank 0 makes the segment; all attach; rank 0 unlinks and then says joined; one may crash.
+
+    State: (name exists, joined, attached, ranks, crashes). Steps of a rank: 0 find or create, 1
+    attach, 2 wait, (rank 0: 3 unlink or say joined, 4 the other), then in the group. A rank that
+    sees a dead one while it waits removes the name and fails.
+    """
+    inside = "inside"
+
+    def successors(state):
+        name, joined, attached, ranks, crashes = state
+        for rank, at in enumerate(ranks):
+            if at in (inside, FAILED, CRASHED):
+                continue
+            if crashes:
+                yield name, joined, attached, replaced(ranks, rank, CRASHED), crashes - 1
+            if at == 0:
+                if rank == 0:
+                    yield True, joined, attached, replaced(ranks, rank, 1), crashes
+                elif name:
+                    yield name, joined, attached, replaced(ranks, rank, 1), crashes
+                elif ranks[0] in (FAILED, CRASHED):
+                    yield name, joined, attached, replaced(ranks, rank, FAILED), crashes
+            elif at == 1:
+                yield name, joined, attached | {rank}, replaced(ranks, rank, 2), crashes
+            elif at == 2:
+                is_done = len(attached) == size if rank == 0 else (joined or not followers_wait)
+                if is_done:
+                    yield name, joined, attached, replaced(ranks, rank, 3), crashes
+                elif CRASHED in ranks or FAILED in ranks:
+                    yield False, joined, attached, replaced(ranks, rank, FAILED), crashes
+            elif rank != 0:
+                yield name, joined, attached, replaced(ranks, rank, inside), crashes
+            elif (at == 3) == unlink_first:
+                following = 4 if at == 3 else inside
+                yield False, joined, attached, replaced(ranks, rank, following), crashes
+            else:
+                following = 4 if at == 3 else inside
+                yield name, True, attached, replaced(ranks, rank, following), crashes
+        if name and inside in ranks:
+            raise Violation(f"a rank is inside while the name exists: {state}")
+
+    def is_final(state):
+        name, _, _, ranks, _ = state
+        everybody_dead = all(at in (CRASHED, FAILED) for at in ranks) and CRASHED in ranks
+        # Rank 0 killed before anybody attached: the next run of that name replaces it.
+        return not name or (everybody_dead and ranks[0] == CRASHED)
+
+    return (False, False, frozenset(), (0,) * size, 1), successors, is_final
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_join_leaves_no_name_once_anybody_is_inside(size):
+    assert explore(*join_model(size)) > 20
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param({"followers_wait": False}, id="followers do not wait"),
+        pytest.param({"unlink_first": False}, id="joined before the name is gone"),
+    ],
+)
+def test_join_protocol_broken_is_caught(broken):
+    with pytest.raises(Violation):
+        explore(*join_model(3, **broken))

@@ -1,0 +1,164 @@
+"""Creating and opening segments: nothing foreign is trusted, followed, or removed."""
+
+import os
+import struct
+
+import numpy as np
+import pytest
+
+from cobre_shm import layout
+from cobre_shm.errors import AllocationFailed, InitializationFailed
+from cobre_shm.segment.posix import DIRECTORY, create_object, open_object, unlink_object
+from cobre_shm.segment.segment import Segment
+
+SLOT = 4096
+
+
+@pytest.fixture
+def name():
+    text = Segment.random_name()
+    yield text
+    (DIRECTORY / text[1:]).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def segment(name):
+    made = Segment.create(name, 3, slot_bytes=SLOT)
+    yield made
+    made.unlink()
+    made.close()
+
+
+def path_of(name):
+    return DIRECTORY / name[1:]
+
+
+def test_create_then_open_sees_the_same_group(segment, name):
+    other = Segment.open(name)
+    assert (other.size, other.slot_bytes, other.nbytes) == (3, SLOT, segment.nbytes)
+    assert other.creator == segment.creator
+    assert other.creator[0] == os.getpid()
+    other.words.store(segment.control(2) + layout.ARRIVED, 7)
+    assert segment.words.load(segment.control(2) + layout.ARRIVED) == 7
+    other.close()
+
+
+def test_create_makes_a_private_file_with_real_memory(segment, name):
+    status = path_of(name).stat()
+    assert status.st_mode & 0o777 == 0o600
+    assert status.st_size == segment.nbytes == layout.segment_bytes(3, SLOT)
+    assert status.st_blocks * 512 >= segment.nbytes
+
+
+def test_create_refuses_a_taken_name(segment, name):
+    with pytest.raises(FileExistsError):
+        Segment.create(name, 3, slot_bytes=SLOT)
+    assert path_of(name).exists()
+
+
+def test_open_returns_none_until_the_magic_word_is_there(segment, name):
+    segment.words.store(0, 0)
+    assert Segment.open(name) is None
+    segment.words.store(0, layout.MAGIC)
+    Segment.open(name).close()
+
+
+def test_open_returns_none_when_absent():
+    assert Segment.open("/cobre-test-no-such-segment") is None
+
+
+@pytest.mark.parametrize(
+    "field",
+    [0, layout.HEADER_VERSION, layout.HEADER_LAYOUT_HASH, layout.HEADER_SIZE]
+    + [layout.HEADER_SLOT_BYTES, layout.HEADER_SEGMENT_BYTES],
+)
+def test_open_refuses_every_flipped_byte_of_the_descriptor(segment, name, field):
+    for byte in range(field, field + 8):
+        original = segment.words.load_bytes(byte, 1)
+        segment.words.store_bytes(byte, bytes([original[0] ^ 0x41]))
+        with pytest.raises(InitializationFailed) as caught:
+            Segment.open(name)
+        assert caught.value.context["code"] == "IncompatibleSegment"
+        segment.words.store_bytes(byte, original)
+    Segment.open(name).close()
+
+
+def test_open_refuses_a_truncated_segment(segment, name):
+    os.truncate(path_of(name), segment.nbytes - 4096)
+    with pytest.raises(InitializationFailed, match="segment bytes"):
+        Segment.open(name)
+
+
+def test_open_refuses_a_mode_that_lets_others_in(segment, name):
+    path_of(name).chmod(0o666)
+    with pytest.raises(InitializationFailed, match="mode 666"):
+        Segment.open(name)
+
+
+def test_open_refuses_a_symbolic_link_and_leaves_the_target(name, tmp_path):
+    target = tmp_path / "precious"
+    target.write_bytes(struct.pack("<Q", layout.MAGIC) + bytes(100_000))
+    path_of(name).symlink_to(target)
+    with pytest.raises(InitializationFailed):
+        Segment.open(name)
+    assert target.read_bytes() == struct.pack("<Q", layout.MAGIC) + bytes(100_000)
+
+
+@pytest.mark.timeout(20)
+def test_open_refuses_a_fifo_without_blocking(name):
+    os.mkfifo(path_of(name), 0o600)
+    with pytest.raises(InitializationFailed):
+        Segment.open(name)
+
+
+def test_open_refuses_a_second_hard_link(segment, name):
+    link = path_of(name + "-link")
+    os.link(path_of(name), link)
+    try:
+        with pytest.raises(InitializationFailed, match="2 hard links"):
+            Segment.open(name)
+    finally:
+        link.unlink()
+
+
+def test_unlink_removes_only_the_segment_it_made(name):
+    old = Segment.create(name, 1, slot_bytes=SLOT)
+    path_of(name).unlink()
+    new = Segment.create(name, 1, slot_bytes=SLOT)
+    old.unlink()
+    assert path_of(name).exists()
+    new.unlink()
+    assert not path_of(name).exists()
+    new.unlink()
+    old.close()
+    new.close()
+
+
+def test_create_object_beyond_memory_is_an_error_that_leaves_nothing(name):
+    usage = os.statvfs(DIRECTORY)
+    too_much = usage.f_blocks * usage.f_frsize + 1
+    with pytest.raises(AllocationFailed) as caught:
+        create_object(name, too_much)
+    assert caught.value.requested_bytes == too_much
+    assert caught.value.context["free_bytes"] < too_much
+    assert "--shm-size" in caught.value.suggestion
+    assert not path_of(name).exists()
+
+
+def test_open_object_shares_memory_with_its_creator(name):
+    fd = create_object(name, 8192)
+    other, nbytes = open_object(name, 8192)
+    assert nbytes == 8192
+    os.pwrite(fd, b"shared", 100)
+    assert os.pread(other, 6, 100) == b"shared"
+    unlink_object(name, fd)
+    os.close(fd)
+    os.close(other)
+
+
+def test_words_are_signed_64_bit_and_independent(segment):
+    words = segment.words
+    values = np.array([-1, 2**63 - 1, -(2**63), 0], dtype=np.int64)
+    for i, value in enumerate(values):
+        words.store(segment.control(i % 3) + layout.EXIT_CODE, int(value))
+        assert words.load(segment.control(i % 3) + layout.EXIT_CODE) == value
