@@ -99,9 +99,11 @@ def _end(ctx: Any) -> int:
 
 
 @inlined
-def _publish(ctx: Any) -> None:
-    publish_arrival(ctx)
-    ctx[context.STAGE] = context.WAIT
+def _publish(ctx: Any) -> int:
+    status = publish_arrival(ctx)
+    if status == context.READY:
+        ctx[context.STAGE] = context.WAIT
+    return status
 
 
 @inlined
@@ -149,7 +151,9 @@ with compiling():
         """Enter and wait for all."""
         if ctx[context.STAGE] == context.IDLE:
             _begin(ctx, what, tag, count)
-            _publish(ctx)
+            status = _publish(ctx)
+            if status != context.READY:
+                return status
         status = _observe(ctx)
         if status != context.READY:
             return status
@@ -169,7 +173,9 @@ with compiling():
             if ctx[context.STAGE] == context.DEPOSIT:
                 if ctx[context.RANK] == root:
                     copy_bytes(_slot(ctx, ctx[context.EPOCH] + 1, root), buf + start, length)
-                _publish(ctx)
+                status = _publish(ctx)
+                if status != context.READY:
+                    return status
             status = _observe(ctx)
             if status != context.READY:
                 return status
@@ -210,7 +216,9 @@ with compiling():
                 length = min(slot_bytes, counts[rank] * item_bytes - start)
                 if length > 0:
                     copy_bytes(_slot(ctx, ctx[context.EPOCH] + 1, rank), send + start, length)
-                _publish(ctx)
+                status = _publish(ctx)
+                if status != context.READY:
+                    return status
                 # While the others arrive. In place the block is there already.
                 if length > 0 and own != send:
                     copy_bytes(own + start, send + start, length)
@@ -298,7 +306,9 @@ with compiling():
                     )
                 else:
                     copy_bytes(slot, send + start * item_bytes, elements * item_bytes)
-                _publish(ctx)
+                status = _publish(ctx)
+                if status != context.READY:
+                    return status
             status = _observe(ctx)
             if status != context.READY:
                 return status

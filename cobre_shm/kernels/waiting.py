@@ -30,7 +30,9 @@ that Python sees signals and the time limit.
 
 Poisoned or dead and yet arrived: arrival wins. ``arrived[p]`` is loaded again after the failure was
 seen, so a round that all ranks had published before the failure completes on all survivors. In
-particular a mismatch is seen by every rank, whatever the first one to see it does next.
+particular a mismatch is seen by every rank, whatever the first one to see it does next. A rank
+that comes to a group which has failed publishes nothing, so that it does not complete alone what
+the others gave up.
 
 Checked: tests/unit/test_protocol_model.py (interleavings), tests/stress (real cores).
 """
@@ -63,8 +65,10 @@ SPIN_STEP = 2
 
 
 @inlined
-def publish_arrival(ctx: Any) -> None:
-    """P: enter the next epoch."""
+def publish_arrival(ctx: Any) -> int:
+    """P: enter the next epoch: READY, or POISONED and nothing was published."""
+    if load_acquire(ctx[context.POISON]) != 0:  # <SYNC poison>
+        return context.POISONED
     epoch = ctx[context.EPOCH] + 1
     own = ctx[context.CONTROL] + ctx[context.RANK] * layout.CONTROL_BYTES
     exchange_seq_cst(own + layout.ARRIVED, epoch)  # <SYNC arrived>
@@ -74,6 +78,7 @@ def publish_arrival(ctx: Any) -> None:
     ctx[context.SPUN] = 0
     ctx[context.YIELD_SINCE] = 0
     ctx[context.ASLEEP] = 0
+    return context.READY
 
 
 @inlined

@@ -189,8 +189,8 @@ DONE, FAILED, CRASHED = "done", "failed", "crashed"
 def failure_model(size, *, sees_death=True, looks_again=True, last_epoch=2):
     """Ranks run rounds; one may crash at any step; the others see it, or the poison, and fail.
 
-    State: (arrived, poison, ranks, crashes left). A rank is (epoch, step, phase): step 0 publishes,
-    steps 1.. wait for a peer. Phases of a wait, each a look at one word: 0 has it arrived, 1 it had
+    State: (arrived, poison, ranks, crashes left). A rank is (epoch, step, phase): step 0 looks at the
+    poison and publishes, steps 1.. wait for a peer. Phases of a wait, each a look at one word: 0 has it arrived, 1 it had
     not: is there a poison or a dead rank, 2 there was: has it arrived after all.
     """
     look, doubt, last_look = range(3)
@@ -207,6 +207,9 @@ def failure_model(size, *, sees_death=True, looks_again=True, last_epoch=2):
             def become(following, rank=rank, arrived=arrived, poison=poison):
                 return arrived, poison, replaced(ranks, rank, following), crashes
 
+            if step == 0 and phase == look:
+                yield become(FAILED if poison else (epoch, 0, doubt))
+                continue
             if step == 0:
                 yield become((epoch, 1, look), arrived=replaced(arrived, rank, epoch))
                 continue

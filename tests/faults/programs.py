@@ -1,0 +1,164 @@
+"""What ranks run in the fault tests: named ways to work, to die, and to misbehave."""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from cobre_shm.errors import CollectiveFailed
+
+
+def work_until_failure(comm, elements, turns=10**9):
+    """Mixed collectives until the group fails; return the error and what a later call raised."""
+    send, recv = np.ones(elements), np.empty(elements)
+    gathered = np.empty(3 * comm.size)
+    counts = np.full(comm.size, 3)
+    for turn in range(turns):
+        try:
+            comm.barrier()
+            comm.allreduce(send, recv)
+            assert recv[0] == recv[-1] == comm.size
+            comm.broadcast(recv, turn % comm.size)
+            comm.allgatherv(np.full(3, comm.rank * 1.0), gathered, counts)
+            assert gathered[-1] == comm.size - 1
+        except CollectiveFailed as error:
+            return error, later_error(comm)
+    return None
+
+
+def later_error(comm):
+    try:
+        comm.barrier()
+    except CollectiveFailed as error:
+        return error
+    return None
+
+
+def depart(comm, victim, how, elements=1):
+    """After some work the victim leaves in the given way; the others go on until they notice."""
+    assert work_until_failure(comm, elements, turns=20) is None
+    if comm.rank == victim:
+        time.sleep(0.05)
+        WAYS[how](comm)
+    return work_until_failure(comm, elements)
+
+
+def exit_zero(comm):
+    os._exit(0)
+
+
+def exit_three(comm):
+    os._exit(3)
+
+
+def kill_self(comm):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def segfault(comm):
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def close_early(comm):
+    comm.close()
+    time.sleep(1.0)
+    os._exit(0)
+
+
+def abort_seven(comm):
+    comm.abort(7)
+
+
+def raise_error(comm):
+    raise ArithmeticError("the rank's own mistake")
+
+
+WAYS = {
+    way.__name__: way
+    for way in (
+        exit_zero,
+        exit_three,
+        kill_self,
+        segfault,
+        close_early,
+        abort_seven,
+        raise_error,
+    )
+}
+
+
+def wait_for_late_rank(comm, late, seconds):
+    """The others wait in a barrier for a rank that comes late; return the seconds waited."""
+    comm.barrier()
+    if comm.rank == late:
+        time.sleep(seconds)
+    begun, cpu = time.monotonic(), time.process_time()
+    comm.barrier()
+    return time.monotonic() - begun, time.process_time() - cpu
+
+
+def barrier_pair(comm):
+    """Two barriers with a pause between, so that a test can stop a rank there."""
+    comm.barrier()
+    time.sleep(0.3)
+    try:
+        comm.barrier()
+    except CollectiveFailed as error:
+        return error
+    return None
+
+
+def interrupted_while_waiting(comm, interrupted):
+    """One rank gets SIGINT inside a barrier that rank 0 never enters."""
+    comm.barrier()
+    if comm.rank == 0:
+        time.sleep(0.6)
+    if comm.rank == interrupted:
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        comm.barrier()
+    except KeyboardInterrupt:
+        return "KeyboardInterrupt", later_error(comm)
+    except CollectiveFailed as error:
+        return error, later_error(comm)
+    return None
+
+
+def work_under_signals(comm, turns):
+    """Collectives while a timer signal arrives every millisecond."""
+    hits = 0
+
+    def count(number, frame):
+        nonlocal hits
+        hits += 1
+
+    signal.signal(signal.SIGALRM, count)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        failed = work_until_failure(comm, 50_000, turns)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return failed, hits
+
+
+def use_after_fork(comm):
+    """A forked child may not use the communicator, and its end disturbs nobody."""
+    comm.barrier()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            comm.barrier()
+        except Exception as error:
+            os.write(writer, repr(error.context.get("code")).encode())
+        comm.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writer)
+    told = os.read(reader, 100).decode()
+    os.close(reader)
+    value = float(comm.allreduce(np.ones(1))[0])
+    return told, value

@@ -1,0 +1,175 @@
+"""A rank that dies, leaves or stands still: every survivor knows which, and nobody hangs."""
+
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from cobre_shm.errors import CollectiveTimeout, InitializationFailed, RankFailed
+from tests.faults import programs
+from tests.support.backends import BACKENDS
+from tests.support.ranks import RankGroup, results_of, run_ranks
+
+
+def start(function, size, *args, collective_timeout=30.0):
+    return RankGroup(BACKENDS["shm"].make_group(size, collective_timeout), function, args)
+
+
+def assert_survivors_blame(outcomes, victim):
+    for outcome in outcomes:
+        if outcome.rank == victim:
+            continue
+        assert outcome.error is None, outcome.traceback
+        error, later = outcome.result
+        assert type(error) is RankFailed
+        assert error.rank == victim
+        assert error.pid == outcomes[victim].pid
+        assert f"Rank {victim} (pid {error.pid})" in str(error)
+        assert type(later) is RankFailed
+        assert later.rank == victim
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+@pytest.mark.parametrize("elements", [1, 300_000])
+def test_kill_of_each_rank_raises_rank_failed_on_every_survivor(size, elements):
+    for victim in {0, size // 2, size - 1}:
+        with start(programs.work_until_failure, size, elements) as group:
+            time.sleep(0.3)
+            group.send_signal(victim, signal.SIGKILL)
+            outcomes = group.outcomes(30)
+        assert outcomes[victim].signal == signal.SIGKILL
+        assert_survivors_blame(outcomes, victim)
+
+
+def test_kill_at_random_moments_never_hangs_or_lies():
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    generator = random.Random(seed)
+    for _ in range(25):
+        size = generator.choice([2, 3, 4])
+        victim = generator.randrange(size)
+        with start(programs.work_until_failure, size, generator.choice([1, 600, 40_000])) as group:
+            time.sleep(generator.uniform(0.1, 0.25))
+            group.send_signal(victim, signal.SIGKILL)
+            outcomes = group.outcomes(30)
+        survivors = [outcome for outcome in outcomes if outcome.rank != victim]
+        if any(type(outcome.error) is InitializationFailed for outcome in survivors):
+            # It died before all had joined: then nobody got in.
+            for outcome in survivors:
+                assert type(outcome.error) is InitializationFailed, outcome.traceback
+                assert outcome.error.context["code"] in ("RankFailed", "JoinTimeout")
+        else:
+            assert_survivors_blame(outcomes, victim)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("exit_zero", "died"),
+        ("exit_three", "died"),
+        ("kill_self", "died"),
+        ("segfault", "died"),
+        ("close_early", "closed its communicator while others waited"),
+        ("abort_seven", r"called abort\(7\)"),
+        ("raise_error", "closed its communicator while others waited"),
+    ],
+)
+def test_each_way_to_leave_fails_the_others(how, words):
+    victim = 1
+    outcomes = run_ranks(programs.depart, 3, "shm", victim, how)
+    assert_survivors_blame(outcomes, victim)
+    for survivor in (0, 2):
+        error = outcomes[survivor].result[0]
+        assert re.search(words, str(error))
+        assert error.context["last_call"] is not None
+    if how == "raise_error":
+        assert type(outcomes[victim].error) is ArithmeticError
+    if how == "abort_seven":
+        assert outcomes[victim].exit_code == 7
+
+
+def test_two_ranks_killed_at_once_fail_the_rest():
+    with start(programs.work_until_failure, 4, 100) as group:
+        time.sleep(0.3)
+        group.send_signal(1, signal.SIGKILL)
+        group.send_signal(2, signal.SIGKILL)
+        outcomes = group.outcomes(30)
+    blamed = {outcomes[rank].result[0].rank for rank in (0, 3)}
+    assert len(blamed) == 1
+    assert blamed <= {1, 2}
+
+
+def test_stopped_rank_is_not_dead_and_the_group_goes_on():
+    with start(programs.barrier_pair, 3) as group:
+        time.sleep(0.2)
+        group.send_signal(1, signal.SIGSTOP)
+        time.sleep(1.0)
+        group.send_signal(1, signal.SIGCONT)
+        outcomes = group.outcomes(30)
+    assert results_of(outcomes) == [None, None, None]
+
+
+def test_stopped_rank_beyond_the_limit_is_a_timeout_that_names_it():
+    with start(programs.barrier_pair, 3, collective_timeout=1.0) as group:
+        state = f"/proc/{group.pids[1]}/stat"
+        # Not before it has joined: then it would be the join that times out.
+        time.sleep(0.25)
+        group.send_signal(1, signal.SIGSTOP)
+        assert b") T " in wait_for_state(state)
+        time.sleep(1.8)
+        group.send_signal(1, signal.SIGCONT)
+        outcomes = group.outcomes(30)
+    for outcome in (outcomes[0], outcomes[2]):
+        error = outcome.result
+        assert type(error) is CollectiveTimeout
+        assert error.missing_ranks == [1]
+        assert error.seconds == 1.0
+        assert str(group.pids[1]) in str(error)
+    # The late one meets a failed group; it does not complete what the others gave up.
+    assert type(outcomes[1].result) is CollectiveTimeout
+
+
+def wait_for_state(path):
+    for _ in range(100):
+        text = Path(path).read_bytes()
+        if b") T " in text:
+            return text
+        time.sleep(0.01)
+    return text
+
+
+def test_late_rank_is_waited_for_without_burning_the_processor():
+    results = results_of(run_ranks(programs.wait_for_late_rank, 4, "shm", 2, 1.0))
+    for rank, (seconds, cpu) in enumerate(results):
+        if rank != 2:
+            assert seconds > 0.8
+            # A spinning wait would take all of it; the bound leaves a factor for a busy machine.
+            assert cpu < 0.1 * seconds
+
+
+def test_interrupt_inside_a_collective_is_raised_there_and_fails_the_others():
+    outcomes = run_ranks(programs.interrupted_while_waiting, 3, "shm", 1)
+    what, later = outcomes[1].result
+    assert what == "KeyboardInterrupt"
+    # It was raised inside the collective: after it, the group would be whole.
+    assert type(later) is RankFailed
+    for survivor in (0, 2):
+        error = outcomes[survivor].result[0]
+        assert type(error) is RankFailed
+        assert error.rank == 1
+        assert "interrupted" in str(error)
+
+
+def test_signals_during_collectives_do_not_change_results():
+    for failed, hits in results_of(run_ranks(programs.work_under_signals, 3, "shm", 300)):
+        assert failed is None
+        assert hits > 10
+
+
+def test_forked_child_cannot_use_the_communicator_nor_disturb_it():
+    for told, value in results_of(run_ranks(programs.use_after_fork, 3)):
+        assert told == "'ForkedCommunicator'"
+        assert value == 3.0

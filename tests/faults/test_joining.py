@@ -1,0 +1,218 @@
+"""Groups that do not come together: everybody is told why, and nothing is left."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cobre_shm import layout
+from cobre_shm.errors import InitializationFailed
+from cobre_shm.segment.posix import DIRECTORY
+from cobre_shm.segment.segment import Segment
+from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.shm import ShmCommunicator
+from tests.support.ranks import RankGroup, results_of
+
+
+class Join:
+    """Join a group as one rank, with a configuration that may be wrong."""
+
+    def __init__(self, name, rank, size, timeout=10.0, delay=0.0):
+        self.config = dict(name=name, rank=rank, size=size, timeout_secs=timeout)
+        self.delay = delay
+
+    def __call__(self):
+        time.sleep(self.delay)
+        return ShmCommunicator(ShmConfig(**self.config))
+
+
+def rank_and_size(comm):
+    comm.barrier()
+    return comm.rank, comm.size
+
+
+@pytest.fixture
+def name():
+    text = f"/cobre-test-{secrets.token_hex(8)}"
+    yield text
+    assert not (DIRECTORY / text[1:]).exists()
+
+
+def outcomes_of(*joins, timeout=30):
+    with RankGroup(joins, rank_and_size) as group:
+        return group.outcomes(timeout)
+
+
+def codes_of(outcomes):
+    return [
+        outcome.error.context["code"] if type(outcome.error) is InitializationFailed else None
+        for outcome in outcomes
+    ]
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_join_waits_for_a_late_rank(name, late):
+    joins = [Join(name, rank, 3, delay=0.4 * (rank == late)) for rank in range(3)]
+    assert results_of(outcomes_of(*joins)) == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_join_with_an_absent_rank_times_out_and_lists_it(name):
+    outcomes = outcomes_of(*(Join(name, rank, 4, timeout=0.7) for rank in (0, 1, 3)))
+    assert codes_of(outcomes) == ["JoinTimeout"] * 3
+    assert all(outcome.error.context["missing_ranks"] == [2] for outcome in outcomes)
+
+
+def test_join_without_rank_zero_times_out_and_says_so(name):
+    outcomes = outcomes_of(Join(name, 1, 3, timeout=0.5), Join(name, 2, 3, timeout=0.5))
+    assert codes_of(outcomes) == ["JoinTimeout"] * 2
+    assert "rank 0 has not made it" in str(outcomes[0].error)
+
+
+def test_join_with_another_size_fails_everybody(name):
+    joins = [Join(name, 0, 3), Join(name, 1, 3), Join(name, 2, 4, delay=0.3)]
+    outcomes = outcomes_of(*joins)
+    assert codes_of(outcomes) == ["DuplicateRank", "DuplicateRank", "SizeMismatch"]
+    assert outcomes[2].error.context["group_size"] == 3
+    for outcome in outcomes[:2]:
+        assert outcomes[2].pid in outcome.error.context["pids"]
+
+
+def test_join_of_two_processes_as_one_rank_fails_everybody(name):
+    joins = [Join(name, 0, 3), Join(name, 1, 3), Join(name, 1, 3, delay=0.3)]
+    outcomes = outcomes_of(*joins)
+    assert codes_of(outcomes) == ["DuplicateRank"] * 3
+    both = sorted(outcome.pid for outcome in outcomes[1:])
+    assert sorted(outcomes[2].error.context["pids"]) == both
+    assert sorted(outcomes[0].error.context["pids"]) == both
+
+
+def wait_until_attached(name, ranks):
+    """Wait until these ranks of a group that is coming together are attached."""
+    for _ in range(2000):
+        segment = Segment.open(name)
+        if segment is not None:
+            words = [segment.words.load(segment.control(r) + layout.STATE) for r in ranks]
+            segment.close()
+            if words == [layout.ATTACHED] * len(ranks):
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"ranks {ranks} of {name} did not attach")
+
+
+def test_rank_killed_while_joining_fails_the_others(name):
+    with RankGroup([Join(name, rank, 3) for rank in (0, 1)], rank_and_size) as group:
+        wait_until_attached(name, [0, 1])
+        group.send_signal(1, signal.SIGKILL)
+        outcomes = group.outcomes(30)
+    assert codes_of(outcomes)[0] == "RankFailed"
+    assert outcomes[0].error.context["rank"] == 1
+    assert outcomes[0].error.context["pid"] == outcomes[1].pid
+
+
+def test_rank_zero_killed_while_joining_fails_the_others_and_leaves_no_name(name):
+    with RankGroup([Join(name, rank, 3) for rank in (0, 1)], rank_and_size) as group:
+        wait_until_attached(name, [0, 1])
+        group.send_signal(0, signal.SIGKILL)
+        outcomes = group.outcomes(30)
+    assert codes_of(outcomes)[1] == "RankFailed"
+    assert outcomes[1].error.context["rank"] == 0
+
+
+_LEAVE_SEGMENT = """
+import os, sys
+from cobre_shm.segment.segment import Segment
+segment = Segment.create(sys.argv[1], 3, slot_bytes=4096)
+if len(sys.argv) > 2:
+    segment.words.store(0, 0)  # as if killed before it was ready
+print(os.getpid(), flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+def leave_segment(name, *args):
+    return subprocess.Popen(
+        [sys.executable, "-c", _LEAVE_SEGMENT, name, *args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+def test_segment_of_a_dead_run_is_replaced_with_one_line_of_notice(name):
+    with leave_segment(name) as process:
+        process.stdout.readline()
+        process.kill()
+    assert (DIRECTORY / name[1:]).exists()
+    # Rank 1 comes first and must not settle in the dead run's segment.
+    outcomes = outcomes_of(Join(name, 0, 2, delay=0.3), Join(name, 1, 2))
+    assert results_of(outcomes) == [(0, 2), (1, 2)]
+    notices = [line for line in outcomes[0].output.splitlines() if "cobre_shm" in line]
+    assert notices == [
+        f"cobre_shm: replaced segment {name}, left by a dead run (pid {process.pid})"
+    ]
+    assert outcomes[1].output == ""
+
+
+def test_segment_of_a_live_run_is_refused_and_left_alone(name):
+    with leave_segment(name) as process:
+        process.stdout.readline()
+        before = (DIRECTORY / name[1:]).read_bytes()
+        outcomes = outcomes_of(Join(name, 0, 2, timeout=2.0))
+        assert codes_of(outcomes) == ["NameInUse"]
+        assert outcomes[0].error.context["pid"] == process.pid
+        assert (DIRECTORY / name[1:]).read_bytes() == before
+        process.kill()
+    (DIRECTORY / name[1:]).unlink()
+
+
+def test_segment_that_is_never_ready_is_refused(name):
+    with leave_segment(name, "unready") as process:
+        process.stdout.readline()
+        outcomes = outcomes_of(Join(name, 0, 2, timeout=10.0))
+        assert codes_of(outcomes) == ["IncompatibleSegment"]
+        process.kill()
+    (DIRECTORY / name[1:]).unlink()
+
+
+def test_two_groups_in_one_process_do_not_meet(name):
+    comms = [ShmCommunicator(ShmConfig(name=name, rank=0, size=1)) for _ in range(2)]
+    for comm in comms:
+        comm.barrier()
+        comm.close()
+    assert not (DIRECTORY / name[1:]).exists()
+
+
+def test_communicators_made_and_closed_in_a_loop_leave_nothing(name):
+    def mappings():
+        with open("/proc/self/maps") as maps:
+            return sum("cobre" in line for line in maps)
+
+    before = mappings(), len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        ShmCommunicator(ShmConfig(name=name, rank=0, size=1)).close()
+    assert (mappings(), len(os.listdir("/proc/self/fd"))) == before
+
+
+def test_unlinked_name_is_gone_while_the_group_lives(name):
+    comm = ShmCommunicator(ShmConfig(name=name, rank=0, size=1))
+    assert not (DIRECTORY / name[1:]).exists()
+    assert Segment.open(name) is None
+    comm.close()
+
+
+def test_control_lock_of_a_killed_owner_is_taken_over(name):
+    segment = Segment.create(name, 1, slot_bytes=4096)
+    pid = os.fork()
+    if pid == 0:
+        segment._control_mutex().try_lock()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with segment.control_lock() as locked:
+        assert locked
+    assert segment.words.load(layout.HEADER_POISON) == 0
+    segment.unlink()
+    segment.close()
