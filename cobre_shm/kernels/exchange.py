@@ -27,7 +27,8 @@ everything (one round). Otherwise reduce-scatter and all-gather: in the second r
 a rank's slot carries its reduced part. In both, an element is reduced in rank order.
 
 Relies on: 8-byte aligned words, one writer per arrived word, epochs never wrap 63 bits.
-Checked: interleavings by tests/unit/test_protocol_model.py, real cores by tests/stress.
+Checked: interleavings by tests/unit/test_protocol_model.py, real cores by
+tests/stress/test_exchange.py.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ particular a mismatch is seen by every rank, whatever the first one to see it do
 that comes to a group which has failed publishes nothing, so that it does not complete alone what
 the others gave up.
 
-Checked: tests/unit/test_protocol_model.py (interleavings), tests/stress (real cores).
+Checked: tests/unit/test_protocol_model.py (interleavings), tests/stress/test_exchange.py (real
+cores).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ class Join:
     """Join a group as one rank, with a configuration that may be wrong."""
 
     def __init__(self, name, rank, size, timeout=10.0, delay=0.0):
-        self.config = dict(name=name, rank=rank, size=size, timeout_secs=timeout)
+        self.config = {"name": name, "rank": rank, "size": size, "timeout_secs": timeout}
         self.delay = delay
 
     def __call__(self):
@@ -191,10 +192,10 @@ def test_communicators_made_and_closed_in_a_loop_leave_nothing(name):
         with open("/proc/self/maps") as maps:
             return sum("cobre" in line for line in maps)
 
-    before = mappings(), len(os.listdir("/proc/self/fd"))
+    before = mappings(), len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(50):
         ShmCommunicator(ShmConfig(name=name, rank=0, size=1)).close()
-    assert (mappings(), len(os.listdir("/proc/self/fd"))) == before
+    assert (mappings(), len(list(Path("/proc/self/fd").iterdir()))) == before
 
 
 def test_unlinked_name_is_gone_while_the_group_lives(name):
