@@ -4,6 +4,7 @@
     0                          4096              header
     4096                       512 * size        control blocks, one per rank
     RECORDER                   16384 * size      recorder rings, 256 entries of 64 bytes a rank
+    LAST_WORDS                 4096 * size       text of the exception that ended a rank
     SLOTS (page aligned)       2 * slot * size   slots, two per rank (parity 0 and 1)
 
 Header (one writer each; "creator" is rank 0, or the launcher when it made the segment):
@@ -38,6 +39,8 @@ Control block of a rank, in cache lines of 64 bytes:
     256  recorded       u64   the rank: number of entries ever begun in its recorder ring
 
 Line 1 is written once only, so the adjacent-line prefetcher does no harm to line 0.
+
+Last words of a rank: u64 length in bytes, UTF-8 text; written by the rank before it poisons.
 
 Recorder entry, 8 words of 64 bits: sequence, call[3], start_ns, waited_ns, end_ns, status.
 
@@ -97,6 +100,8 @@ ENTRY_END = 48
 ENTRY_STATUS = 56
 RECORDER_BYTES = RECORDER_ENTRIES * ENTRY_BYTES
 
+LAST_WORDS_BYTES = 4096
+
 MAX_RANKS = 1024
 MAX_SLOT_BYTES = 1 << 30
 
@@ -111,7 +116,7 @@ OPERATIONS = {
 }
 
 # Poison word: kind | rank << 8 | (value + 2**31) << 32; zero means healthy.
-DIED, LEFT, ABORTED, INTERRUPTED, TIMED_OUT, STOPPED, CONFLICT = 1, 2, 3, 4, 5, 6, 7
+DIED, LEFT, ABORTED, INTERRUPTED, TIMED_OUT, STOPPED, CONFLICT, RAISED = 1, 2, 3, 4, 5, 6, 7, 8
 
 
 def recorder_offset(size: int) -> int:
@@ -119,9 +124,14 @@ def recorder_offset(size: int) -> int:
     return CONTROL + CONTROL_BYTES * size
 
 
+def last_words_offset(size: int) -> int:
+    """Offset of rank 0's last words."""
+    return recorder_offset(size) + RECORDER_BYTES * size
+
+
 def slots_offset(size: int) -> int:
     """Offset of rank 0's first slot, page aligned."""
-    end = recorder_offset(size) + RECORDER_BYTES * size
+    end = last_words_offset(size) + LAST_WORDS_BYTES * size
     return -(-end // PAGE_BYTES) * PAGE_BYTES
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import threading
 import time
+import traceback
 import weakref
 import zlib
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,6 +25,7 @@ from cobre_shm.kernels import context, exchange
 from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
 from cobre_shm.segment.join import join, leave
+from cobre_shm.segment.last_words import write_last_words
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive
 from cobre_shm.segment.region import ShmRegion
@@ -253,7 +258,24 @@ class ShmCommunicator(Communicator):
         _living.discard(self)
         leave(self._segment, self.rank)
 
-    # -- running a kernel ---------------------------------------------------------------------
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; leaving by an exception tells the peers of it first."""
+        if error is not None and not isinstance(error, SystemExit):
+            self._tell_peers(error)
+        self.close()
+
+    def _tell_peers(self, error: BaseException) -> None:
+        """Fail the group for an exception of this rank's program, unless it has failed already."""
+        if self._unusable is None:
+            text = "".join(traceback.format_exception(error))
+            write_last_words(self._segment, self.rank, text)
+            first = poison(self._segment, layout.RAISED, self.rank)
+            self._unusable = failure(self._segment, first, self._timeout)
 
     def _check_usable(self) -> None:
         if self._unusable is not None:
@@ -383,4 +405,13 @@ def _disown_in_child() -> None:
     _living.clear()
 
 
+def _tell_peers_at_exit() -> None:
+    """Tell the peers of an exception that nobody caught: Python keeps the one that it printed."""
+    error = getattr(sys, "last_value", None)
+    if isinstance(error, BaseException) and not isinstance(error, SystemExit):
+        for comm in list(_living):
+            comm._tell_peers(error)
+
+
 os.register_at_fork(after_in_child=_disown_in_child)
+atexit.register(_tell_peers_at_exit)

@@ -7,6 +7,7 @@ import time
 
 from cobre_shm import layout
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, CollectiveTimeout, RankFailed
+from cobre_shm.segment.last_words import read_last_words
 from cobre_shm.segment.poison import Poison
 from cobre_shm.segment.process import is_alive
 from cobre_shm.segment.recorder import call_text, last_entry
@@ -76,6 +77,8 @@ def _rank_failed(segment: Segment, first: Poison) -> RankFailed:
     status = _exit_status(segment, rank) if first.kind == layout.DIED else None
     if first.kind == layout.ABORTED:
         how = f"called abort({first.value})"
+    elif first.kind == layout.RAISED:
+        how = "raised an exception"
     elif first.kind == layout.LEFT:
         how = "closed its communicator while others waited for it"
     elif first.kind == layout.INTERRUPTED:
@@ -87,13 +90,15 @@ def _rank_failed(segment: Segment, first: Poison) -> RankFailed:
     entry = last_entry(segment, rank)
     did = f"it {entry}" if entry else "it had called no collective"
     process = f" (pid {pid})" if pid else ", which had not joined,"
+    text = read_last_words(segment, rank) if first.kind == layout.RAISED else ""
+    quoted = "".join(f"\n  | {line}" for line in text.splitlines())
     return RankFailed(
-        f"Rank {rank}{process} {how}; {did}",
+        f"Rank {rank}{process} {how}; {did}{quoted}",
         rank=rank,
         pid=pid,
         signal=-status if status is not None and status < 0 else None,
         exit_code=status if status is not None and status >= 0 else None,
-        context={"last_call": str(entry) if entry else None},
+        context={"last_call": str(entry) if entry else None, "traceback": text or None},
     )
 
 

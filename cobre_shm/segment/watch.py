@@ -8,8 +8,14 @@ from cobre_shm.segment.segment import Segment
 
 __all__ = ["WatchedSegment"]
 
-# A rank that fails only because of these is not the one to blame.
-_RANK_FAILURES = (layout.DIED, layout.LEFT, layout.ABORTED, layout.INTERRUPTED)
+# Kinds of poison that name the rank to blame.
+_RANK_FAILURES = (
+    layout.DIED,
+    layout.LEFT,
+    layout.ABORTED,
+    layout.INTERRUPTED,
+    layout.RAISED,
+)
 
 
 class WatchedSegment(Segment):

@@ -74,7 +74,7 @@ def test_kill_at_random_moments_never_hangs_or_lies():
         ("segfault", "died"),
         ("close_early", "closed its communicator while others waited"),
         ("abort_seven", r"called abort\(7\)"),
-        ("raise_error", "closed its communicator while others waited"),
+        ("raise_error", "ArithmeticError: the rank's own mistake"),
     ],
 )
 def test_each_way_to_leave_fails_the_others(how, words):
@@ -87,6 +87,8 @@ def test_each_way_to_leave_fails_the_others(how, words):
         assert error.context["last_call"] is not None
     if how == "raise_error":
         assert type(outcomes[victim].error) is ArithmeticError
+        remote = outcomes[0].result[0].context["traceback"]
+        assert "in raise_error" in remote
     if how == "abort_seven":
         assert outcomes[victim].exit_code == 7
 

@@ -64,7 +64,9 @@ def test_parts_follow_each_other_without_overlap(size):
     assert layout.recorder_offset(size) == layout.CONTROL + layout.CONTROL_BYTES * size
     slots = layout.slots_offset(size)
     assert slots % layout.PAGE_BYTES == 0
-    assert slots >= layout.recorder_offset(size) + layout.RECORDER_BYTES * size
+    words = layout.last_words_offset(size)
+    assert words >= layout.recorder_offset(size) + layout.RECORDER_BYTES * size
+    assert slots >= words + layout.LAST_WORDS_BYTES * size
     assert layout.segment_bytes(size, 4096) == slots + 2 * 4096 * size
 
 
