@@ -34,7 +34,11 @@ if TYPE_CHECKING:
     from cobre_shm.selection.factory import create_communicator as create_communicator
     from cobre_shm.selection.kinds import BackendKind as BackendKind
     from cobre_shm.selection.kinds import LocalConfig as LocalConfig
+    from cobre_shm.selection.kinds import MpiConfig as MpiConfig
     from cobre_shm.selection.kinds import ShmConfig as ShmConfig
+    from cobre_shm.selection.kinds import TcpConfig as TcpConfig
+    from cobre_shm.selection.registry import BackendSpec as BackendSpec
+    from cobre_shm.selection.registry import Capabilities as Capabilities
     from cobre_shm.shm import ShmCommunicator as ShmCommunicator
 
 _HOME = {
@@ -60,7 +64,8 @@ _HOME = {
     ),
     "local": ("LocalCommunicator",),
     "selection.factory": ("available_backends", "create_communicator"),
-    "selection.kinds": ("BackendKind", "LocalConfig", "ShmConfig"),
+    "selection.kinds": ("BackendKind", "LocalConfig", "MpiConfig", "ShmConfig", "TcpConfig"),
+    "selection.registry": ("BackendSpec", "Capabilities"),
     "shm": ("ShmCommunicator",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 __all__ = ["ReduceOp", "dtype_tag", "is_movable", "is_reducible", "tag_text"]
+
+_PLAIN = re.compile(r"[<>|][biufcSUmM][0-9]{1,6}(\[[0-9]*[a-zA-Z]{1,2}\])?")
 
 
 class ReduceOp(enum.IntEnum):
@@ -71,7 +75,10 @@ def dtype_tag(dtype: np.dtype[Any]) -> int:
 def tag_text(tag: int) -> str:
     """Return the readable form of a tag made by :func:`dtype_tag`."""
     text = tag.to_bytes(8, "little", signed=True).rstrip(b"\0").decode("ascii", "replace")
-    try:
-        return str(np.dtype(text)) if not text.startswith("V") else f"record {text[1:]}"
-    except TypeError:
-        return text
+    if text.startswith("V"):
+        return f"record {text[1:]}"
+    # In a damaged segment it may be anything, and numpy reads more than this as a dtype.
+    if _PLAIN.fullmatch(text):
+        with suppress(TypeError, ValueError):
+            return str(np.dtype(text))
+    return ascii(text)

@@ -48,7 +48,8 @@ __all__ = [
 
 
 def _restore(cls: type[CobreError], args: tuple[object, ...], state: dict[str, Any]) -> CobreError:
-    error = cls.__new__(cls, *args)
+    # Not cls.__new__: beside CommError, MemoryError's own one refuses to make AllocationFailed.
+    error = BaseException.__new__(cls)
     error.args = args
     error.__dict__.update(state)
     return error
@@ -195,9 +196,13 @@ class MissingConfiguration(BackendError):
         self, backend: str, missing_vars: Sequence[str], *, suggestion: str | None = None
     ) -> None:
         names = list(missing_vars)
-        listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        listed = names[0]
+        if len(names) == 2:
+            listed = f"{names[0]} and {names[1]}"
+        elif len(names) > 2:
+            listed = f"{', '.join(names[:-1])}, and {names[-1]}"
         super().__init__(
-            f"The {backend} backend requires {listed} to be set",
+            f"{backend.upper()} backend requires {listed} to be set",
             context={
                 "setting": "COBRE_COMM_BACKEND",
                 "requested_value": backend,

@@ -20,6 +20,7 @@ Header (one writer each; "creator" is rank 0, or the launcher when it made the s
     64   boot_id        16 B  creator
     80   nonce          16 B  creator
     96   launched       u64   creator: 1 when a launcher watches the ranks
+    104  pid_namespace  u64   creator: inode of the namespace in which the pids here count
     256  control_mutex  40 B  robust mutex; guards claims of ranks and the poison word
     320  poison         u64   whoever notices first, under control_mutex; written once
     384  joined         u64   rank 0: 1 when all ranks are attached and the name is gone
@@ -68,6 +69,7 @@ HEADER_CREATOR_START = 56
 HEADER_BOOT_ID = 64
 HEADER_NONCE = 80
 HEADER_LAUNCHED = 96
+HEADER_PID_NAMESPACE = 104
 HEADER_CONTROL_MUTEX = 256
 HEADER_POISON = 320
 HEADER_JOINED = 384

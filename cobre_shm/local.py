@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import NoReturn
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from cobre_shm.communicator import Array, Communicator, Counts
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.errors import InvalidCommunicator
 from cobre_shm.heap import HeapRegion
 from cobre_shm.validate import (
-    as_buffer,
     check_allgatherv,
     check_allreduce,
     check_broadcast,
+    check_gather_buffers,
     check_region,
 )
 
@@ -45,14 +45,13 @@ class LocalCommunicator(Communicator):
     ) -> Array:
         """See :meth:`Communicator.allgatherv`."""
         self._check_open()
-        send = as_buffer("allgatherv", "send", send, writable=False)
-        if recv is not None:
-            recv = as_buffer("allgatherv", "recv", recv, writable=True)
+        send, recv = check_gather_buffers(1, send, recv, displs)
         if counts is None:
             counts = [send.size]
         layout = check_allgatherv(0, 1, send, recv, counts, displs)
-        start = int(layout.displs[0])
-        layout.recv.reshape(-1)[start : start + send.size] = send.reshape(-1)
+        start = int(layout.displs[0]) * send.itemsize
+        # As bytes: numpy copies records field by field, without the padding.
+        _bytes_of(layout.recv)[start : start + send.nbytes] = _bytes_of(send)
         return layout.recv
 
     def allreduce(
@@ -101,3 +100,7 @@ class LocalCommunicator(Communicator):
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidCommunicator("The communicator is closed", context={"backend": "local"})
+
+
+def _bytes_of(array: Array) -> NDArray[np.uint8]:
+    return array.reshape(-1).view(np.uint8)

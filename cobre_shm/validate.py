@@ -7,6 +7,7 @@ and displacements as int64 arrays.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "check_allgatherv",
     "check_allreduce",
     "check_broadcast",
+    "check_gather_buffers",
     "check_region",
 ]
 
@@ -50,6 +52,9 @@ def as_buffer(operation: str, name: str, obj: Any, *, writable: bool) -> Array:
                 f"{name} must be a numpy array or export a buffer, got {type(obj).__name__}",
             )
         array = np.asarray(obj if hasattr(obj, "__array_interface__") else memoryview(obj))
+        if isinstance(obj, np.generic):
+            # The one kind that numpy copies: a scalar cannot be written to.
+            array.flags.writeable = False
     if not is_movable(array.dtype):
         raise InvalidDatatype(
             operation, f"{name} has dtype {array.dtype}: only fixed-size elements can travel"
@@ -61,6 +66,25 @@ def as_buffer(operation: str, name: str, obj: Any, *, writable: bool) -> Array:
     if writable and not array.flags.writeable:
         raise InvalidDatatype(operation, f"{name} is read-only")
     return array  # type: ignore[no-any-return]
+
+
+def check_gather_buffers(
+    size: int, send: Any, recv: Any | None, displs: Counts | None
+) -> tuple[Array, Array | None]:
+    """Check what can be wrong with an ``allgatherv`` before its counts are known.
+
+    A backend that gathers the counts calls this first, so that no peer is involved in vain.
+    """
+    op = "allgatherv"
+    send = as_buffer(op, "send", send, writable=False)
+    if displs is not None:
+        _as_int64(op, "displs", displs, size)
+    if recv is None:
+        return send, None
+    recv = as_buffer(op, "recv", recv, writable=True)
+    if recv.dtype != send.dtype:
+        raise InvalidDatatype(op, f"send has dtype {send.dtype}, recv has {recv.dtype}")
+    return send, recv
 
 
 def check_allgatherv(
@@ -122,11 +146,7 @@ def check_allreduce(
         raise InvalidDatatype(name, f"send has dtype {send.dtype}, recv has {recv.dtype}")
     if recv.size != send.size:
         raise InvalidBufferSize(name, send.size, recv.size, what="size of recv")
-    if (
-        recv is not send
-        and np.may_share_memory(send, recv)
-        and _address(send) != _address(recv)
-    ):
+    if recv is not send and np.may_share_memory(send, recv) and _address(send) != _address(recv):
         raise InvalidBufferSize(name, "send itself or no overlap", "partial overlap", what="recv")
     return send, recv, op
 
@@ -144,10 +164,10 @@ def check_region(shape: int | tuple[int, ...], dtype: Any) -> tuple[tuple[int, .
     dtype = np.dtype(dtype)
     if not is_movable(dtype):
         raise InvalidDatatype(op, f"dtype {dtype}: only fixed-size elements can be shared")
-    extents = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+    extents = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     for extent in extents:
         if not isinstance(extent, int | np.integer) or isinstance(extent, bool) or extent < 0:
-            raise InvalidBufferSize(op, "non-negative integers", shape, what="shape")
+            raise InvalidBufferSize(op, "non-negative integers", repr(shape), what="shape")
     return tuple(int(extent) for extent in extents), dtype
 
 
@@ -163,7 +183,7 @@ def _as_int64(operation: str, name: str, values: Counts, size: int) -> NDArray[n
     try:
         array = np.asarray(values)
     except (ValueError, OverflowError) as error:
-        raise InvalidBufferSize(operation, f"{size} integers", values, what=name) from error
+        raise InvalidBufferSize(operation, f"{size} integers", repr(values), what=name) from error
     if array.shape != (size,):
         raise InvalidBufferSize(operation, (size,), array.shape, what=f"shape of {name}")
     if array.dtype.kind not in "iu":

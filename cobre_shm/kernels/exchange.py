@@ -286,7 +286,7 @@ with compiling():
         size = ctx[context.SIZE]
         rank = ctx[context.RANK]
         per_chunk = ctx[context.SLOT_BYTES] // item_bytes
-        is_direct = count * item_bytes <= DIRECT_BYTES
+        is_direct = count * item_bytes <= min(DIRECT_BYTES, ctx[context.SLOT_BYTES])
         while True:
             odd = ctx[context.ROUND] & 1
             start = (ctx[context.ROUND] >> 1) * per_chunk

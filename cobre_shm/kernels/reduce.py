@@ -98,4 +98,10 @@ def reduction_address(dtype: np.dtype[Any], op: ReduceOp) -> int:
 
 def reduce_with_numpy(op: ReduceOp, accumulator: Any, values: Any) -> None:
     """Reduce in place by numpy, for the dtypes that have no compiled kernel."""
-    _UFUNCS[op](accumulator, values, out=accumulator)
+    if accumulator.dtype.kind == "c" and op is ReduceOp.PROD:
+        # numpy may fuse these products and sums, depending on the processor.
+        real = accumulator.real * values.real - accumulator.imag * values.imag
+        accumulator.imag = accumulator.real * values.imag + accumulator.imag * values.real
+        accumulator.real = real
+    else:
+        _UFUNCS[op](accumulator, values, out=accumulator)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["boot_id", "is_alive", "start_time"]
+__all__ = ["boot_id", "is_alive", "pid_namespace", "start_time"]
 
 
 def boot_id() -> bytes:
     """16 bytes that name this boot of the machine."""
     text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     return bytes.fromhex(text.strip().replace("-", ""))
+
+
+def pid_namespace() -> int:
+    """Number of the namespace in which this process's view of pids holds."""
+    return Path("/proc/self/ns/pid").stat().st_ino
 
 
 def start_time(pid: int) -> int:

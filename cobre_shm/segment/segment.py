@@ -19,7 +19,7 @@ from cobre_shm.segment.posix import (
     open_object,
     unlink_object,
 )
-from cobre_shm.segment.process import boot_id, is_alive, start_time
+from cobre_shm.segment.process import boot_id, is_alive, pid_namespace, start_time
 from cobre_shm.segment.words import Words
 
 __all__ = ["DEFAULT_SLOT_BYTES", "Segment", "incompatible"]
@@ -88,6 +88,7 @@ class Segment:
         words.store(layout.HEADER_SLOT_BYTES, slot_bytes)
         words.store(layout.HEADER_SEGMENT_BYTES, nbytes)
         words.store(layout.HEADER_LAUNCHED, int(launched))
+        words.store(layout.HEADER_PID_NAMESPACE, pid_namespace())
         segment.size, segment.slot_bytes = size, slot_bytes
         segment._control_mutex().initialise()
         for rank in range(size):
@@ -136,10 +137,15 @@ class Segment:
         if not (
             0 < size <= layout.MAX_RANKS
             and 0 < slot_bytes <= layout.MAX_SLOT_BYTES
+            and slot_bytes % layout.PAGE_BYTES == 0
             and layout.segment_bytes(size, slot_bytes) == self.nbytes
         ):
             raise incompatible(
                 self.name, f"{size} ranks with slots of {slot_bytes} bytes do not fill it"
+            )
+        if words.load(layout.HEADER_PID_NAMESPACE) != pid_namespace():
+            raise incompatible(
+                self.name, "it was made in another pid namespace, whose processes cannot be seen"
             )
         self.size, self.slot_bytes = size, slot_bytes
 

@@ -189,9 +189,9 @@ DONE, FAILED, CRASHED = "done", "failed", "crashed"
 def failure_model(size, *, sees_death=True, looks_again=True, last_epoch=2):
     """Ranks run rounds; one may crash at any step; the others see it, or the poison, and fail.
 
-    State: (arrived, poison, ranks, crashes left). A rank is (epoch, step, phase): step 0 looks at the
-    poison and publishes, steps 1.. wait for a peer. Phases of a wait, each a look at one word: 0 has it arrived, 1 it had
-    not: is there a poison or a dead rank, 2 there was: has it arrived after all.
+    State: (arrived, poison, ranks, crashes left). A rank is (epoch, step, phase): step 0 looks at
+    the poison and publishes, steps 1.. wait for a peer. Phases of a wait, each a look at one word:
+    has it arrived; if not, is there a poison or a dead rank; if so, has it arrived after all.
     """
     look, doubt, last_look = range(3)
 
@@ -237,7 +237,7 @@ def failure_model(size, *, sees_death=True, looks_again=True, last_epoch=2):
                     yield become((epoch, step, look))
 
     def is_final(state):
-        arrived, poison, ranks, _ = state
+        _, poison, ranks, _ = state
         if not all(at in (DONE, FAILED, CRASHED) for at in ranks):
             return False
         # Arrival wins: a failure after all have published a round does not spoil that round.

@@ -69,8 +69,15 @@ def test_open_returns_none_when_absent():
 
 @pytest.mark.parametrize(
     "field",
-    [0, layout.HEADER_VERSION, layout.HEADER_LAYOUT_HASH, layout.HEADER_SIZE]
-    + [layout.HEADER_SLOT_BYTES, layout.HEADER_SEGMENT_BYTES],
+    [
+        0,
+        layout.HEADER_VERSION,
+        layout.HEADER_LAYOUT_HASH,
+        layout.HEADER_SIZE,
+        layout.HEADER_SLOT_BYTES,
+        layout.HEADER_SEGMENT_BYTES,
+        layout.HEADER_PID_NAMESPACE,
+    ],
 )
 def test_open_refuses_every_flipped_byte_of_the_descriptor(segment, name, field):
     for byte in range(field, field + 8):

@@ -1,0 +1,245 @@
+"""What is installed, what the machine offers, and what would be chosen: for bug reports.
+
+``python -m cobre_shm.info`` shows it to people, ``--output-format json`` to programs, and
+``--clean`` first removes the shared memory segments of runs that are dead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import cobre_shm
+from cobre_shm import machine
+from cobre_shm.errors import BackendError
+from cobre_shm.selection.info import describe_selection
+from cobre_shm.spawn.cpus import cgroup_quota, count_cpus
+
+__all__ = ["collect", "main"]
+
+_BAD_ARGUMENTS = 1
+_BACKEND_ERROR = 4
+_PACKAGES = (
+    "numpy",
+    "numba",
+    "llvmlite",
+    "posix_ipc",
+    "mpi4py",
+    "highspy",
+    "pyarrow",
+    "rich",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0; 4 when ``create_communicator()`` would fail here, the error on standard error.
+    """
+    parser = _Parser(
+        prog="python -m cobre_shm.info",
+        description="Show what is installed, what the machine offers, and what would be chosen.",
+        epilog="Exit code 4: create_communicator() would fail here.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--output-format", choices=("text", "json"), default="text", help="default: text"
+    )
+    parser.add_argument("--clean", action="store_true", help="remove segments of dead runs")
+    options = parser.parse_args(argv)
+    removed = _clean() if options.clean else None
+    report, error = collect()
+    if removed is not None:
+        report["removed_segments"] = removed
+    as_json = options.output_format == "json"
+    print(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
+    if error is None:
+        return 0
+    print(json.dumps(error.to_dict()) if as_json else f"error: {error}", file=sys.stderr)
+    return _BACKEND_ERROR
+
+
+def collect() -> tuple[dict[str, Any], BackendError | None]:
+    """Return the report as JSON-serialisable data, and the error that a choice would end in."""
+    selection, error = describe_selection(os.environ)
+    memory, shared = machine.memory_bytes(), machine.shared_memory_bytes()
+    cache = machine.numba_cache()
+    return {
+        "version": cobre_shm.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        **selection,
+        "cpus": {
+            "usable": count_cpus(),
+            "affinity": len(os.sched_getaffinity(0)),
+            "cgroup_quota": cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")),
+        },
+        "memory": {
+            "total_bytes": memory and memory[0],
+            "available_bytes": memory and memory[1],
+            "cgroup_limit_bytes": machine.memory_limit_bytes(),
+        },
+        "shared_memory": {
+            "path": "/dev/shm",
+            "size_bytes": shared and shared[0],
+            "free_bytes": shared and shared[1],
+        },
+        "kernel": {
+            "futex": machine.has_futex(),
+            "robust_mutex": machine.has_robust_mutex(),
+            "memfd": machine.has_memfd(),
+        },
+        "mpi_library": machine.mpi_library(),
+        "numba_cache": {
+            "directory": cache and str(cache[0]),
+            "functions": cache[1] if cache else 0,
+        },
+        "segments": _segments(),
+    }, error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(_BAD_ARGUMENTS, f"{self.prog}: error: {message}\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _segments() -> list[dict[str, Any]] | None:
+    """This user's segments; None where those of the shm backend cannot be read."""
+    try:
+        from cobre_shm.segment.leftovers import find_segments
+    except ImportError:
+        return None
+    return [
+        {
+            "name": segment.name,
+            "bytes": segment.nbytes,
+            "creator_pid": segment.creator,
+            "living_pid": segment.living,
+            "dead": segment.is_dead,
+            "problem": segment.problem,
+        }
+        for segment in find_segments()
+    ]
+
+
+def _clean() -> list[str]:
+    found = _segments() or []
+    if not found:
+        return []
+    from cobre_shm.segment.leftovers import remove_if_dead
+
+    return [segment["name"] for segment in found if remove_if_dead(segment["name"])]
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    packages = [f"{name} {value}" for name, value in report["packages"].items() if value]
+    yield f"cobre-shm {report['version']}, Python {report['python']}, {report['platform']}"
+    yield f"with {', '.join(packages)}"
+    yield ""
+    yield "Backends, the highest priority first"
+    for backend in report["backends"]:
+        yield f"  {backend['name']:<8} {_availability(backend)}"
+        if backend["detected"]:
+            yield f"  {'':<8} detection: {backend['detected']}"
+    for failure in report["failed_registrations"]:
+        owner = f" of {failure['distribution']}" if failure["distribution"] else ""
+        yield f"  {failure['name']:<8} registration {failure['reference']}{owner} cannot be used:"
+        yield f"  {'':<8} {failure['reason']}"
+    yield ""
+    yield "Choice"
+    yield f"  auto would take {report['auto']['backend']}: {report['auto']['reason']}"
+    choice = report["choice"]
+    if "error" in choice:
+        yield f"  create_communicator() would fail: {choice['error']['message']}"
+    else:
+        yield f"  create_communicator() takes {choice['backend']}: {choice['reason']}"
+    for name, value in report["variables"].items():
+        yield f"  {name}={value}"
+    for name, nearest in report["unknown_variables"].items():
+        yield f"  {name}: nothing reads it" + (f"; did you mean {nearest}?" if nearest else "")
+    yield ""
+    yield "Machine"
+    yield from _machine_lines(report)
+    yield ""
+    yield "Shared memory segments"
+    for name in report.get("removed_segments", ()):
+        yield f"  {name}: removed, its run was dead"
+    yield from _segment_lines(report["segments"])
+
+
+def _availability(backend: dict[str, Any]) -> str:
+    if backend["available"]:
+        return "available"
+    if not backend["implemented"]:
+        return "not part of this version"
+    absent = [module for module, found in backend["requirements"].items() if not found]
+    install = f": {backend['install']}" if backend["install"] else ""
+    return f"not available, no module {', '.join(absent)}{install}"
+
+
+def _machine_lines(report: dict[str, Any]) -> Iterator[str]:
+    cpus, memory, shared = report["cpus"], report["memory"], report["shared_memory"]
+    quota = "none" if cpus["cgroup_quota"] is None else f"{cpus['cgroup_quota']:g}"
+    yield f"  CPUs         {cpus['usable']} (affinity {cpus['affinity']}, cgroup quota {quota})"
+    limit = memory["cgroup_limit_bytes"]
+    yield (
+        f"  memory       {_size(memory['total_bytes'])}, {_size(memory['available_bytes'])} "
+        f"available, cgroup limit {'none' if limit is None else _size(limit)}"
+    )
+    yield (
+        f"  {shared['path']:<12} {_size(shared['size_bytes'])}, {_size(shared['free_bytes'])} free"
+    )
+    features = [f"{name} {'yes' if has else 'no'}" for name, has in report["kernel"].items()]
+    yield f"  kernel       {', '.join(features)}"
+    yield f"  MPI library  {report['mpi_library'] or 'none found'}"
+    cache = report["numba_cache"]
+    stored = "empty, so the first start compiles"
+    if cache["functions"]:
+        stored = f"{cache['functions']} functions in {cache['directory']}"
+    yield f"  numba cache  {stored}"
+
+
+def _segment_lines(segments: list[dict[str, Any]] | None) -> Iterator[str]:
+    if segments is None:
+        yield "  not looked at: the shm backend is not available"
+    elif not segments:
+        yield "  none"
+    for segment in segments or ():
+        state = f"of a dead run (pid {segment['creator_pid']}); --clean removes it"
+        if segment["problem"]:
+            state = segment["problem"]
+        elif segment["living_pid"]:
+            state = f"in use by pid {segment['living_pid']}"
+        yield f"  {segment['name']} ({_size(segment['bytes'])}): {state}"
+
+
+def _size(nbytes: int | None) -> str:
+    if nbytes is None:
+        return "unknown"
+    value, unit = float(nbytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.4g} {unit}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What the machine offers: memory, shared memory, kernel features, an MPI library.
+
+Every fact is looked up when it is asked for, and None where the system does not tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ctypes.util
+import mmap
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+__all__ = [
+    "has_futex",
+    "has_memfd",
+    "has_robust_mutex",
+    "memory_bytes",
+    "memory_limit_bytes",
+    "mpi_library",
+    "numba_cache",
+    "shared_memory_bytes",
+]
+
+_SHARED_MEMORY = Path("/dev/shm")
+_SYS_FUTEX = 202  # x86-64
+_FUTEX_WAKE = 1
+# A thread that Python has joined may still be on its way out of the kernel.
+_THREAD_EXIT_SECS = 1.0
+
+
+def memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, int] | None:
+    """Return total and available memory."""
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        lines = (line.split(":") for line in meminfo.read_text().splitlines())
+        kib = {name: int(value.split()[0]) for name, value in lines}
+        return kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
+    return None
+
+
+def memory_limit_bytes(
+    membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Return the tightest memory limit of this process's cgroups; None: no limit.
+
+    Every ancestor may set one. Inside a container the path in ``membership`` may be the host's
+    and not exist below ``mount``, whose root is then the container's group.
+    """
+    limits = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                root, file = mount, "memory.max"
+            elif "memory" in controllers.split(","):
+                root, file = mount / "memory", "memory.limit_in_bytes"
+            else:
+                continue
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents):
+                with contextlib.suppress(OSError, ValueError):
+                    limits.append(int((folder / file).read_text()))
+                if folder == root:
+                    break
+    # The older interface writes "no limit" as the largest number of pages.
+    return min((limit for limit in limits if limit < 1 << 62), default=None)
+
+
+def shared_memory_bytes(path: Path = _SHARED_MEMORY) -> tuple[int, int] | None:
+    """Return size and free bytes of the file system of POSIX shared memory."""
+    with contextlib.suppress(OSError):
+        usage = os.statvfs(path)
+        return usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
+    return None
+
+
+def has_futex() -> bool:
+    """Whether the kernel lets this process wake sleepers on a word of memory."""
+    word = ctypes.c_uint32(0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    code = libc.syscall(_SYS_FUTEX, ctypes.byref(word), _FUTEX_WAKE, 1, None, None, 0)
+    return bool(code == 0)
+
+
+def has_robust_mutex() -> bool:
+    """Whether a mutex tells that its owner has ended: a thread takes one along and it is seen."""
+    # Not above: segment.libc binds glibc's mutexes when it is imported, and a system may lack them.
+    try:
+        from cobre_shm.segment.libc import RobustMutex
+    except (AttributeError, OSError):
+        return False
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    held = ctypes.c_char.from_buffer(memory)
+    try:
+        mutex = RobustMutex(ctypes.addressof(held))
+        mutex.initialise()
+        owner = threading.Thread(target=mutex.try_lock)
+        owner.start()
+        owner.join()
+        deadline = time.monotonic() + _THREAD_EXIT_SECS
+        while not mutex.try_lock():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        mutex.unlock()
+    except OSError:
+        return False
+    finally:
+        del held
+        memory.close()
+    return True
+
+
+def has_memfd() -> bool:
+    """Whether the kernel makes anonymous files in memory."""
+    try:
+        os.close(os.memfd_create("cobre-probe"))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+def mpi_library() -> str | None:
+    """Return the MPI library of the environment or the system; it is not loaded."""
+    for path in sorted(Path(sys.prefix, "lib").glob("libmpi.so*")):
+        return str(path)
+    return ctypes.util.find_library("mpi")
+
+
+def numba_cache() -> tuple[Path, int] | None:
+    """Return where compiled kernels are kept and how many functions are there; None: nowhere.
+
+    numba looks at ``NUMBA_CACHE_DIR``, then beside the source, then in the user's cache; in the
+    first and the last it makes one directory per source directory, named after it.
+    """
+    kernels = Path(__file__).parent / "kernels"
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numba"
+    folders = [*Path(chosen).glob("kernels_*")] if chosen else []
+    folders += [kernels / "__pycache__", *user.glob("kernels_*")]
+    for folder in folders:
+        functions = len(list(folder.glob("*.nbi")))
+        if functions:
+            return folder, functions
+    return None

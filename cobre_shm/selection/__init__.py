@@ -1,0 +1,1 @@
+"""Which backends exist, which one is chosen, and how it is configured."""

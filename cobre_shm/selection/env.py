@@ -1,0 +1,296 @@
+"""Every ``COBRE_*`` variable: the one table, and the one way to read it.
+
+A variable is named after its backend and the field of that backend's configuration:
+``COBRE_SHM_RANK`` fills ``ShmConfig.rank``. An empty value counts as unset, because a shell
+cannot easily unset a variable for one command.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cobre_shm import layout
+from cobre_shm.errors import InitializationFailed, MissingConfiguration
+from cobre_shm.selection.values import (
+    BackendName,
+    BindAddress,
+    Coordinator,
+    Integer,
+    Seconds,
+    SegmentName,
+    ValueType,
+)
+
+__all__ = [
+    "BACKEND_VARIABLE",
+    "PREFIX",
+    "VARIABLES",
+    "Variable",
+    "check_value",
+    "markdown_table",
+    "read_settings",
+    "unknown_variables",
+    "variables_of",
+]
+
+PREFIX = "COBRE_"
+BACKEND_VARIABLE = "COBRE_COMM_BACKEND"
+
+# Ranks travel as 32-bit integers over TCP.
+MAX_TCP_RANKS = 2**31 - 1
+# What poll() takes: a signed 32-bit number of milliseconds.
+MAX_MILLISECONDS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable.
+
+    Attributes:
+        name: ``COBRE_<BACKEND>_<WHAT>[_<UNIT>]``.
+        backend: The backend it configures, or ``"comm"`` for the selection itself.
+        type: What it may hold.
+        help: One line for the table of the documentation.
+        default: Text of the value that stands when it is unset; None when the backend decides.
+        example: A valid value, for suggestions that can be pasted.
+        required: Whether the backend cannot start without it.
+        unit: Unit of the value, or the empty string.
+    """
+
+    name: str
+    backend: str
+    type: ValueType
+    help: str
+    default: str | None
+    example: str
+    required: bool = False
+    unit: str = ""
+
+    @property
+    def field(self) -> str:
+        """Name of the configuration's field that the variable fills."""
+        return self.name.removeprefix(f"{PREFIX}{self.backend.upper()}_").lower()
+
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable(
+        BACKEND_VARIABLE,
+        "comm",
+        BackendName(),
+        "Communication backend: `auto`, `mpi`, `tcp`, `shm`, `local`, or a registered name",
+        default="auto",
+        example="local",
+    ),
+    Variable(
+        "COBRE_SHM_NAME",
+        "shm",
+        SegmentName(),
+        "Name of the POSIX shared memory segment, the same on all ranks of the node",
+        default=None,
+        example="/my-run",
+        required=True,
+    ),
+    Variable(
+        "COBRE_SHM_RANK",
+        "shm",
+        Integer(0, layout.MAX_RANKS - 1, "COBRE_SHM_SIZE - 1"),
+        "Rank of this process, below `COBRE_SHM_SIZE`",
+        default=None,
+        example="0",
+        required=True,
+    ),
+    Variable(
+        "COBRE_SHM_SIZE",
+        "shm",
+        Integer(1, layout.MAX_RANKS),
+        "Number of ranks that share the segment",
+        default=None,
+        example="4",
+        required=True,
+    ),
+    Variable(
+        "COBRE_SHM_TIMEOUT_SECS",
+        "shm",
+        Seconds(),
+        "How long a collective may stand still before it fails; `inf` for no limit",
+        default="60",
+        example="60",
+        unit="s",
+    ),
+    Variable(
+        "COBRE_TCP_COORDINATOR",
+        "tcp",
+        Coordinator(),
+        "Where rank 0 listens: `host`, `host:port` or `[v6]:port`",
+        default=None,
+        example="host",
+        required=True,
+    ),
+    Variable(
+        "COBRE_TCP_PORT",
+        "tcp",
+        Integer(1, 65535),
+        "Port on which the coordinator listens, the same on all ranks",
+        default="29500",
+        example="29500",
+    ),
+    Variable(
+        "COBRE_TCP_RANK",
+        "tcp",
+        Integer(0, MAX_TCP_RANKS - 1, "COBRE_TCP_SIZE - 1"),
+        "Rank of this process, below `COBRE_TCP_SIZE`",
+        default=None,
+        example="0",
+        required=True,
+    ),
+    Variable(
+        "COBRE_TCP_SIZE",
+        "tcp",
+        Integer(1, MAX_TCP_RANKS),
+        "Number of ranks",
+        default=None,
+        example="4",
+        required=True,
+    ),
+    Variable(
+        "COBRE_TCP_BIND_ADDR",
+        "tcp",
+        BindAddress(),
+        "Local address that takes connections from peers",
+        default="0.0.0.0",
+        example="0.0.0.0",
+    ),
+    Variable(
+        "COBRE_TCP_CONNECT_TIMEOUT_MS",
+        "tcp",
+        Integer(1, MAX_MILLISECONDS),
+        "How long start-up may take until all ranks are connected",
+        default="30000",
+        example="30000",
+        unit="ms",
+    ),
+    Variable(
+        "COBRE_TCP_TIMEOUT_SECS",
+        "tcp",
+        Seconds(),
+        "How long a collective may stand still before it fails; `inf` for no limit",
+        default="60",
+        example="60",
+        unit="s",
+    ),
+)
+
+
+def variables_of(backend: str) -> tuple[Variable, ...]:
+    """Return the variables that configure ``backend``, in the order of the table."""
+    return tuple(variable for variable in VARIABLES if variable.backend == backend)
+
+
+def check_value(variable: Variable, value: Any, setting: str, given: Any) -> Any:
+    """Return ``value`` in its normal form.
+
+    Args:
+        variable: What the value is for.
+        value: Not text, except where the setting itself is text.
+        setting: What the message calls the setting: the variable, or a field.
+        given: What the message quotes: the text of the variable, or the value.
+
+    Raises:
+        InitializationFailed: The value is not one that the setting takes.
+    """
+    try:
+        return variable.type.check(value)
+    except ValueError:
+        raise _refusal(variable, given, setting) from None
+
+
+def read_settings(
+    backend: str, variables: Iterable[Variable], env: Mapping[str, str]
+) -> dict[str, Any]:
+    """Read one backend's variables.
+
+    Returns:
+        What the text of every variable that is set stands for, by the name of the field that it
+        fills. Ranges are left to the configuration, which knows how its fields bound each other.
+
+    Raises:
+        MissingConfiguration: Required variables are not set; it lists all of them.
+        InitializationFailed: The text of a value is malformed.
+    """
+    variables = tuple(variables)
+    missing = [
+        variable for variable in variables if variable.required and not env.get(variable.name)
+    ]
+    if missing:
+        raise _missing(backend, missing, variables, env)
+    return {
+        variable.field: _parse(variable, env[variable.name])
+        for variable in variables
+        if env.get(variable.name)
+    }
+
+
+def unknown_variables(env: Mapping[str, str], known: Iterable[str]) -> dict[str, str | None]:
+    """Return each ``COBRE_*`` variable of ``env`` that is not ``known``, with the nearest known."""
+    names = sorted(known)
+    return {
+        name: next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.8)), None)
+        for name in sorted(env)
+        if name.startswith(PREFIX) and name not in names
+    }
+
+
+def markdown_table() -> str:
+    """Return the table of all variables as the documentation shows it."""
+    lines = [
+        "| Variable | Backend | Required | Default | Meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for variable in VARIABLES:
+        default = "" if variable.default is None else f"`{variable.default}`"
+        if variable.unit and default:
+            default = f"{default} {variable.unit}"
+        backend = "" if variable.backend == "comm" else variable.backend
+        required = "yes" if variable.required else "no"
+        lines.append(
+            f"| `{variable.name}` | {backend} | {required} | {default} | {variable.help} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _parse(variable: Variable, text: str) -> Any:
+    try:
+        return variable.type.parse(text)
+    except ValueError:
+        raise _refusal(variable, text, variable.name) from None
+
+
+def _refusal(variable: Variable, value: Any, setting: str) -> InitializationFailed:
+    expected = variable.type.expected
+    pasted = f"Example: export {variable.name}={variable.example}"
+    return InitializationFailed(
+        variable.backend,
+        f"{setting}={value!r} is not valid: expected {expected}",
+        operation="configure",
+        context={"setting": setting, "value": str(value), "expected": expected},
+        suggestion=pasted if setting == variable.name else None,
+    )
+
+
+def _missing(
+    backend: str,
+    missing: list[Variable],
+    variables: tuple[Variable, ...],
+    env: Mapping[str, str],
+) -> MissingConfiguration:
+    names = [variable.name for variable in missing]
+    pasted = " ".join(f"{variable.name}={variable.example}" for variable in missing)
+    suggestion = f"Set the required environment variables. Example: export {pasted}"
+    known = [variable.name for variable in (*VARIABLES, *variables)]
+    for name, nearest in unknown_variables(env, known).items():
+        if nearest in names:
+            suggestion = f"{name} is set: did you mean {nearest}? {suggestion}"
+    return MissingConfiguration(backend, names, suggestion=suggestion)

@@ -1,0 +1,234 @@
+"""Which backend, and how it is configured, as values of a program.
+
+A configuration is complete and valid once it exists: ``__post_init__`` checks every field and
+puts it in its normal form. ``from_env`` reads the same fields from variables.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+from cobre_shm import layout
+from cobre_shm.errors import InitializationFailed
+from cobre_shm.selection.env import Variable, check_value, read_settings, variables_of
+from cobre_shm.selection.values import Integer, split_address
+
+__all__ = [
+    "BackendConfig",
+    "BackendKind",
+    "LocalConfig",
+    "MpiConfig",
+    "ShmConfig",
+    "TcpConfig",
+]
+
+DEFAULT_TCP_PORT = 29500
+
+
+class BackendConfig(Protocol):
+    """Any backend's configuration: it says which backend it is for."""
+
+    backend: ClassVar[str]
+
+
+_Config = TypeVar("_Config", bound=BackendConfig)
+
+
+class BackendKind(enum.Enum):
+    """The built-in backends, for programs that choose by themselves.
+
+    TCP and SHM are used with a configuration, ``BackendKind.SHM(ShmConfig(...))``, which is the
+    same as the configuration alone. AUTO looks at the environment for what was launched, and not
+    at ``COBRE_COMM_BACKEND``.
+    """
+
+    AUTO = "auto"
+    LOCAL = "local"
+    MPI = "mpi"
+    TCP = "tcp"
+    SHM = "shm"
+
+    def __call__(self, config: _Config) -> _Config:
+        """Return ``config``.
+
+        Raises:
+            TypeError: It configures another backend.
+        """
+        if getattr(config, "backend", None) != self.value:
+            raise TypeError(f"{self} takes a configuration of {self.value}, not {config!r}")
+        return config
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """One process. There is nothing to configure."""
+
+    backend: ClassVar[str] = "local"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Self:  # noqa: ARG003 - nothing to read
+        """Return the configuration; no variable bears on it."""
+        return cls()
+
+
+@dataclass(frozen=True)
+class MpiConfig:
+    """The launcher tells each process its rank and the number of ranks."""
+
+    backend: ClassVar[str] = "mpi"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Self:  # noqa: ARG003 - nothing to read
+        """Return the configuration; no variable of ours bears on it."""
+        return cls()
+
+
+@dataclass(frozen=True)
+class ShmConfig:
+    """A group of processes on one node that meet in a POSIX shared memory segment.
+
+    Attributes:
+        name: Of the segment, the same on all ranks; 1 to 250 bytes, no NUL, no slash but a
+            leading one, which may be left out and is always there afterwards.
+        rank: Of this process, ``0 <= rank < size``.
+        size: Number of ranks, 1 to 1024.
+        timeout_secs: Seconds for which a collective may stand still; above 0, ``inf`` allowed.
+        slot_bytes: Bytes that one rank moves per step of a collective; larger payloads go in
+            several steps. A multiple of 4096, the page. Rank 0's value holds for all.
+
+    Raises:
+        InitializationFailed: A field is out of range.
+    """
+
+    backend: ClassVar[str] = "shm"
+
+    name: str
+    rank: int
+    size: int
+    timeout_secs: float = 60.0
+    slot_bytes: int = 131072
+
+    def __post_init__(self) -> None:
+        _store(self, _checked("shm", _values(self), _field_of(self)))
+        slots = Integer(layout.PAGE_BYTES, layout.MAX_SLOT_BYTES)
+        try:
+            object.__setattr__(self, "slot_bytes", slots.check(self.slot_bytes))
+            aligned = self.slot_bytes % layout.PAGE_BYTES == 0
+        except ValueError:
+            aligned = False
+        if not aligned:
+            raise InitializationFailed(
+                "shm",
+                f"ShmConfig.slot_bytes={self.slot_bytes!r} is not valid: expected "
+                f"{slots.expected} that is a multiple of {layout.PAGE_BYTES}",
+                operation="configure",
+            )
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Self:
+        """Read ``COBRE_SHM_*``.
+
+        Raises:
+            MissingConfiguration: Required variables are not set; it lists all of them.
+            InitializationFailed: A value is malformed or out of range.
+        """
+        settings = read_settings("shm", variables_of("shm"), env)
+        return cls(**_checked("shm", settings, _variable_in(env)))
+
+
+@dataclass(frozen=True)
+class TcpConfig:
+    """A group of processes on any hosts that meet at a coordinator, which is rank 0.
+
+    Attributes:
+        coordinator: Where rank 0 listens: ``host``, ``host:port`` or ``[v6]:port``; afterwards
+            the host alone.
+        rank: Of this process, ``0 <= rank < size``.
+        size: Number of ranks.
+        port: On which the coordinator listens, 1 to 65535. None: the one given in
+            ``coordinator``, or 29500; afterwards never None. Given in both places, they agree.
+        bind_addr: Local IP address that takes connections from peers.
+        connect_timeout_ms: Milliseconds until all ranks must be connected; at least 1.
+        timeout_secs: Seconds for which a collective may stand still; above 0, ``inf`` allowed.
+
+    Raises:
+        InitializationFailed: A field is out of range, or the two ports differ.
+    """
+
+    backend: ClassVar[str] = "tcp"
+
+    coordinator: str
+    rank: int
+    size: int
+    port: int | None = None
+    bind_addr: str = "0.0.0.0"
+    connect_timeout_ms: int = 30_000
+    timeout_secs: float = 60.0
+
+    def __post_init__(self) -> None:
+        values = _values(self)
+        if self.port is None:
+            del values["port"]
+        checked = _checked("tcp", values, _field_of(self))
+        host, port_inside = split_address(checked["coordinator"])
+        port = checked.get("port", port_inside or DEFAULT_TCP_PORT)
+        if port_inside not in (None, port):
+            raise InitializationFailed(
+                "tcp",
+                f"The coordinator {self.coordinator} names another port than the port {port} "
+                "that is set: expected the same port in both places, or in one",
+                operation="configure",
+                context={"coordinator": self.coordinator, "port": port},
+            )
+        _store(self, {**checked, "coordinator": host, "port": port})
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Self:
+        """Read ``COBRE_TCP_*``.
+
+        Raises:
+            MissingConfiguration: Required variables are not set; it lists all of them.
+            InitializationFailed: A value is malformed or out of range.
+        """
+        settings = read_settings("tcp", variables_of("tcp"), env)
+        return cls(**_checked("tcp", settings, _variable_in(env)))
+
+
+# What a message says of a setting: what it is called, and the value that was given.
+_Quote = Callable[[Variable], tuple[str, Any]]
+
+
+def _checked(backend: str, values: Mapping[str, Any], quote: _Quote) -> dict[str, Any]:
+    known = {variable.field: variable for variable in variables_of(backend)}
+    # The size comes first: it bounds the rank.
+    size = check_value(known["size"], values["size"], *quote(known["size"]))
+    known["rank"] = replace(known["rank"], type=Integer(0, size - 1))
+    return {
+        field: check_value(variable, values[field], *quote(variable))
+        for field, variable in known.items()
+        if field in values
+    }
+
+
+def _variable_in(env: Mapping[str, str]) -> _Quote:
+    return lambda variable: (variable.name, env[variable.name])
+
+
+def _field_of(config: ShmConfig | TcpConfig) -> _Quote:
+    return lambda variable: (
+        f"{type(config).__name__}.{variable.field}",
+        getattr(config, variable.field),
+    )
+
+
+def _values(config: ShmConfig | TcpConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(config)}
+
+
+def _store(config: ShmConfig | TcpConfig, values: Mapping[str, Any]) -> None:
+    # The way in which a frozen dataclass normalises its own fields.
+    for field, value in values.items():
+        object.__setattr__(config, field, value)

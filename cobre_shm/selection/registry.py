@@ -1,0 +1,217 @@
+"""What a backend says about itself, and where such descriptions are found.
+
+A backend is registered by an entry point of the group ``cobre.backends`` whose name is the
+backend's and whose object is a :class:`BackendSpec`. A description is loaded when a choice needs
+it; the backend itself, with everything it depends on, when it is chosen.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from cobre_shm.selection.env import Variable
+
+__all__ = [
+    "BackendSpec",
+    "Capabilities",
+    "RegistrationFailure",
+    "Registry",
+    "has_module",
+    "read_registry",
+]
+
+GROUP = "cobre.backends"
+
+# The entry points of this distribution once more. They stand before all others, so that no other
+# distribution can take these names, and so that a checkout on PYTHONPATH, which has no metadata,
+# knows its own backends. From here on nothing sets them apart.
+BUILTIN = {
+    "local": "cobre_shm.selection.builtin:LOCAL",
+    "shm": "cobre_shm.selection.builtin:SHM",
+    "tcp": "cobre_shm.selection.builtin:TCP",
+    "mpi": "cobre_shm.selection.builtin:MPI",
+}
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What may be expected of a backend.
+
+    Attributes:
+        true_shared_memory: Shared regions have one copy per node.
+        detects_peer_loss: The death of a rank is an error on the others at once, not after the
+            time limit.
+        deterministic_sum: ``allreduce`` adds in rank order, so that its bits do not depend on the
+            backend.
+    """
+
+    true_shared_memory: bool = False
+    detects_peer_loss: bool = False
+    deterministic_sum: bool = False
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """A backend, without the backend.
+
+    Attributes:
+        name: Lower case; the value of ``COBRE_COMM_BACKEND`` and the name of the entry point.
+        priority: Auto-detection asks the highest first; mpi, tcp, shm and local have 40, 30, 20
+            and 0. ``local`` always accepts, so a negative priority means: by name only.
+        connect: Takes the configuration and returns the communicator: a callable, or
+            ``"module:attribute"``, which is imported when the backend is chosen and whose module
+            is then a requirement as well.
+        detect: Takes the environment and returns why this backend fits it, or None. It looks at
+            the mapping and at nothing else.
+        configure: Takes the environment and returns the configuration, or raises
+            MissingConfiguration or InitializationFailed.
+        requirements: Modules without which the backend is not available. They are searched for
+            and not imported.
+        install_hint: Command that installs the requirements.
+        variables: The ``COBRE_*`` variables that ``configure`` reads.
+        capabilities: What may be expected of its communicators.
+    """
+
+    name: str
+    priority: int
+    connect: str | Callable[[Any], Any]
+    detect: Callable[[Mapping[str, str]], str | None]
+    configure: Callable[[Mapping[str, str]], Any]
+    requirements: tuple[str, ...] = ()
+    install_hint: str = ""
+    variables: tuple[Variable, ...] = ()
+    capabilities: Capabilities = Capabilities()
+
+    @property
+    def implementation(self) -> str | None:
+        """Module of ``connect``, or None where a callable stands."""
+        return self.connect.partition(":")[0] if isinstance(self.connect, str) else None
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the required modules that cannot be found; empty: the backend is available."""
+        required = (*self.requirements, *filter(None, [self.implementation]))
+        return tuple(module for module in required if not has_module(module))
+
+    def open(self, config: Any) -> Any:
+        """Import what ``connect`` names and return the communicator that it makes."""
+        connect = self.connect
+        if isinstance(connect, str):
+            connect = pkgutil.resolve_name(connect)
+        return connect(config)
+
+
+@dataclass(frozen=True)
+class RegistrationFailure:
+    """An entry point that could not be used.
+
+    Attributes:
+        name: Of the entry point.
+        reference: What it points to, ``module:attribute``.
+        distribution: Name of the distribution that installed it.
+        reason: Why it could not be used.
+    """
+
+    name: str
+    reference: str
+    distribution: str
+    reason: str
+
+
+@dataclass
+class Registry:
+    """The entry points that were found; each is loaded when it is asked for.
+
+    Attributes:
+        failures: The entry points that could not be used so far. One that fails takes nothing
+            from the others.
+    """
+
+    entries: dict[str, EntryPoint]
+    failures: list[RegistrationFailure] = field(default_factory=list)
+    _loaded: dict[str, BackendSpec | None] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Return the registered names, whether or not their entry points can be loaded."""
+        return list(self.entries)
+
+    def find(self, name: str) -> BackendSpec | None:
+        """Return the description of ``name``; None: not registered, or in ``failures``."""
+        if name not in self._loaded and name in self.entries:
+            self._loaded[name] = self._load(self.entries[name])
+        return self._loaded.get(name)
+
+    def specs(self) -> list[BackendSpec]:
+        """Return all descriptions that can be loaded, the highest priority first."""
+        found = [spec for name in self.entries if (spec := self.find(name)) is not None]
+        return sorted(found, key=lambda spec: (-spec.priority, spec.name))
+
+    def available(self) -> list[str]:
+        """Return the names whose requirements are installed, the highest priority first."""
+        return [spec.name for spec in self.specs() if not spec.missing()]
+
+    def failure_of(self, name: str) -> RegistrationFailure | None:
+        """Return why ``name`` could not be loaded, or None."""
+        return next((failure for failure in self.failures if failure.name == name), None)
+
+    def _load(self, entry: EntryPoint) -> BackendSpec | None:
+        try:
+            spec = entry.load()
+        except (Exception, SystemExit) as error:
+            self.failures.append(_failure(entry, f"{type(error).__name__}: {error}"))
+            return None
+        if not isinstance(spec, BackendSpec):
+            reason = f"expected a BackendSpec, found {type(spec).__name__}"
+        elif spec.name != entry.name or spec.name != spec.name.strip().lower():
+            reason = f"the BackendSpec's name {spec.name!r} must equal it, in lower case"
+        elif spec.name == "auto":
+            reason = "the name stands for auto-detection"
+        else:
+            return spec
+        self.failures.append(_failure(entry, reason))
+        return None
+
+
+def read_registry() -> Registry:
+    """Look up which backends are registered; nothing of theirs is imported."""
+    found = [EntryPoint(name, reference, GROUP) for name, reference in BUILTIN.items()]
+    failures = []
+    try:
+        # Order within a directory of installed distributions is that of the file system.
+        found += sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+    except Exception as error:
+        damaged = EntryPoint(f"group {GROUP}", "", GROUP)
+        failures.append(_failure(damaged, f"{type(error).__name__}: {error}"))
+    entries: dict[str, EntryPoint] = {}
+    for entry in found:
+        first = entries.setdefault(entry.name, entry)
+        if first.value != entry.value:
+            failures.append(_failure(entry, f"the name is taken by {first.value}"))
+    return Registry(entries, failures)
+
+
+def has_module(name: str) -> bool:
+    """Whether ``import name`` would find something; neither it nor its parents are imported."""
+    top, *rest = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:
+        # Already imported, by someone who made it without a spec.
+        return True
+    path = top
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        path = f"{path}.{part}"
+        spec = importlib.machinery.PathFinder.find_spec(path, spec.submodule_search_locations)
+    return spec is not None
+
+
+def _failure(entry: EntryPoint, reason: str) -> RegistrationFailure:
+    distribution = entry.dist.name if entry.dist is not None else ""
+    return RegistrationFailure(entry.name, entry.value, distribution, reason)

@@ -1,0 +1,205 @@
+"""What a setting may hold: strict parsing of text, and the check of a value.
+
+Environment variables arrive as text (``parse``, then ``check``); a program passes values
+(``check`` alone). Both raise ValueError, and ``expected`` says in words what would be right, so
+that a message is made in one place whatever the source of the value was.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import operator
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+__all__ = [
+    "BackendName",
+    "BindAddress",
+    "Coordinator",
+    "Integer",
+    "Seconds",
+    "SegmentName",
+    "ValueType",
+    "split_address",
+]
+
+
+class ValueType(Protocol):
+    """A set of values, and how they are written."""
+
+    @property
+    def expected(self) -> str:
+        """The set in words, to follow "expected"."""
+
+    def parse(self, text: str) -> Any:
+        """Return what ``text`` stands for; ValueError when it stands for nothing."""
+
+    def check(self, value: Any) -> Any:
+        """Return ``value`` in its normal form; ValueError when it is not in the set."""
+
+
+@dataclass(frozen=True)
+class Integer:
+    """An integer in ``low..high``, both included.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        high_text: What a message says in place of ``high``, where another setting bounds it.
+    """
+
+    low: int
+    high: int
+    high_text: str = ""
+
+    @property
+    def expected(self) -> str:
+        """See :class:`ValueType`."""
+        return f"an integer in {self.low}..{self.high_text or self.high}"
+
+    def parse(self, text: str) -> int:
+        """Decimal digits only: ``int()`` would take spaces, underscores and other scripts."""
+        if re.fullmatch(r"[+-]?[0-9]{1,18}", text) is None:
+            raise ValueError(text)
+        return int(text)
+
+    def check(self, value: Any) -> int:
+        """Take whatever acts as an integer, numpy's included; a bool is a mistake."""
+        if isinstance(value, bool):
+            raise ValueError(value)
+        try:
+            number = operator.index(value)
+        except TypeError as error:
+            raise ValueError(value) from error
+        if not self.low <= number <= self.high:
+            raise ValueError(value)
+        return number
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """A duration above zero; ``inf`` stands for no limit."""
+
+    expected: ClassVar[str] = "a number of seconds above 0, or inf"
+
+    def parse(self, text: str) -> float:
+        """Decimal or exponent notation, or ``inf``."""
+        if re.fullmatch(r"[+-]?([0-9.]+([eE][+-]?[0-9]+)?|inf)", text) is None:
+            raise ValueError(text)
+        return float(text)
+
+    def check(self, value: Any) -> float:
+        """Refuse zero (no collective could complete), negative numbers and NaN."""
+        if isinstance(value, bool | str):
+            raise ValueError(value)
+        try:
+            seconds = float(value)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(value) from error
+        if math.isnan(seconds) or seconds <= 0:
+            raise ValueError(value)
+        return seconds
+
+
+@dataclass(frozen=True)
+class BackendName:
+    """A backend's name, or ``auto``; which names exist is the registry's to say."""
+
+    expected: ClassVar[str] = "auto, or the name of a backend"
+
+    def parse(self, text: str) -> str:
+        """Case and surrounding spaces carry no meaning."""
+        return text.strip().lower()
+
+    def check(self, value: Any) -> str:
+        """See :class:`ValueType`."""
+        if not isinstance(value, str):
+            raise ValueError(value)
+        return self.parse(value)
+
+
+@dataclass(frozen=True)
+class SegmentName:
+    """Name of a POSIX shared memory object; the leading slash may be left out.
+
+    The limit leaves room in the 255 bytes of a file name for a suffix.
+    """
+
+    max_bytes: ClassVar[int] = 250
+    expected: ClassVar[str] = (
+        f"1 to {max_bytes} bytes without NUL, and without a slash other than a leading one; "
+        "the form fd:N is reserved"
+    )
+
+    def parse(self, text: str) -> str:
+        """The text is the value."""
+        return text
+
+    def check(self, value: Any) -> str:
+        """Return the name with its leading slash, so that all spellings name one segment."""
+        if not isinstance(value, str) or re.fullmatch(r"fd:[0-9]*", value):
+            raise ValueError(value)
+        bare = value.removeprefix("/")
+        if not 1 <= len(os.fsencode(bare)) <= self.max_bytes or bare in (".", ".."):
+            raise ValueError(value)
+        if "/" in bare or "\0" in bare:
+            raise ValueError(value)
+        return f"/{bare}"
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """Where rank 0 listens: ``host``, ``host:port``, ``v6``, or ``[v6]:port``."""
+
+    expected: ClassVar[str] = "host, host:port or [v6]:port, with a port in 1..65535"
+
+    def parse(self, text: str) -> str:
+        """The text is the value."""
+        return text
+
+    def check(self, value: Any) -> str:
+        """See :class:`ValueType`."""
+        if not isinstance(value, str):
+            raise ValueError(value)
+        split_address(value)
+        return value
+
+
+@dataclass(frozen=True)
+class BindAddress:
+    """An IP address of this host."""
+
+    expected: ClassVar[str] = "an IPv4 or IPv6 address"
+
+    def parse(self, text: str) -> str:
+        """The text is the value."""
+        return text
+
+    def check(self, value: Any) -> str:
+        """Return the address as ``ipaddress`` writes it."""
+        if not isinstance(value, str):
+            raise ValueError(value)
+        return str(ipaddress.ip_address(value))
+
+
+def split_address(text: str) -> tuple[str, int | None]:
+    """Split ``host``, ``host:port``, ``v6`` or ``[v6]:port`` into host and port.
+
+    Raises:
+        ValueError: ``text`` is none of them.
+    """
+    bracketed = re.fullmatch(r"\[([^\[\]]+)\](?::([0-9]+))?", text)
+    plain = re.fullmatch(r"([A-Za-z0-9._-]+)(?::([0-9]+))?", text)
+    if bracketed is not None:
+        host, port = bracketed.groups()
+        ipaddress.IPv6Address(host)
+    elif plain is not None:
+        host, port = plain.groups()
+    else:
+        host, port = str(ipaddress.IPv6Address(text)), None
+    if port is None:
+        return host, None
+    return host, Integer(1, 65535).check(int(port))

@@ -1,0 +1,79 @@
+"""One training program, any backend, any number of ranks: the same bits."""
+
+import subprocess
+import sys
+from functools import cache
+
+import pyarrow.parquet
+import pytest
+
+from cobre_shm.local import LocalCommunicator
+from cobre_shm.sddp import series_digest, shipped_case_path, train
+from tests.support.ranks import results_of, run_ranks
+
+SIZES = (1, 2, 3, 4, 8)
+
+
+def digest_of_training(comm, path, iterations):
+    return series_digest(train(path, comm, iterations=iterations)), comm.backend
+
+
+@cache
+def digest_alone(path, iterations):
+    return series_digest(train(path, LocalCommunicator(), iterations=iterations))
+
+
+def assert_same_bits(path, iterations, size):
+    outcomes = run_ranks(digest_of_training, size, "shm", path, iterations, timeout=240.0)
+    assert set(results_of(outcomes)) == {(digest_alone(path, iterations), "shm")}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["1dtoy", "4ree"])
+def test_reference_case_has_the_bits_of_one_process(reference_cases, name, size):
+    assert_same_bits(reference_cases / name, 8, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_shipped_case_has_the_bits_of_one_process(size):
+    assert_same_bits(shipped_case_path(), 3, size)
+
+
+def test_digest_differs_between_trainings_that_differ():
+    assert digest_alone(shipped_case_path(), 3) != digest_alone(shipped_case_path(), 2)
+
+
+def run_trainer(folder, *launcher):
+    command = [sys.executable, "-m", *launcher, "cobre_shm.sddp", "--iterations", "2"]
+    done = subprocess.run(
+        [*command, "--output-dir", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def values_of(path, ignored=()):
+    table = pyarrow.parquet.read_table(path)
+    return {
+        name: table[name].combine_chunks().buffers()[1].to_pybytes()
+        for name in table.column_names
+        if name not in ignored
+    }
+
+
+def test_files_of_four_ranks_under_the_launcher_are_those_of_one_process(tmp_path):
+    alone, ranks = tmp_path / "alone", tmp_path / "ranks"
+    run_trainer(alone)
+    shown = run_trainer(ranks, "cobre_shm.spawn", "-n", "4", "-m")
+    assert "4 rank" in shown
+    clocks = ("time_forward_ms", "time_backward_ms", "time_total_ms")
+    for name, ignored in (("training/convergence", clocks), ("policy/cuts", ())):
+        one, many = (values_of(folder / f"{name}.parquet", ignored) for folder in (alone, ranks))
+        assert len(one) > 5
+        assert one == many
+    assert (ranks / "training/convergence.csv").is_file()
+    assert (ranks / "training/metadata.json").is_file()

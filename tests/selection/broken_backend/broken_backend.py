@@ -1,0 +1,3 @@
+"""What a careless distribution registers."""
+
+NOT_A_SPEC = {"name": "wrong"}

@@ -1,0 +1,74 @@
+"""Nothing that was not chosen is imported: seen in a fresh interpreter for each choice."""
+
+import json
+import os
+
+import pytest
+
+CODE = """
+import sys
+import cobre_shm
+with cobre_shm.create_communicator({kind}):
+    print(*sys.modules)
+"""
+SHM = {
+    "COBRE_SHM_NAME": f"/cobre-test-imports-{os.getpid()}",
+    "COBRE_SHM_RANK": "0",
+    "COBRE_SHM_SIZE": "1",
+}
+SPOOL = {"COBRE_SPOOL_RANK": "0", "COBRE_SPOOL_SIZE": "1"}
+# What belongs to one backend alone.
+LOCAL = {"cobre_shm.local"}
+SHARED_MEMORY = {"cobre_shm.shm", "cobre_shm.segment", "cobre_shm.kernels", "posix_ipc", "numba"}
+SPOOLED = {"spool_backend.communicator"}
+NEVER = {"mpi4py", "cobre_net.mpi", "cobre_net.tcp", "cobre_shm.spawn", "cobre_shm.sddp"}
+
+
+def modules(environment, kind="", env=None):
+    done = environment.run("-c", CODE.format(kind=kind), env=env)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("env", [{}, {"COBRE_COMM_BACKEND": "local"}])
+def test_choice_of_local_imports_no_other_backend(third_party, env):
+    loaded = modules(third_party, env=env)
+    assert loaded >= LOCAL
+    assert not loaded & (SHARED_MEMORY | SPOOLED | NEVER)
+
+
+def test_choice_of_shm_imports_no_other_backend(third_party):
+    loaded = modules(third_party, env={**SHM, "COBRE_COMM_BACKEND": "shm"})
+    assert loaded >= SHARED_MEMORY
+    assert not loaded & (LOCAL | SPOOLED | NEVER)
+
+
+def test_choice_of_third_party_imports_no_builtin_backend(third_party, tmp_path):
+    env = {**SPOOL, "COBRE_SPOOL_DIR": str(tmp_path / "group")}
+    loaded = modules(third_party, env=env)
+    assert loaded >= SPOOLED
+    assert not loaded & (SHARED_MEMORY | NEVER)
+
+
+def test_unavailable_backend_is_refused_without_importing_it(numpy_alone):
+    code = (
+        "import json, sys, cobre_shm\n"
+        "try: cobre_shm.create_communicator('shm')\n"
+        "except cobre_shm.BackendNotAvailable: print(json.dumps(sorted(sys.modules)))"
+    )
+    loaded = set(json.loads(numpy_alone.run("-c", code).stdout))
+    assert not loaded & (SHARED_MEMORY | LOCAL | {"numpy"})
+
+
+def test_available_backends_imports_none_of_them(third_party):
+    code = "import sys, cobre_shm; cobre_shm.available_backends(); print(*sys.modules)"
+    loaded = set(third_party.run("-c", code).stdout.split())
+    assert not loaded & (SHARED_MEMORY | LOCAL | SPOOLED | NEVER | {"numpy"})
+
+
+@pytest.mark.parametrize("module", ["cobre_shm.info", "cobre_shm.selection.info"])
+def test_description_of_backends_imports_none_of_them(third_party, module):
+    loaded = set(third_party.run("-c", f"import sys, {module}; print(*sys.modules)").stdout.split())
+    assert not loaded & (
+        (SHARED_MEMORY | LOCAL | SPOOLED | NEVER | {"numpy"}) - {"cobre_shm.spawn"}
+    )

@@ -1,0 +1,134 @@
+"""The conformance suite itself: that its data can tell right from wrong, and that it does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cobre_shm.datatypes import ReduceOp
+from cobre_shm.local import LocalCommunicator
+from cobre_shm.testing.conformance import CHECKS
+from cobre_shm.testing.conformance.expect import assert_same_bytes, assert_same_numbers
+from cobre_shm.testing.conformance.payloads import (
+    MOVABLE,
+    filled,
+    numbers,
+    records,
+    reduced,
+    reductions,
+    special_numbers,
+)
+
+
+@pytest.mark.parametrize("dtype", ["e", "f", "d", "g", "F", "D", "G", ">f8"])
+@pytest.mark.parametrize("op", [ReduceOp.SUM, ReduceOp.PROD])
+@pytest.mark.parametrize("size", [3, 8])
+def test_numbers_other_rank_order_gives_other_bits(dtype, op, size):
+    blocks = [numbers(dtype, 33, rank) for rank in range(size)]
+    in_order = reduced(op, blocks)
+    reverse = reduced(op, blocks[::-1])
+    rotated = reduced(op, blocks[1:] + blocks[:1])
+    for other in (reverse, rotated):
+        with pytest.raises(AssertionError):
+            assert_same_numbers(other, in_order, "another order")
+
+
+# numpy may multiply complex scalars in its own order.
+SCALAR = [case for case in reductions() if case[0].kind != "c" or case[1] is not ReduceOp.PROD]
+
+
+@pytest.mark.parametrize(("dtype", "op"), SCALAR, ids=str)
+def test_reduced_few_numbers_equal_to_scalar_arithmetic(dtype, op):
+    blocks = [special_numbers(dtype, rank)[:40] for rank in range(3)]
+    result = reduced(op, blocks)
+    scalar = {
+        ReduceOp.SUM: lambda a, b: a + b,
+        ReduceOp.PROD: lambda a, b: a * b,
+        ReduceOp.MIN: np.minimum,
+        ReduceOp.MAX: np.maximum,
+    }[op]
+    with np.errstate(all="ignore"):
+        singles = [
+            scalar(scalar(blocks[0][index], blocks[1][index]), blocks[2][index])
+            for index in range(result.size)
+        ]
+    expected = np.array(singles, dtype)
+    assert_same_numbers(result, expected, "scalars", sign_of_zero=op < ReduceOp.MIN)
+
+
+@pytest.mark.parametrize("dtype", MOVABLE, ids=str)
+def test_records_depend_on_key_and_position(dtype):
+    first, second = records(dtype, 9, 0), records(dtype, 9, 1)
+    assert first.dtype == dtype
+    assert first.size == 9
+    assert_same_bytes(first, records(dtype, 9, 0), "the same key")
+    with pytest.raises(AssertionError):
+        assert_same_bytes(first, second, "another key")
+    if dtype.kind != "b":
+        assert first.tobytes() != filled(dtype, 9).tobytes()
+        assert len({first[index : index + 1].tobytes() for index in range(9)}) > 5
+
+
+def test_assert_same_numbers_nan_is_any_nan_and_zero_has_a_sign():
+    quiet = np.array([0x7FF8000000000000, 0xFFF8000000000001], np.uint64).view("f8")
+    assert_same_numbers(quiet, np.array([np.nan, np.nan]), "NaN")
+    with pytest.raises(AssertionError):
+        assert_same_numbers(np.array([0.0]), np.array([-0.0]), "zeros")
+    assert_same_numbers(np.array([0.0]), np.array([-0.0]), "zeros", sign_of_zero=False)
+    with pytest.raises(AssertionError):
+        assert_same_numbers(np.array([np.nan]), np.array([1.0]), "NaN for a number")
+
+
+class IgnoresDispls(LocalCommunicator):
+    def allgatherv(self, send, recv=None, counts=None, displs=None):
+        result = super().allgatherv(send, recv, counts, displs)
+        if displs is not None and counts is not None:
+            super().allgatherv(send, result, counts)
+        return result
+
+
+class AcceptsAnyRoot(LocalCommunicator):
+    def broadcast(self, buf, root=0):
+        return super().broadcast(buf, 0)
+
+
+class ReturnsCopies(LocalCommunicator):
+    def allreduce(self, send, recv=None, op=ReduceOp.SUM):
+        return super().allreduce(send, recv, op).copy()
+
+
+class StaysOpen(LocalCommunicator):
+    def close(self):
+        pass
+
+
+class WritesBehind(LocalCommunicator):
+    def allreduce(self, send, recv=None, op=ReduceOp.SUM):
+        result = super().allreduce(send, recv, op)
+        base = getattr(recv, "base", None)
+        if isinstance(base, np.ndarray) and base.dtype == np.uint8 and base.size > result.nbytes:
+            base[-1] = 0
+        return result
+
+
+@pytest.mark.parametrize(
+    ("broken", "name"),
+    [
+        (IgnoresDispls, "check_allgatherv_gaps_left_alone"),
+        (AcceptsAnyRoot, "check_broadcast_invalid_root_refused"),
+        (ReturnsCopies, "check_allreduce_in_place"),
+        (StaysOpen, "check_close_every_collective_refused"),
+        (WritesBehind, "check_allreduce_neighbours_of_recv_left_alone"),
+    ],
+)
+def test_check_broken_communicator_fails(broken, name):
+    CHECKS[name].function(LocalCommunicator())
+    with pytest.raises(AssertionError):
+        CHECKS[name].function(broken())
+
+
+def test_checks_each_has_a_sentence_and_a_topic():
+    for check in CHECKS.values():
+        assert check.name.startswith("check_")
+        assert check.function.__doc__
+        assert check.topic in check.function.__module__

@@ -1,0 +1,186 @@
+"""The errors: the tree, the fields, and the structured form."""
+
+import inspect
+import json
+import pickle
+
+import pytest
+
+from cobre_shm import errors
+from cobre_shm.errors import (
+    AllocationFailed,
+    BackendError,
+    BackendNotAvailable,
+    CobreError,
+    CollectiveFailed,
+    CollectiveMismatch,
+    CollectiveTimeout,
+    CommError,
+    InitializationFailed,
+    InvalidBackend,
+    InvalidBufferSize,
+    InvalidCommunicator,
+    InvalidDatatype,
+    InvalidRoot,
+    MissingConfiguration,
+    RankFailed,
+)
+
+# The three examples of the specification.
+NOT_AVAILABLE = {
+    "kind": "IncompatibleSettings",
+    "message": "Communication backend 'mpi' is not available in this build",
+    "context": {
+        "setting": "COBRE_COMM_BACKEND",
+        "requested_value": "mpi",
+        "available_backends": ["tcp", "shm", "local"],
+        "build_features": ["tcp", "shm"],
+    },
+    "suggestion": "Set COBRE_COMM_BACKEND to one of: tcp, shm, local. "
+    "To use MPI, rebuild with --features mpi.",
+}
+FAILED_TO_START = {
+    "kind": "MpiError",
+    "message": "TCP backend failed to connect to coordinator at 10.0.0.1:9000",
+    "context": {
+        "operation": "connect",
+        "backend": "tcp",
+        "coordinator": "10.0.0.1:9000",
+        "error_code": 111,
+        "detail": "Connection refused (os error 111)",
+    },
+    "suggestion": "Verify that the TCP coordinator is running at 10.0.0.1:9000 and that the port "
+    "is accessible from this host.",
+}
+MISSING = {
+    "kind": "IncompatibleSettings",
+    "message": "TCP backend requires COBRE_TCP_COORDINATOR, COBRE_TCP_RANK, and COBRE_TCP_SIZE "
+    "to be set",
+    "context": {
+        "setting": "COBRE_COMM_BACKEND",
+        "requested_value": "tcp",
+        "missing_variables": ["COBRE_TCP_COORDINATOR", "COBRE_TCP_RANK", "COBRE_TCP_SIZE"],
+    },
+    "suggestion": "Set the required environment variables. Example: COBRE_TCP_COORDINATOR=host "
+    "COBRE_TCP_PORT=29500 COBRE_TCP_RANK=0 COBRE_TCP_SIZE=4 cobre run /path/to/case",
+}
+ONE_OF_EACH = [
+    BackendNotAvailable("mpi", ["tcp", "shm", "local"], install_hint="pip install x"),
+    InvalidBackend("mpu", ["local"], nearest="mpi"),
+    InitializationFailed("tcp", "no", source=OSError(111, "Connection refused")),
+    MissingConfiguration("shm", ["COBRE_SHM_NAME"]),
+    InvalidBufferSize("allreduce", 3, 4),
+    InvalidDatatype("allreduce", "object dtype"),
+    InvalidRoot(3, 2),
+    InvalidCommunicator("closed"),
+    AllocationFailed(4096, "no space", suggestion="docker run --shm-size=1g"),
+    RankFailed("rank 1 died", rank=1, pid=77, signal=9),
+    CollectiveTimeout("rank 1 is late", missing_ranks=[1], seconds=60.0),
+    CollectiveMismatch(["barrier", "broadcast"]),
+]
+
+
+def shape(value):
+    """The structure of a JSON value: keys in order and types, without the values."""
+    if isinstance(value, dict):
+        return [(key, shape(inner)) for key, inner in value.items()]
+    if isinstance(value, list):
+        return [type(value[0]).__name__]
+    return type(value).__name__
+
+
+def test_not_available_has_the_specified_structure():
+    error = BackendNotAvailable("mpi", ["tcp", "shm", "local"], install_hint="pip install x")
+    assert shape(error.to_dict()) == shape(NOT_AVAILABLE)
+    assert error.to_dict()["kind"] == NOT_AVAILABLE["kind"]
+    assert error.to_dict()["context"] == NOT_AVAILABLE["context"]
+
+
+def test_initialization_failed_has_the_specified_structure():
+    error = InitializationFailed(
+        "tcp",
+        FAILED_TO_START["message"],
+        operation="connect",
+        source=ConnectionRefusedError(111, "Connection refused"),
+        context={"coordinator": "10.0.0.1:9000"},
+        suggestion=FAILED_TO_START["suggestion"],
+    )
+    found = error.to_dict()
+    assert shape(found) == shape(FAILED_TO_START)
+    assert found["context"].pop("detail") == "[Errno 111] Connection refused"
+    del FAILED_TO_START["context"]["detail"]
+    assert found == FAILED_TO_START
+
+
+def test_missing_configuration_has_the_specified_structure():
+    names = MISSING["context"]["missing_variables"]
+    error = MissingConfiguration("tcp", names, suggestion=MISSING["suggestion"])
+    assert shape(error.to_dict()) == shape(MISSING)
+    assert error.to_dict() == MISSING
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"), [(["A"], "requires A to"), (["A", "B"], "requires A and B to")]
+)
+def test_missing_configuration_lists_one_and_two_as_prose(names, listed):
+    assert listed in MissingConfiguration("shm", names).message
+
+
+def test_backend_errors_carry_the_specified_fields():
+    for error in ONE_OF_EACH[:2]:
+        assert isinstance(error.requested, str)
+        assert isinstance(error.available, list)
+    assert ONE_OF_EACH[2].backend == "tcp"
+    assert isinstance(ONE_OF_EACH[2].source, OSError)
+    assert (ONE_OF_EACH[3].backend, ONE_OF_EACH[3].missing_vars) == ("shm", ["COBRE_SHM_NAME"])
+
+
+def test_initialization_failed_without_errno_has_error_code_zero():
+    error = InitializationFailed("mpi", "no", source=RuntimeError("no libmpi"))
+    assert error.context["error_code"] == 0
+    assert error.context["detail"] == "no libmpi"
+
+
+def test_every_error_class_is_in_the_sample():
+    defined = {
+        cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, CobreError)
+    }
+    families = {CobreError, BackendError, CommError, CollectiveFailed}
+    assert {type(error) for error in ONE_OF_EACH} == defined - families
+
+
+@pytest.mark.parametrize("error", ONE_OF_EACH, ids=lambda error: type(error).__name__)
+def test_error_structured_form_is_json_with_four_keys(error):
+    found = json.loads(json.dumps(error.to_dict()))
+    assert list(found) == ["kind", "message", "context", "suggestion"]
+    assert found["message"] == error.message
+
+
+@pytest.mark.parametrize("error", ONE_OF_EACH, ids=lambda error: type(error).__name__)
+def test_error_survives_pickling(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert copy.to_dict() == error.to_dict()
+
+
+@pytest.mark.parametrize("error", ONE_OF_EACH, ids=lambda error: type(error).__name__)
+def test_error_text_is_message_and_suggestion(error):
+    assert str(error).startswith(error.message)
+    assert (error.suggestion or "") in str(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "bases"),
+    [
+        (ONE_OF_EACH[0], (BackendError,)),
+        (ONE_OF_EACH[4], (CommError, ValueError)),
+        (ONE_OF_EACH[5], (CommError, TypeError)),
+        (ONE_OF_EACH[6], (CommError, ValueError)),
+        (ONE_OF_EACH[8], (CommError, MemoryError)),
+        (ONE_OF_EACH[9], (CollectiveFailed, CommError)),
+    ],
+)
+def test_error_can_be_caught_by_family_and_by_builtin(error, bases):
+    for base in bases:
+        assert isinstance(error, base)

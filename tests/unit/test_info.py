@@ -1,0 +1,173 @@
+"""``python -m cobre_shm.info``: the report, its two forms, and its exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+import cobre_shm
+from cobre_shm import info, machine
+from cobre_shm.selection import registry as registry_module
+from cobre_shm.selection.builtin import SHM
+
+LAUNCHERS = ("PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch):
+    ours = [name for name in os.environ if name.startswith("COBRE_")]
+    for name in (*LAUNCHERS, "MPI_LOCALRANKID", "SLURM_PROCID", *ours):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run_info(capsys, *arguments):
+    code = info.main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def report_of(capsys, *arguments):
+    code, out, _ = run_info(capsys, "--output-format", "json", *arguments)
+    return code, json.loads(out)
+
+
+def test_report_json_has_every_section(capsys):
+    code, report = report_of(capsys)
+    assert code == 0
+    assert report["version"] == cobre_shm.__version__
+    assert [backend["name"] for backend in report["backends"]] == ["mpi", "tcp", "shm", "local"]
+    assert report["auto"]["backend"] == report["choice"]["backend"] == "local"
+    assert report["cpus"]["usable"] >= 1
+    assert report["memory"]["total_bytes"] > report["memory"]["available_bytes"] > 0
+    assert report["shared_memory"]["size_bytes"] >= report["shared_memory"]["free_bytes"] >= 0
+    assert set(report["kernel"]) == {"futex", "robust_mutex", "memfd"}
+    assert report["packages"]["numpy"]
+    assert "removed_segments" not in report
+
+
+def test_report_requirements_say_which_module_is_absent(capsys, monkeypatch):
+    monkeypatch.setattr(registry_module, "has_module", lambda module: module != "mpi4py")
+    monkeypatch.setattr("cobre_shm.selection.info.has_module", lambda module: module != "mpi4py")
+    mpi = report_of(capsys)[1]["backends"][0]
+    assert not mpi["available"]
+    assert mpi["implemented"]
+    assert mpi["requirements"] == {"numba": True, "mpi4py": False}
+    assert 'no module mpi4py: pip install "cobre-shm[mpi]"' in run_info(capsys)[1]
+
+
+def test_report_shows_detection_and_what_auto_would_take(capsys, monkeypatch):
+    monkeypatch.setattr(registry_module, "has_module", lambda module: True)
+    monkeypatch.setenv("PMI_RANK", "3")
+    monkeypatch.setenv("COBRE_COMM_BACKEND", "local")
+    report = report_of(capsys)[1]
+    assert report["backends"][0]["detected"] == "PMI_RANK is set"
+    assert report["auto"] == {"backend": "mpi", "reason": "detected, as PMI_RANK is set"}
+    assert report["choice"] == {"backend": "local", "reason": "COBRE_COMM_BACKEND=local"}
+    assert report["variables"] == {"COBRE_COMM_BACKEND": "local"}
+
+
+def test_report_unknown_variables_are_named_without_their_value(capsys, monkeypatch):
+    monkeypatch.setenv("COBRE_COMM_BACKND", "a-secret")
+    code, out, _ = run_info(capsys)
+    assert code == 0
+    assert "COBRE_COMM_BACKND: nothing reads it; did you mean COBRE_COMM_BACKEND?" in out
+    assert "a-secret" not in out
+
+
+def test_report_failed_registration_is_shown(capsys, monkeypatch):
+    broken = EntryPoint("ring", "no_such_module_anywhere:SPEC", "cobre.backends")
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: [broken])
+    code, report = report_of(capsys)
+    assert code == 0
+    assert report["failed_registrations"][0]["name"] == "ring"
+    assert "no_such_module_anywhere:SPEC" in run_info(capsys)[1]
+
+
+@pytest.fixture
+def ring(monkeypatch):
+    """Register a backend of these fields beside the built-in ones."""
+
+    def register(**fields):
+        module = types.ModuleType("ring_spec")
+        module.SPEC = replace(SHM, name="ring", connect=print, requirements=(), **fields)
+        monkeypatch.setitem(sys.modules, "ring_spec", module)
+        entry = EntryPoint("ring", "ring_spec:SPEC", "cobre.backends")
+        monkeypatch.setattr(registry_module, "entry_points", lambda group: [entry])
+
+    return register
+
+
+def configure_badly(env):
+    raise KeyError("COBRE_RING_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("backend", "fields", "kind", "key"),
+    [
+        ("rong", {}, "IncompatibleSettings", "available_backends"),
+        ("ring", {}, "IncompatibleSettings", "missing_variables"),
+        ("ring", {"configure": configure_badly}, "MpiError", "error_code"),
+    ],
+)
+def test_choice_that_would_fail_ends_with_code_four(
+    capsys, monkeypatch, ring, backend, fields, kind, key
+):
+    ring(**fields)
+    monkeypatch.setenv("COBRE_COMM_BACKEND", backend)
+    code, out, err = run_info(capsys, "--output-format", "json")
+    assert code == 4
+    error = json.loads(err)
+    assert error["kind"] == kind
+    assert key in error["context"]
+    assert json.loads(out)["choice"] == {"error": error}
+    code, out, err = run_info(capsys)
+    assert code == 4
+    assert f"create_communicator() would fail: {error['message']}" in out
+    assert err.startswith(f"error: {error['message']}")
+
+
+def test_report_detection_that_raises_is_shown(capsys, ring):
+    ring(detect=configure_badly)
+    code, report = report_of(capsys)
+    assert code == 0
+    detected = {backend["name"]: backend["detected"] for backend in report["backends"]}
+    assert detected["ring"] == "detection failed: KeyError: 'COBRE_RING_SIZE'"
+
+
+def test_report_backend_without_implementation_is_no_matter_of_installing(capsys, monkeypatch):
+    monkeypatch.setattr(registry_module, "has_module", lambda module: module == "numba")
+    assert "not part of this version" in run_info(capsys)[1]
+
+
+def test_bad_argument_ends_with_code_one(capsys):
+    with pytest.raises(SystemExit) as caught:
+        info.main(["--no-such-option"])
+    assert caught.value.code == 1
+    assert "--no-such-option" in capsys.readouterr().err
+
+
+def test_module_runs_as_a_program():
+    root = Path(cobre_shm.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "cobre_shm.info"], capture_output=True, text=True, cwd=root
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"cobre-shm {cobre_shm.__version__}, Python ")
+
+
+def test_report_without_the_facts_says_so(capsys, monkeypatch):
+    for name in ("memory_bytes", "shared_memory_bytes", "mpi_library", "numba_cache"):
+        monkeypatch.setattr(machine, name, lambda: None)
+    monkeypatch.setattr(info, "_segments", lambda: None)
+    code, out, _ = run_info(capsys)
+    assert code == 0
+    assert "none found" in out
+    assert "empty, so the first start compiles" in out
+    assert "not looked at" in out
+    assert "unknown" in out

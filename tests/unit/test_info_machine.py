@@ -1,0 +1,138 @@
+"""Facts about the machine, read from files as the kernel writes them."""
+
+import mmap
+import os
+import sys
+
+import pytest
+
+from cobre_shm import machine
+
+
+def test_memory_is_read_in_bytes(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       16 kB\nMemFree: 1 kB\nMemAvailable:    8 kB\nHuge: 0\n")
+    assert machine.memory_bytes(meminfo) == (16384, 8192)
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: 16 kB\n", "MemTotal: x kB\n", "MemTotal:\n"])
+def test_memory_unreadable_is_unknown(tmp_path, text):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(text)
+    assert machine.memory_bytes(meminfo) is None
+    assert machine.memory_bytes(tmp_path / "absent") is None
+
+
+def groups(tmp_path, membership, **files):
+    (tmp_path / "cgroup").write_text(membership)
+    for name, text in files.items():
+        path = tmp_path / "fs" / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return machine.memory_limit_bytes(tmp_path / "cgroup", tmp_path / "fs")
+
+
+def test_memory_limit_is_the_tightest_of_all_ancestors(tmp_path):
+    files = {
+        "memory_dot_max": "max\n",
+        "job__memory_dot_max": "1000\n",
+        "job__step__memory_dot_max": "4000\n",
+    }
+    assert groups(tmp_path, "0::/job/step\n", **files) == 1000
+
+
+def test_memory_limit_of_a_container_is_at_the_root_of_the_mount(tmp_path):
+    assert groups(tmp_path, "0::/docker/0af3\n", memory_dot_max="2000\n") == 2000
+
+
+def test_memory_limit_of_the_older_interface_is_read(tmp_path):
+    limit = "memory__job__memory_dot_limit_in_bytes"
+    membership = "4:cpu,cpuacct:/\n3:memory:/job\n"
+    assert groups(tmp_path, membership, **{limit: "3000\n"}) == 3000
+    assert groups(tmp_path, membership, **{limit: "9223372036854771712\n"}) is None
+
+
+def test_memory_limit_absent_or_damaged_is_none(tmp_path):
+    assert machine.memory_limit_bytes(tmp_path / "absent", tmp_path) is None
+    assert groups(tmp_path, "nonsense\n") is None
+    assert groups(tmp_path, "0::/\n", memory_dot_max="max\n") is None
+
+
+def test_shared_memory_of_an_absent_mount_is_unknown(tmp_path):
+    assert machine.shared_memory_bytes(tmp_path / "absent") is None
+
+
+def test_shared_memory_is_that_of_the_file_system(tmp_path):
+    usage = os.statvfs(tmp_path)
+    size, free = machine.shared_memory_bytes(tmp_path)
+    assert size == usage.f_blocks * usage.f_frsize
+    assert 0 < free <= size
+
+
+def test_kernel_features_that_the_shm_backend_needs_are_seen_here():
+    assert machine.has_futex()
+    assert machine.has_robust_mutex()
+    assert machine.has_memfd()
+
+
+def test_futex_refused_by_the_system_is_told(monkeypatch):
+    class Refusing:
+        def syscall(self, *args):
+            return -1
+
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda *args, **kwargs: Refusing())
+    assert not machine.has_futex()
+
+
+def test_robust_mutex_that_stays_locked_is_told(monkeypatch):
+    from cobre_shm.segment import libc
+
+    monkeypatch.setattr(machine, "_THREAD_EXIT_SECS", 0.0)
+    monkeypatch.setattr(libc.RobustMutex, "try_lock", lambda self: False)
+    assert not machine.has_robust_mutex()
+
+
+def test_robust_mutex_refused_by_the_system_is_told(monkeypatch):
+    from cobre_shm.segment import libc
+
+    def refuse(self):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(libc.RobustMutex, "initialise", refuse)
+    assert not machine.has_robust_mutex()
+    assert mmap.PAGESIZE > 0
+
+
+def test_memfd_refused_by_the_system_is_told(monkeypatch):
+    def refuse(name):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(machine.os, "memfd_create", refuse)
+    assert not machine.has_memfd()
+
+
+def test_mpi_library_of_the_environment_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "lib").mkdir()
+    library = tmp_path / "lib" / "libmpi.so.40"
+    library.touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(machine.ctypes.util, "find_library", lambda name: "libmpi.so.12")
+    assert machine.mpi_library() == str(library)
+    library.unlink()
+    assert machine.mpi_library() == "libmpi.so.12"
+
+
+def test_numba_cache_is_found_in_the_chosen_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    folder = tmp_path / "kernels_0a1b"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"exchange.f-{number}.py311.nbi").touch()
+    assert machine.numba_cache() == (folder, 3)
+
+
+def test_numba_cache_that_is_nowhere_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    assert machine.numba_cache() is None

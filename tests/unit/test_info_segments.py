@@ -1,0 +1,101 @@
+"""Segments that lie in shared memory: found, told apart, and removed only when dead."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("posix_ipc")
+
+from cobre_shm import info, layout
+from cobre_shm.segment.leftovers import find_segments, remove_if_dead
+from cobre_shm.segment.segment import Segment
+
+ROOT = Path(info.__file__).parents[1]
+MAKE_AND_DIE = """
+import os, sys
+from cobre_shm.segment.segment import Segment
+Segment.create(sys.argv[1], 2, slot_bytes=4096)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.fixture
+def name():
+    name = f"/cobre-test-{secrets.token_hex(8)}"
+    yield name
+    Path("/dev/shm", name[1:]).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def dead(name):
+    """The segment of a process that was killed; returns its pid."""
+    process = subprocess.Popen([sys.executable, "-c", MAKE_AND_DIE, name], cwd=ROOT)
+    assert process.wait() == -9
+    return process.pid
+
+
+def found(name):
+    return next((segment for segment in find_segments() if segment.name == name), None)
+
+
+def test_segment_of_a_living_process_is_in_use_and_stays(name):
+    segment = Segment.create(name, 1, slot_bytes=4096)
+    seen = found(name)
+    assert (seen.creator, seen.living, seen.is_dead) == (os.getpid(), os.getpid(), False)
+    assert seen.nbytes == segment.nbytes
+    assert not remove_if_dead(name)
+    assert found(name) == seen
+    segment.unlink()
+    segment.close()
+
+
+def test_segment_of_a_dead_run_is_removed(name, dead):
+    seen = found(name)
+    assert (seen.creator, seen.living, seen.is_dead) == (dead, 0, True)
+    assert remove_if_dead(name)
+    assert found(name) is None
+    assert not remove_if_dead(name)
+
+
+def test_segment_of_another_version_is_shown_and_left_alone(name, dead):
+    with Path("/dev/shm", name[1:]).open("r+b") as file:
+        file.seek(layout.HEADER_VERSION)
+        file.write((99).to_bytes(8, "little"))
+    seen = found(name)
+    assert "version is 99" in seen.problem
+    assert not seen.is_dead
+    assert not remove_if_dead(name)
+    assert Path("/dev/shm", name[1:]).exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"COBRE", b"something else"])
+def test_file_that_is_no_segment_is_passed_over(name, content):
+    Path("/dev/shm", name[1:]).write_bytes(content)
+    assert found(name) is None
+    assert not remove_if_dead(name)
+
+
+def test_clean_removes_dead_segments_and_says_so(name, dead, capsys, monkeypatch):
+    monkeypatch.delenv("COBRE_COMM_BACKEND", raising=False)
+    assert info.main([]) == 0
+    assert f"{name} " in capsys.readouterr().out
+    assert info.main(["--clean", "--output-format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert name in report["removed_segments"]
+    assert name not in [segment["name"] for segment in report["segments"]]
+
+
+def test_clean_leaves_living_segments(name, capsys, monkeypatch):
+    monkeypatch.delenv("COBRE_COMM_BACKEND", raising=False)
+    segment = Segment.create(name, 1, slot_bytes=4096)
+    assert info.main(["--clean"]) == 0
+    assert f"{name} ({segment.nbytes / 1024:.4g} KiB): in use by pid {os.getpid()}" in (
+        capsys.readouterr().out
+    )
+    segment.unlink()
+    segment.close()
