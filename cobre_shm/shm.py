@@ -26,6 +26,7 @@ from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words
+from cobre_shm.segment.lateness import lateness
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive
 from cobre_shm.segment.region import ShmRegion
@@ -45,6 +46,8 @@ __all__ = ["ShmCommunicator"]
 _SPIN_LIMIT_MAX = 2000
 # How often a waiting rank asks the process table; the kernel's death marks are seen sooner.
 _PROCESS_CHECK_SECS = 0.25
+# A rank that stays late is named again after so many times the first interval.
+_REPEAT_WARNING = 6
 _REGION = layout.BARRIER | 1 << 8
 _SPLIT = layout.BARRIER | 2 << 8
 
@@ -78,6 +81,7 @@ class ShmCommunicator(Communicator):
         self.is_leader = config.rank == 0
         self.slot_bytes = config.slot_bytes
         self._timeout = config.timeout_secs
+        self._stall_warn = config.stall_warn_secs
         self._unusable: CollectiveFailed | InvalidCommunicator | None = None
         self._lock = threading.Lock()
         self._segment = join(
@@ -235,6 +239,7 @@ class ShmCommunicator(Communicator):
                 size=self.size,
                 timeout_secs=self._timeout,
                 slot_bytes=self.slot_bytes,
+                stall_warn_secs=self._stall_warn,
             )
         )
 
@@ -297,7 +302,7 @@ class ShmCommunicator(Communicator):
 
     def _complete(self, status: int, kernel: Callable[..., int], args: tuple[Any, ...]) -> None:
         """Go on with a kernel that handed control back, until it is done or the group is lost."""
-        watch = _Watch(self._segment, self.rank, self._timeout)
+        watch = _Watch(self._segment, self.rank, self._timeout, self._stall_warn)
         try:
             while status == context.PENDING:
                 first = watch.look(int(self._context[context.EPOCH]))
@@ -339,10 +344,11 @@ class _Watch:
     Time runs only while nothing moves: any rank's progress starts it anew.
     """
 
-    def __init__(self, segment: Segment, rank: int, timeout: float) -> None:
+    def __init__(self, segment: Segment, rank: int, timeout: float, stall_warn: float) -> None:
         self._segment = segment
         self._rank = rank
         self._timeout = timeout
+        self._stall_warn = self._next_warning = stall_warn
         self._progress = -1
         self._since = self._checked = time.monotonic()
 
@@ -358,8 +364,14 @@ class _Watch:
         ]
         if sum(arrived) != self._progress:
             self._progress, self._since = sum(arrived), now
+            self._next_warning = self._stall_warn
         elif now - self._since > self._timeout:
             return poison(segment, layout.TIMED_OUT, self._rank)
+        elif now - self._since > self._next_warning:
+            self._next_warning += _REPEAT_WARNING * self._stall_warn
+            if next(r for r in range(segment.size) if arrived[r] >= epoch) == self._rank:
+                line = lateness(segment, self._rank, epoch, now - self._since)
+                print(line, file=sys.stderr, flush=True)
         if now - self._checked < _PROCESS_CHECK_SECS:
             return None
         self._checked = now

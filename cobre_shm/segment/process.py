@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["boot_id", "is_alive", "pid_namespace", "start_time"]
+__all__ = ["boot_id", "is_alive", "pid_namespace", "start_time", "state_of"]
 
 
 def boot_id() -> bytes:
@@ -24,13 +24,28 @@ def start_time(pid: int) -> int:
     With the pid it names a process for the whole boot: pids are used again, pairs are not. A
     zombie has ended: 0.
     """
+    fields = _stat(pid)
+    return 0 if fields[0] in _ENDED else int(fields[19])
+
+
+def state_of(pid: int) -> str:
+    """What a process is doing, in a word: running, sleeping, stopped, ended, ..."""
+    state = _stat(pid)[0]
+    return "ended" if state in _ENDED else _STATES.get(state, state)
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third, the state, on."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
-        return 0
+        return ["X"]
     # The second field is the name in parentheses and may hold anything, parentheses included.
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+    return stat[stat.rindex(")") + 2 :].split()
+
+
+_ENDED = ("Z", "X", "x")
+_STATES = {"R": "running", "S": "sleeping", "D": "in the kernel", "T": "stopped", "t": "traced"}
 
 
 def is_alive(pid: int, start: int) -> bool:

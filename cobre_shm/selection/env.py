@@ -121,6 +121,15 @@ VARIABLES: tuple[Variable, ...] = (
         unit="s",
     ),
     Variable(
+        "COBRE_SHM_STALL_WARN_SECS",
+        "shm",
+        Seconds(),
+        "After how long a late rank is named on stderr, and again every six times as long",
+        default="10",
+        example="10",
+        unit="s",
+    ),
+    Variable(
         "COBRE_TCP_COORDINATOR",
         "tcp",
         Coordinator(),

@@ -98,6 +98,8 @@ class ShmConfig:
         timeout_secs: Seconds for which a collective may stand still; above 0, ``inf`` allowed.
         slot_bytes: Bytes that one rank moves per step of a collective; larger payloads go in
             several steps. A multiple of 4096, the page. Rank 0's value holds for all.
+        stall_warn_secs: Seconds after which the ranks that wait name a late one on stderr; above
+            0, ``inf`` for never.
 
     Raises:
         InitializationFailed: A field is out of range.
@@ -110,6 +112,7 @@ class ShmConfig:
     size: int
     timeout_secs: float = 60.0
     slot_bytes: int = 131072
+    stall_warn_secs: float = 10.0
 
     def __post_init__(self) -> None:
         _store(self, _checked("shm", _values(self), _field_of(self)))

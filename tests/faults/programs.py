@@ -7,6 +7,8 @@ import time
 import numpy as np
 
 from cobre_shm.errors import CollectiveFailed
+from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.shm import ShmCommunicator
 
 
 def work_until_failure(comm, elements, turns=10**9):
@@ -162,3 +164,13 @@ def use_after_fork(comm):
     os.close(reader)
     value = float(comm.allreduce(np.ones(1))[0])
     return told, value
+
+
+def wait_with_a_warning(comm, name, late, seconds):
+    """Join another group that warns soon, and wait there for a late rank."""
+    config = ShmConfig(name=name, rank=comm.rank, size=comm.size, stall_warn_secs=0.2)
+    with ShmCommunicator(config) as impatient:
+        impatient.barrier()
+        if comm.rank == late:
+            time.sleep(seconds)
+        impatient.barrier()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cobre_shm.errors import CollectiveTimeout, InitializationFailed, RankFailed
+from cobre_shm.segment.segment import Segment
 from tests.faults import programs
 from tests.support.backends import BACKENDS
 from tests.support.ranks import RankGroup, results_of, run_ranks
@@ -175,3 +176,15 @@ def test_forked_child_cannot_use_the_communicator_nor_disturb_it():
     for told, value in results_of(run_ranks(programs.use_after_fork, 3)):
         assert told == "'ForkedCommunicator'"
         assert value == 3.0
+
+
+def test_late_rank_is_named_once_by_the_lowest_waiting_rank():
+    name = Segment.random_name()
+    outcomes = run_ranks(programs.wait_with_a_warning, 3, "shm", name, 0, 1.0)
+    results_of(outcomes)
+    assert outcomes[0].output == outcomes[2].output == ""
+    # 0.2 s after the wait began, and not yet 1.2 s later.
+    (line,) = outcomes[1].output.splitlines()
+    assert re.match(r"cobre_shm: 2 rank\(s\) have waited \d+ s in collective 2, barrier, ", line)
+    told = f"for rank 0 (pid {outcomes[0].pid}, sleeping; finished collective 1, barrier)"
+    assert line.endswith(told)

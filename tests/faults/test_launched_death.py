@@ -54,7 +54,9 @@ def test_killed_rank_is_named_with_pid_and_signal_by_every_survivor(size, victim
     assert process.returncode == 128 + signal.SIGKILL
     told = f"RankFailed: Rank {victim} (pid {pids[victim]}) was killed by SIGKILL"
     assert errors.count(told) == size - 1, errors
-    assert re.search(rf"^cobre_shm.spawn: Rank {victim} .*{pids[victim]}.*SIGKILL", errors, re.M)
+    assert re.search(
+        rf"^cobre_shm.spawn: Rank {victim} .*{pids[victim]}.*SIGKILL", errors, re.MULTILINE
+    )
     for pid in pids.values():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
