@@ -1,0 +1,245 @@
+"""Command line: train a case, on one process or on every rank of a launched group.
+
+Every rank runs the same line; rank 0 reads the case, prints and writes. Exit codes: 0 success,
+1 wrong arguments or output directory, 2 wrong configuration (``config.json``), 3 wrong case
+data or a stage problem without solution, 4 backend or communication, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from cobre_shm import create_communicator
+from cobre_shm.errors import BackendError, CobreError, CommError
+from cobre_shm.sddp import shipped_case_path
+from cobre_shm.sddp.errors import CaseError, SolverError
+
+if TYPE_CHECKING:
+    from cobre_shm.communicator import Communicator
+    from cobre_shm.sddp.simulation import SimulationResult
+    from cobre_shm.sddp.training_result import TrainingResult
+
+BAD_ARGUMENTS = 1
+BAD_CONFIGURATION = 2
+BAD_DATA = 3
+BAD_BACKEND = 4
+INTERRUPTED = 130
+
+
+class _UsageError(Exception):
+    """The arguments are wrong; the text is argparse's own."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are raised, so that only one rank of a group prints them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{self.format_usage()}{self.prog}: error: {message}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m cobre_shm.sddp",
+        description="Train a hydrothermal operation policy. Under the launcher the same line "
+        "runs on every rank.",
+    )
+    parser.add_argument(
+        "case",
+        nargs="?",
+        type=Path,
+        metavar="CASE",
+        help="case directory; by default the case that comes with the package",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="write the result there; without it no files are written",
+    )
+    parser.add_argument(
+        "--iterations", type=_positive, metavar="N", help="replaces the case's iteration limit"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument(
+        "--output-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: the summary and any error as one JSON object (default: text)",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, not {text!r}")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    try:
+        options = _parser().parse_args(arguments)
+    except _UsageError as error:
+        return _report_usage(str(error))
+    as_json = options.output_format == "json"
+    rank = 0
+    try:
+        with create_communicator() as comm:
+            rank = comm.rank
+            return _run(options, comm)
+    except CobreError as error:
+        # Errors of the case are raised on every rank; only the others belong to one.
+        if rank == 0 or isinstance(error, CommError | BackendError):
+            _print_error(error, as_json)
+        return _exit_code(error)
+
+
+def _report_usage(text: str) -> int:
+    try:
+        with create_communicator() as comm:
+            first = comm.rank == 0
+    except CobreError:
+        first = True
+    if first:
+        print(text, file=sys.stderr)
+    return BAD_ARGUMENTS
+
+
+def _print_error(error: CobreError, as_json: bool) -> None:
+    text = json.dumps(error.to_dict()) if as_json else f"cobre_shm.sddp: error: {error}"
+    print(text, file=sys.stderr, flush=True)
+
+
+def _exit_code(error: CobreError) -> int:
+    if isinstance(error, BackendError | CommError):
+        return BAD_BACKEND
+    if isinstance(error, CaseError):
+        return BAD_CONFIGURATION if error.is_configuration else BAD_DATA
+    return BAD_DATA if isinstance(error, SolverError) else BAD_ARGUMENTS
+
+
+def _run(options: argparse.Namespace, comm: Communicator) -> int:
+    # Imported here so that a wrong backend is reported even where no solver is installed.
+    from cobre_shm.sddp.case import share_case, with_iterations
+    from cobre_shm.sddp.progress import ConvergenceTable
+    from cobre_shm.sddp.sharing import on_rank_zero
+    from cobre_shm.sddp.simulation import simulate
+    from cobre_shm.sddp.simulation_results import write_simulation
+    from cobre_shm.sddp.training import train
+
+    case = share_case(options.case or shipped_case_path(), comm)
+    if options.iterations is not None:
+        case = with_iterations(case, options.iterations)
+    speaks = comm.rank == 0 and not options.quiet
+    if speaks:
+        for warning in case.warnings:
+            print(f"cobre_shm.sddp: warning: {warning}", file=sys.stderr)
+    with ExitStack() as stack:
+        table: ConvergenceTable | None = None
+        if speaks and options.output_format == "text":
+            print(_opening_line(case.name, comm), flush=True)
+            table = stack.enter_context(ConvergenceTable(case.config.iteration_limit))
+        result = train(
+            case,
+            comm,
+            output_dir=options.output_dir,
+            progress=table,
+            should_stop=stack.enter_context(_stop_on_interrupt()),
+        )
+    simulation: SimulationResult | None = None
+    if case.config.simulation_scenarios and result.stop_reason != "interrupted":
+        simulation = simulate(case, result.cuts, comm)
+        if options.output_dir is not None:
+            finished = simulation
+            on_rank_zero(lambda: write_simulation(finished, options.output_dir), comm)
+    if speaks:
+        print(_summary(result, simulation, options), flush=True)
+    return INTERRUPTED if result.stop_reason == "interrupted" else 0
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C end the training after its iteration, and a second one at once."""
+    requested = False
+
+    def request(_number: int, _frame: Any) -> None:
+        nonlocal requested
+        requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, request)
+    try:
+        yield lambda: requested
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _opening_line(name: str, comm: Communicator) -> str:
+    ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
+    return f"case {name}, {ranks}, backend {comm.backend}"
+
+
+def _summary(
+    result: TrainingResult, simulation: SimulationResult | None, options: argparse.Namespace
+) -> str:
+    from cobre_shm.sddp.simulation_results import summary
+
+    last = result.history[-1]
+    directory = options.output_dir
+    values: dict[str, Any] = {
+        "case": result.case.name,
+        "iterations": result.iterations,
+        "stop_reason": result.stop_reason,
+        "lower_bound": last.lower_bound,
+        "upper_bound_mean": last.upper_bound_mean,
+        "upper_bound_std": last.upper_bound_std,
+        "upper_bound_half_width": last.half_width,
+        "gap_percent": last.gap_percent,
+        "ranks": result.ranks,
+        "backend": result.backend,
+        "seconds": result.seconds,
+        "lp_solves": result.lp_solves,
+        "lp_solves_per_second": result.lp_solves / result.seconds,
+        "output_dir": None if directory is None else str(directory),
+    }
+    if simulation is not None:
+        values["simulation"] = summary(simulation)
+    if options.output_format == "json":
+        return json.dumps(values)
+    lines = [
+        "",
+        f"stopped after {result.iterations} iterations: {result.stop_reason}",
+        f"lower bound   {last.lower_bound:,.2f} $",
+        f"upper bound   {last.upper_bound_mean:,.2f} $ +- {last.half_width:,.2f} (95 %)",
+        f"gap           {last.gap_percent:.2f} %",
+        f"time          {result.seconds:.2f} s, {result.lp_solves} LPs, "
+        f"{values['lp_solves_per_second']:.0f} LPs/s",
+        f"ran on        {result.ranks} rank(s), backend {result.backend}",
+    ]
+    if simulation is not None:
+        costs = values["simulation"]
+        lines.append(
+            f"simulation    {costs['mean']:,.2f} $ +- {costs['ci95_half_width']:,.2f} (95 %), "
+            f"{costs['scenarios']} scenarios"
+        )
+    lines.append(
+        "files         none; give --output-dir DIR to keep the result"
+        if directory is None
+        else f"files         {directory}"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""What ``config.json`` asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cobre_shm.sddp.errors import SchemaViolation
+from cobre_shm.sddp.fields import Record
+
+_METHODS = ("none", "penalty", "truncation", "truncation_with_penalty")
+_SCHEMES = ("in_sample",)
+_OTHER_SCHEMES = ("out_of_sample", "historical", "external")
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingRule:
+    """One reason to end the training; fields of the other kinds are zero.
+
+    Attributes:
+        kind: ``iteration_limit``, ``time_limit`` or ``bound_stalling``.
+        limit: Iterations, for ``iteration_limit``.
+        seconds: Wall time, for ``time_limit``.
+        window: Iterations over which the bound must move, for ``bound_stalling``.
+        tolerance: Relative movement that counts as none, for ``bound_stalling``.
+    """
+
+    kind: str
+    limit: int = 0
+    seconds: float = 0.0
+    window: int = 0
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of a case.
+
+    Attributes:
+        forward_passes: Trajectories per iteration over all ranks.
+        stopping_rules: Every rule of the case.
+        stop_on_all: Whether all rules must hold rather than any one.
+        tree_seed: Seed of the opening tree and of the forward draws.
+        simulation_scenarios: Trajectories of the final simulation, 0 for none.
+        truncate_inflow: Whether negative inflow is cut off outside the problem.
+        inflow_slack: Whether a penalised slack lets an inflow be filled up to zero.
+        export_tree: Whether the opening tree is written to the output directory.
+    """
+
+    forward_passes: int
+    stopping_rules: tuple[StoppingRule, ...]
+    stop_on_all: bool
+    tree_seed: int
+    simulation_scenarios: int
+    truncate_inflow: bool
+    inflow_slack: bool
+    export_tree: bool
+
+    @property
+    def iteration_limit(self) -> int:
+        """The smallest iteration limit of the stopping rules."""
+        return min(rule.limit for rule in self.stopping_rules if rule.kind == "iteration_limit")
+
+
+def parse_config(document: Record) -> Config:
+    """Read and check ``config.json``.
+
+    Raises:
+        CaseError: A value is wrong, or asks for something that is not supported.
+    """
+    training = document.record("training")
+    if not training.boolean("enabled", True):
+        training.refuse("enabled", "a case without training")
+    _check_sources(training)
+    _check_refused(document, training)
+    rules = tuple(_parse_rule(record) for record in training.records("stopping_rules"))
+    if not any(rule.kind == "iteration_limit" for rule in rules):
+        raise training.error(
+            SchemaViolation,
+            "stopping_rules",
+            "must hold a rule of type 'iteration_limit'",
+            expected="an iteration_limit",
+        )
+    simulation = document.record("simulation", required=False)
+    _check_sources(simulation)
+    modeling = document.record("modeling", required=False)
+    method = modeling.record("inflow_non_negativity", required=False).choice(
+        "method", _METHODS, "penalty"
+    )
+    return Config(
+        forward_passes=training.integer("forward_passes", minimum=1, maximum=2**31 - 1),
+        stopping_rules=rules,
+        stop_on_all=training.choice("stopping_mode", ("any", "all"), "any") == "all",
+        tree_seed=abs(training.integer("tree_seed", 42)),
+        simulation_scenarios=(
+            simulation.integer("num_scenarios", 2000, minimum=1)
+            if simulation.boolean("enabled", False)
+            else 0
+        ),
+        truncate_inflow=method.startswith("truncation"),
+        inflow_slack=method.endswith("penalty"),
+        export_tree=document.record("exports", required=False).boolean("stochastic", False),
+    )
+
+
+def _parse_rule(record: Record) -> StoppingRule:
+    kind = record.choice(
+        "type", ("iteration_limit", "time_limit", "bound_stalling"), unsupported=("simulation",)
+    )
+    if kind == "iteration_limit":
+        return StoppingRule(kind, limit=record.integer("limit", minimum=1))
+    if kind == "time_limit":
+        return StoppingRule(kind, seconds=record.number("seconds", above=0.0))
+    return StoppingRule(
+        kind,
+        window=record.integer("iterations", minimum=1),
+        tolerance=record.number("tolerance", above=0.0),
+    )
+
+
+def _check_sources(section: Record) -> None:
+    source = section.record("scenario_source", required=False)
+    for name in ("inflow", "load", "ncs"):
+        source.record(name, required=False).choice(
+            "scheme", _SCHEMES, "in_sample", unsupported=_OTHER_SCHEMES
+        )
+
+
+def _check_refused(document: Record, training: Record) -> None:
+    selection = training.record("cut_selection", required=False)
+    if selection.boolean("enabled", False):
+        selection.refuse("enabled", "cut selection")
+    if "cut_formulation" in training:
+        training.choice("cut_formulation", ("single",), unsupported=("multi",))
+    forward = training.record("forward_pass", required=False)
+    if "type" in forward and forward.text("type") != "default":
+        forward.refuse("type", f"the forward pass {forward.text('type')!r}")
+    policy = document.record("policy", required=False)
+    policy.choice("mode", ("fresh",), "fresh", unsupported=("warm_start", "resume"))
+    checkpointing = policy.record("checkpointing", required=False)
+    if checkpointing.boolean("enabled", False):
+        checkpointing.refuse("enabled", "writing checkpoints")

@@ -1,0 +1,160 @@
+"""Generic constraints: linear conditions on the quantities of a stage, written as text.
+
+An expression is a sum of terms such as ``2.5 * hydro_turbined(3)`` or ``- line_direct(0, 1)``,
+where the first number in parentheses is the id of the entity and the optional second one the
+load block.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cobre_shm.sddp.documents import Documents
+from cobre_shm.sddp.errors import SchemaViolation, Unsupported
+from cobre_shm.sddp.fields import Record, identified, rows
+from cobre_shm.sddp.stages import Horizon
+
+CONSTRAINTS = "constraints/generic_constraints.json"
+BOUNDS = "constraints/generic_constraint_bounds.parquet"
+
+# The entity that each quantity belongs to.
+QUANTITIES = {
+    "thermal_generation": "thermal_id",
+    "hydro_generation": "hydro_id",
+    "hydro_turbined": "hydro_id",
+    "hydro_spillage": "hydro_id",
+    "hydro_outflow": "hydro_id",
+    "hydro_storage": "hydro_id",
+    "line_direct": "line_id",
+    "line_reverse": "line_id",
+    "line_exchange": "line_id",
+    "bus_deficit": "bus_id",
+    "bus_excess": "bus_id",
+}
+_NUMBER = r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?"
+_TERM = re.compile(
+    rf"\s*(?P<sign>[-+])?\s*(?:(?P<factor>{_NUMBER})\s*\*\s*)?"
+    r"(?P<name>[a-z_]+)\s*\(\s*(?P<entity>\d+)\s*(?:,\s*(?P<block>\d+)\s*)?\)\s*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """``factor`` times a quantity of the entity at a position, in one block or each one."""
+
+    factor: float
+    quantity: str
+    entity: int
+    block: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GenericConstraint:
+    """A condition on a stage.
+
+    Attributes:
+        terms: The left-hand side.
+        sense: ``<=``, ``>=`` or ``==``.
+        penalty: Cost of a violation in $ per unit and hour, or None where it must hold.
+        bounds: By stage position, (block or None for every block, right-hand side).
+    """
+
+    terms: tuple[Term, ...]
+    sense: str
+    penalty: float | None
+    bounds: Mapping[int, tuple[tuple[int | None, float], ...]]
+
+    def limits(self, bound: float) -> tuple[float, float]:
+        """Return lower and upper limit of the left-hand side."""
+        return (
+            -math.inf if self.sense == "<=" else bound,
+            math.inf if self.sense == ">=" else bound,
+        )
+
+
+def parse_constraints(
+    documents: Documents, horizon: Horizon, positions: Mapping[str, Mapping[int, int]]
+) -> tuple[GenericConstraint, ...]:
+    """Read and check the generic constraints; rows of an unknown stage have no effect.
+
+    Raises:
+        CaseError: An expression cannot be read, or names an unknown entity or quantity.
+    """
+    records = identified(
+        Record(documents.get(CONSTRAINTS, {"constraints": []}), CONSTRAINTS), "constraints"
+    )
+    bounds: dict[int, dict[int, list[tuple[int | None, float]]]] = {}
+    for row in _bound_rows(documents):
+        t = horizon.positions.get(row.integer("stage_id"))
+        if t is None:
+            continue
+        last = len(horizon.stages[t].hours) - 1
+        block = row.integer("block_id", minimum=0, maximum=last) if "block_id" in row else None
+        by_stage = bounds.setdefault(row.integer("constraint_id"), {})
+        by_stage.setdefault(t, []).append((block, row.number("bound")))
+    return tuple(
+        _parse_constraint(record, bounds.get(record.integer("id"), {}), positions)
+        for record in records
+    )
+
+
+def _bound_rows(documents: Documents) -> Iterable[Record]:
+    if BOUNDS not in documents:
+        return ()
+    return rows(documents[BOUNDS], BOUNDS, ("constraint_id", "stage_id", "bound"))
+
+
+def _parse_constraint(
+    record: Record,
+    bounds: Mapping[int, list[tuple[int | None, float]]],
+    positions: Mapping[str, Mapping[int, int]],
+) -> GenericConstraint:
+    slack = record.record("slack", required=False)
+    return GenericConstraint(
+        terms=_parse_expression(record, positions),
+        sense=record.choice("sense", ("<=", ">=", "==")),
+        penalty=slack.number("penalty", above=0.0) if slack.boolean("enabled", False) else None,
+        bounds={t: tuple(items) for t, items in bounds.items()},
+    )
+
+
+def _parse_expression(
+    record: Record, positions: Mapping[str, Mapping[int, int]]
+) -> tuple[Term, ...]:
+    text = record.text("expression")
+    terms: list[Term] = []
+    place = 0
+    while place < len(text) or not terms:
+        match = _TERM.match(text, place)
+        if match is None or (terms and match["sign"] is None):
+            raise record.error(
+                SchemaViolation,
+                "expression",
+                f"not readable at {text[place : place + 20]!r}",
+                value=text,
+                expected="terms like 2.5 * hydro_turbined(3)",
+            )
+        name = match["name"]
+        if name not in QUANTITIES:
+            raise record.error(
+                Unsupported,
+                "expression",
+                f"the quantity {name!r} is not supported",
+                value=text,
+                expected="one of " + ", ".join(QUANTITIES),
+            )
+        column = QUANTITIES[name]
+        entity = Record({name: int(match["entity"])}, record.file, f"{record.path}.expression")
+        terms.append(
+            Term(
+                factor=float(match["factor"] or 1.0) * (-1.0 if match["sign"] == "-" else 1.0),
+                quantity=name,
+                entity=entity.reference(name, positions[column], column.removesuffix("_id")),
+                block=None if match["block"] is None else int(match["block"]),
+            )
+        )
+        place = match.end()
+    return tuple(terms)

@@ -1,0 +1,84 @@
+"""Who does which trajectory, and the exchange of what the ranks found."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from cobre_shm.communicator import Communicator
+from cobre_shm.sddp.errors import SolverError
+from cobre_shm.sddp.sharing import share_failure
+
+Floats = npt.NDArray[np.float64]
+
+
+class Shares:
+    """Contiguous blocks of work items per rank; ranks beyond the number of items have none.
+
+    Attributes:
+        mine: The items of this rank.
+        counts: Number of items of each rank.
+    """
+
+    def __init__(self, items: int, comm: Communicator) -> None:
+        base, rest = divmod(items, comm.size)
+        self.counts = [base + (rank < rest) for rank in range(comm.size)]
+        start = sum(self.counts[: comm.rank])
+        self.mine = range(start, start + self.counts[comm.rank])
+
+
+class ItemGather:
+    """Repeated gathering of a fixed number of values per work item, in item order.
+
+    The buffers live as long as the object, so that a gather allocates nothing.
+
+    Attributes:
+        local: float64, (items of this rank, width); to be filled before a gather.
+        everything: float64, (all items, width); valid after a gather until the next one.
+        seconds: Time spent in gathers.
+        nbytes: Bytes received by gathers.
+    """
+
+    def __init__(self, shares: Shares, width: int, comm: Communicator) -> None:
+        self._comm = comm
+        self._shares = shares
+        self._counts = [count * width for count in shares.counts]
+        self._displs = [sum(self._counts[:rank]) for rank in range(comm.size)]
+        self.local: Floats = np.zeros((len(shares.mine), width))
+        self.everything: Floats = np.zeros((sum(shares.counts), width))
+        self._send, self._recv = self.local.reshape(-1), self.everything.reshape(-1)
+        self.seconds = 0.0
+        self.nbytes = 0
+
+    def gather(self, failure: SolverError | None = None) -> Floats:
+        """Exchange the rows of all ranks and return ``everything``. Collective.
+
+        A rank that could not fill its rows takes part all the same, so that none waits for it.
+
+        Args:
+            failure: Why this rank could not fill its rows.
+
+        Raises:
+            SolverError: Some rank could not; the error of the first item concerned, on every
+                rank.
+        """
+        if failure is not None:
+            self._send[:] = np.nan
+        start = time.perf_counter()
+        if self._recv.size:
+            self._comm.allgatherv(self._send, self._recv, self._counts, self._displs)
+        self.seconds += time.perf_counter() - start
+        self.nbytes += self._recv.nbytes
+        missing = np.isnan(self.everything[:, 0])
+        if missing.any():
+            self._share_failure(int(missing.argmax()), failure)
+        return self.everything
+
+    def _share_failure(self, item: int, failure: SolverError | None) -> None:
+        ends = np.cumsum(self._shares.counts)
+        owner = int(np.searchsorted(ends, item, side="right"))
+        if failure is None:
+            failure = SolverError(f"item {item} has no number for a result")
+        share_failure(failure.to_dict(), self._comm, owner)

@@ -1,0 +1,151 @@
+"""The files of a case directory, read into plain values that can be sent to other ranks.
+
+A case directory holds JSON files and Parquet tables in the format of the Cobre project,
+https://github.com/cobre-rs/cobre. The result of reading is a dictionary from the file's path
+inside the directory to its content: the JSON value, or for a table the columns as lists. JSON
+text keeps every float exactly, so the ranks that receive the dictionary build the same case.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cobre_shm.sddp.errors import MissingFile, ParseError, Unsupported, require
+
+Documents = dict[str, Any]
+
+REQUIRED = (
+    "config.json",
+    "penalties.json",
+    "stages.json",
+    "initial_conditions.json",
+    "system/buses.json",
+    "system/lines.json",
+    "system/hydros.json",
+    "system/thermals.json",
+)
+OPTIONAL = (
+    "system/non_controllable_sources.json",
+    "system/hydro_production_models.json",
+    "system/pumping_stations.json",
+    "system/energy_contracts.json",
+    "scenarios/inflow_seasonal_stats.parquet",
+    "scenarios/inflow_ar_coefficients.parquet",
+    "scenarios/load_seasonal_stats.parquet",
+    "scenarios/load_factors.json",
+    "scenarios/non_controllable_stats.parquet",
+    "scenarios/non_controllable_factors.json",
+    "scenarios/correlation.json",
+    "scenarios/noise_openings.parquet",
+    "constraints/hydro_bounds.parquet",
+    "constraints/thermal_bounds.parquet",
+    "constraints/line_bounds.parquet",
+    "constraints/ncs_bounds.parquet",
+    "constraints/exchange_factors.json",
+    "constraints/generic_constraints.json",
+    "constraints/generic_constraint_bounds.parquet",
+    "constraints/penalty_overrides_bus.parquet",
+    "constraints/penalty_overrides_line.parquet",
+    "constraints/penalty_overrides_hydro.parquet",
+    "constraints/penalty_overrides_ncs.parquet",
+)
+_DATA_SUFFIXES = {".json", ".parquet", ".csv"}
+_FOLDERS = ("system", "scenarios", "constraints")
+
+
+def read_documents(directory: str | Path) -> Documents:
+    """Read every file of a case directory.
+
+    Args:
+        directory: The case directory.
+
+    Returns:
+        The content of each file by its path inside the directory, with forward slashes.
+
+    Raises:
+        MissingFile: The directory or a required file is absent.
+        Unsupported: A data file is present that this program does not read.
+        ParseError: A file is not valid JSON or Parquet.
+        MissingDependency: pyarrow is not installed.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise MissingFile(
+            f"there is no case directory {str(directory)!r}",
+            context={"file": str(directory), "expected": "a directory"},
+        )
+    for name in REQUIRED:
+        if not (root / name).is_file():
+            raise MissingFile(
+                f"{name}: the file is missing in {str(directory)!r}",
+                context={"file": name, "directory": str(directory)},
+                suggestion=f"A case needs the files {', '.join(REQUIRED)}",
+            )
+    _refuse_unread(root)
+    documents: Documents = {}
+    for name in REQUIRED + OPTIONAL:
+        path = root / name
+        if path.is_file():
+            read = _read_json if path.suffix == ".json" else _read_parquet
+            documents[name] = read(path, name)
+    return documents
+
+
+def _refuse_unread(root: Path) -> None:
+    known = {*REQUIRED, *OPTIONAL}
+    for folder in _FOLDERS:
+        for path in sorted((root / folder).rglob("*")):
+            name = path.relative_to(root).as_posix()
+            if path.suffix in _DATA_SUFFIXES and name not in known:
+                raise Unsupported(
+                    f"{name}: this file is not supported",
+                    context={"file": name, "field": "", "value": path.name},
+                    suggestion="Remove the file if the case is meant without it",
+                )
+
+
+def _read_json(path: Path, name: str) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not a JSON number")
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (ValueError, OSError) as error:
+        raise ParseError(
+            f"{name}: not readable as JSON: {error}", context={"file": name}
+        ) from error
+    if not isinstance(content, dict):
+        raise ParseError(
+            f"{name}: must hold a JSON object",
+            context={"file": name, "expected": "an object"},
+        )
+    return content
+
+
+def _read_parquet(path: Path, name: str) -> Any:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise require("pyarrow") from error
+    try:
+        with path.open("rb") as file:
+            return parquet.read_table(file).to_pydict()
+    except (ValueError, OSError) as error:
+        # pyarrow's own errors derive from these two.
+        reason = str(error).splitlines()[0]
+        raise ParseError(
+            f"{name}: not readable as Parquet: {reason}", context={"file": name}
+        ) from error
+
+
+def encode(documents: Documents) -> bytes:
+    """Return documents as UTF-8 JSON text."""
+    return json.dumps(documents, separators=(",", ":")).encode()
+
+
+def decode(data: bytes) -> Documents:
+    """Return the documents that :func:`encode` wrote."""
+    result: Documents = json.loads(data)
+    return result

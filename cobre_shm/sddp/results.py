@@ -1,0 +1,255 @@
+"""The files that a run leaves behind.
+
+    training/convergence.parquet, convergence.csv   one row per iteration
+    training/timing.parquet                         one row per iteration and rank
+    training/metadata.json                          versions, sizes, why it stopped
+    policy/cuts.parquet, state.json                 the cuts and what their coefficients mean
+    simulation/*.parquet, summary.json              what the policy did, if it was simulated
+    stochastic/noise_openings.parquet               the opening tree, if the case asks for it
+
+A file appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cobre_shm.communicator import Communicator
+from cobre_shm.sddp.errors import OutputError, require
+from cobre_shm.sddp.sharing import on_rank_zero
+from cobre_shm.sddp.training_result import TIMING_COLUMNS, TrainingResult
+
+Columns = Mapping[str, npt.ArrayLike]
+
+_PROBE = ".cobre-write-test"
+
+
+def prepare_output(directory: str | Path, comm: Communicator) -> None:
+    """Create the output directory on rank 0 and check that it can be written. Collective.
+
+    Raises:
+        OutputError: It cannot be used; on every rank.
+        MissingDependency: pyarrow is not installed; on every rank.
+    """
+    root = Path(directory)
+
+    def prepare() -> None:
+        _parquet()
+        try:
+            for name in ("training", "policy"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            probe = root / "training" / _PROBE
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise _output_error(root, error) from error
+
+    on_rank_zero(prepare, comm)
+
+
+def _output_error(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write to {str(path)!r}: {error.strerror or error}",
+        context={"path": str(path), "errno": error.errno},
+        suggestion="Give a directory that can be created and written",
+    )
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise require("pyarrow") from error
+    return pyarrow
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a file beside ``path`` and move it there when it is complete.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise _output_error(path, error) from error
+
+
+def write_table(path: Path, columns: Columns) -> None:
+    """Write named columns of equal length as Parquet."""
+    arrow = _parquet()
+    table = arrow.table({name: arrow.array(np.asarray(v)) for name, v in columns.items()})
+    # Not snappy, pyarrow's default: the reference program reads zstd and uncompressed files.
+    write_atomically(
+        path, lambda file: arrow.parquet.write_table(table, str(file), compression="zstd")
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text."""
+
+    def write(file: Path) -> None:
+        file.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
+
+
+def write_training(result: TrainingResult, root: Path) -> None:
+    """Write everything that a training produced.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    convergence = _convergence(result)
+    write_table(root / "training" / "convergence.parquet", convergence)
+    names, rows = list(convergence), zip(*convergence.values(), strict=True)
+    lines = [",".join(names), *(",".join(_text(value) for value in row) for row in rows)]
+    write_text(root / "training" / "convergence.csv", "\n".join(lines) + "\n")
+    write_table(root / "training" / "timing.parquet", _timing(result))
+    write_json(root / "training" / "metadata.json", _metadata(result))
+    write_table(root / "policy" / "cuts.parquet", _cuts(result))
+    write_json(root / "policy" / "state.json", _state(result))
+    if result.case.config.export_tree:
+        write_table(root / "stochastic" / "noise_openings.parquet", _openings(result))
+
+
+def _text(value: Any) -> str:
+    return repr(float(value)) if isinstance(value, np.floating) else str(int(value))
+
+
+def _convergence(result: TrainingResult) -> dict[str, npt.NDArray[Any]]:
+    history = result.history
+
+    def column(values: list[Any], dtype: Any) -> npt.NDArray[Any]:
+        return np.array(values, dtype=dtype)
+
+    def milliseconds(values: list[float]) -> npt.NDArray[Any]:
+        return column([round(1e3 * value) for value in values], np.int64)
+
+    return {
+        "iteration": column([item.iteration for item in history], np.int32),
+        "lower_bound": result.lower_bound,
+        "upper_bound_mean": result.upper_bound_mean,
+        "upper_bound_std": result.upper_bound_std,
+        "gap_percent": result.gap_percent,
+        "cuts_added": column([item.cuts_added for item in history], np.int32),
+        "cuts_removed": np.zeros(len(history), dtype=np.int32),
+        "cuts_active": column([item.cuts_active for item in history], np.int64),
+        "time_forward_ms": milliseconds([item.forward_seconds for item in history]),
+        "time_backward_ms": milliseconds([item.backward_seconds for item in history]),
+        "time_total_ms": milliseconds([item.total_seconds for item in history]),
+        "forward_passes": column([item.forward_passes for item in history], np.int32),
+        "lp_solves": column([item.lp_solves for item in history], np.int64),
+    }
+
+
+def _timing(result: TrainingResult) -> Columns:
+    ranks, iterations, _ = result.timing.shape
+    by_iteration = result.timing.transpose(1, 0, 2).reshape(iterations * ranks, -1)
+    whole = {name for name in TIMING_COLUMNS if not name.endswith("_ms")}
+    columns: dict[str, npt.ArrayLike] = {
+        "iteration": np.repeat(np.arange(1, iterations + 1, dtype=np.int32), ranks),
+        "rank": np.tile(np.arange(ranks, dtype=np.int32), iterations),
+    }
+    for i, name in enumerate(TIMING_COLUMNS):
+        values = by_iteration[:, i]
+        columns[name] = values.astype(np.int64) if name in whole else values
+    return columns
+
+
+def _metadata(result: TrainingResult) -> dict[str, Any]:
+    case = result.case
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    packages = ("cobre-shm", "highspy", "numpy", "pyarrow")
+    return {
+        "case": case.name,
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in packages},
+        "machine": platform.platform(),
+        "backend": result.backend,
+        "ranks": result.ranks,
+        "tree_seed": case.config.tree_seed,
+        "dimensions": {
+            "stages": case.stages,
+            "state": case.state_size,
+            "buses": len(case.buses),
+            "lines": len(case.lines),
+            "hydros": len(case.hydros),
+            "thermals": len(case.thermals),
+            "non_controllable_sources": len(case.sources),
+            "forward_passes": case.config.forward_passes,
+        },
+        "iterations": result.iterations,
+        "stop_reason": result.stop_reason,
+        "converged": result.converged,
+        "lower_bound": float(result.lower_bound[-1]),
+        "upper_bound_mean": float(result.upper_bound_mean[-1]),
+        "upper_bound_std": float(result.upper_bound_std[-1]),
+        "gap_percent": float(result.gap_percent[-1]),
+        "seconds": result.seconds,
+        "lp_solves": result.lp_solves,
+        "lp_retries": result.lp_retries,
+        "warnings": list(case.warnings),
+    }
+
+
+def _cuts(result: TrainingResult) -> Columns:
+    stages, cuts = result.case.horizon.stages, result.cuts
+    ids = np.array([stage.id for stage in stages], dtype=np.int32)
+    columns: dict[str, npt.ArrayLike] = {
+        "stage_id": np.repeat(ids, [len(item) for item in cuts]),
+        "iteration": np.concatenate([item.iteration for item in cuts]).astype(np.int32),
+        "scenario": np.concatenate([item.scenario for item in cuts]).astype(np.int32),
+        "intercept": np.concatenate([item.intercept for item in cuts]),
+    }
+    coefficients = np.concatenate([item.coefficients for item in cuts])
+    columns |= {f"coef_{j}": coefficients[:, j] for j in range(coefficients.shape[1])}
+    return columns
+
+
+def _state(result: TrainingResult) -> dict[str, Any]:
+    return {
+        "cost_unit": "$",
+        "meaning": "future cost >= intercept + sum(coef_j * state_j), at the end of stage_id",
+        "components": [
+            {"column": f"coef_{j}", "kind": kind, "hydro_id": hydro, "lag": lag, "unit": unit}
+            for j, (kind, hydro, lag, unit) in enumerate(result.case.state_names())
+        ],
+    }
+
+
+def _openings(result: TrainingResult) -> Columns:
+    stages = result.case.horizon.stages
+    sizes = [noise.size for noise in result.tree]
+    index = [np.indices(noise.shape).reshape(2, -1) for noise in result.tree]
+    return {
+        "stage_id": np.repeat(np.array([stage.id for stage in stages], dtype=np.int32), sizes),
+        "opening_index": np.concatenate([item[0] for item in index]).astype(np.uint32),
+        "entity_index": np.concatenate([item[1] for item in index]).astype(np.uint32),
+        "value": np.concatenate([noise.reshape(-1) for noise in result.tree]),
+    }

@@ -1,0 +1,280 @@
+"""Statistics of the random quantities, and the noise of every stage.
+
+Inflow follows a periodic autoregressive model with additive normal noise; load and the
+availability of non-controllable sources are normal around their mean. All of them read one
+noise vector per opening: first the hydro plants, then the buses whose load is random, then the
+sources with statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cobre_shm.sddp.correlation import Correlation, parse_correlation
+from cobre_shm.sddp.documents import Documents
+from cobre_shm.sddp.errors import SchemaViolation, Unsupported
+from cobre_shm.sddp.fields import rows
+from cobre_shm.sddp.noise import Pcg64, forward_seed, normal_vector, opening_seed
+from cobre_shm.sddp.stages import Horizon
+
+Floats = npt.NDArray[np.float64]
+Moments = tuple[float, float]
+Key = tuple[int, int]
+
+_ZERO: Moments = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of the random quantities.
+
+    Attributes:
+        inflow: Mean and standard deviation in m3/s by (hydro position, stage **id**); negative
+            ids are stages before the study.
+        autoregression: Standardised coefficients from lag 1 and the ratio of the residual
+            standard deviation, by (hydro position, stage id).
+        load: Mean and standard deviation in MW by (bus position, stage position).
+        source: Mean and standard deviation as fractions of the capacity by (source position,
+            stage position).
+        random_buses: Positions of the buses that have a noise component.
+        random_sources: Positions of the sources that have a noise component.
+        correlation: How noise components are correlated, or None.
+        openings: A tree given by the user, one array (openings, components) per stage, or None.
+    """
+
+    inflow: Mapping[Key, Moments]
+    autoregression: Mapping[Key, tuple[tuple[float, ...], float]]
+    load: Mapping[Key, Moments]
+    source: Mapping[Key, Moments]
+    random_buses: tuple[int, ...]
+    random_sources: tuple[int, ...]
+    correlation: Correlation | None
+    openings: tuple[Floats, ...] | None
+
+    @property
+    def lags(self) -> int:
+        """The largest order of the inflow model."""
+        return max((len(item[0]) for item in self.autoregression.values()), default=0)
+
+
+@dataclass(frozen=True)
+class InflowModel:
+    """Inflow of one stage: ``base + sum(psi[l] * lag[l]) + sigma * noise``, in m3/s.
+
+    Attributes:
+        base: float64, one per hydro plant.
+        sigma: float64, one per hydro plant.
+        psi: float64, (lags, hydro plants); row 0 belongs to the newest lag.
+    """
+
+    base: Floats
+    sigma: Floats
+    psi: Floats
+
+
+def parse_statistics(
+    documents: Documents, horizon: Horizon, positions: Mapping[str, Mapping[int, int]]
+) -> Statistics:
+    """Read the ``scenarios/`` folder except the block factors.
+
+    Raises:
+        CaseError: A row names an unknown entity, or a value is wrong.
+    """
+
+    def moments(file: str, key: str, mean: str, std: str, what: str) -> dict[Key, Moments]:
+        name = f"scenarios/{file}.parquet"
+        if name not in documents:
+            return {}
+        return {
+            (row.reference(key, positions[key], what), row.integer("stage_id")): (
+                row.number(mean),
+                row.number(std, minimum=0.0),
+            )
+            for row in rows(documents[name], name, (key, "stage_id", mean, std))
+        }
+
+    def by_position(values: dict[Key, Moments]) -> dict[Key, Moments]:
+        return {
+            (entity, horizon.positions[stage]): value
+            for (entity, stage), value in values.items()
+            if stage in horizon.positions
+        }
+
+    hydro_count = len(positions["hydro_id"])
+    load = by_position(moments("load_seasonal_stats", "bus_id", "mean_mw", "std_mw", "bus"))
+    source = by_position(
+        moments("non_controllable_stats", "ncs_id", "mean", "std", "non-controllable source")
+    )
+    random_buses = tuple(sorted({bus for (bus, _), (_, std) in load.items() if std > 0}))
+    random_sources = tuple(sorted({item for item, _ in source}))
+    parts = {
+        "inflow": tuple(range(hydro_count)),
+        "load": random_buses,
+        "ncs": random_sources,
+    }
+    components = sum(len(part) for part in parts.values())
+    return Statistics(
+        inflow=moments("inflow_seasonal_stats", "hydro_id", "mean_m3s", "std_m3s", "hydro plant"),
+        autoregression=_parse_autoregression(documents, horizon, positions["hydro_id"]),
+        load=load,
+        source=source,
+        random_buses=random_buses,
+        random_sources=random_sources,
+        correlation=parse_correlation(documents, horizon, parts, positions),
+        openings=_parse_openings(documents, horizon, components),
+    )
+
+
+def _parse_autoregression(
+    documents: Documents, horizon: Horizon, hydros: Mapping[int, int]
+) -> dict[Key, tuple[tuple[float, ...], float]]:
+    file = "scenarios/inflow_ar_coefficients.parquet"
+    if file not in documents:
+        return {}
+    required = ("hydro_id", "stage_id", "lag", "coefficient", "residual_std_ratio")
+    terms: dict[Key, dict[int, tuple[float, float]]] = {}
+    for row in rows(documents[file], file, required):
+        key = (row.reference("hydro_id", hydros, "hydro plant"), row.integer("stage_id"))
+        lag = row.integer("lag", minimum=1)
+        if lag in terms.setdefault(key, {}):
+            raise row.error(SchemaViolation, "lag", f"lag {lag} occurs twice", value=lag)
+        terms[key][lag] = (
+            row.number("coefficient"),
+            row.number("residual_std_ratio", above=0.0, maximum=1.0),
+        )
+    for (h, stage_id), by_lag in terms.items():
+        if sorted(by_lag) != list(range(1, len(by_lag) + 1)):
+            raise SchemaViolation(
+                f"{file}: the lags of a plant and stage must be 1, 2, ... without gaps",
+                context={
+                    "file": file,
+                    "field": "lag",
+                    "entity_id": h,
+                    "stage_id": stage_id,
+                    "value": str(sorted(by_lag)),
+                },
+            )
+    _check_seasons(horizon)
+    return {
+        key: (tuple(by_lag[lag][0] for lag in sorted(by_lag)), by_lag[1][1])
+        for key, by_lag in terms.items()
+    }
+
+
+def _check_seasons(horizon: Horizon) -> None:
+    """Refuse seasons for which "one stage back" is not one lag back."""
+    if horizon.cycle is None:
+        return
+    context = {"file": "stages.json", "field": "season_definitions.cycle_type"}
+    if horizon.cycle != "monthly":
+        raise Unsupported(
+            "stages.json: season_definitions.cycle_type: autoregressive inflow needs monthly "
+            f"seasons, not {horizon.cycle!r}",
+            context={**context, "value": horizon.cycle, "expected": "monthly"},
+        )
+    groups = [noise_group(horizon, t) for t in range(len(horizon.stages))]
+    if len(set(groups)) != len(groups):
+        raise Unsupported(
+            "stages.json: stages: two stages in one season of one year are not supported with "
+            "autoregressive inflow",
+            context={"file": "stages.json", "field": "stages.season_id"},
+        )
+
+
+def noise_group(horizon: Horizon, t: int) -> tuple[int, int]:
+    """Return what a stage shares its noise by: its season and year, or itself."""
+    stage = horizon.stages[t]
+    return (-1, t) if stage.season_id is None else (stage.season_id, stage.start.year)
+
+
+def _parse_openings(
+    documents: Documents, horizon: Horizon, components: int
+) -> tuple[Floats, ...] | None:
+    file = "scenarios/noise_openings.parquet"
+    if file not in documents:
+        return None
+    tree = [np.full((stage.openings, components), np.nan) for stage in horizon.stages]
+    required = ("stage_id", "opening_index", "entity_index", "value")
+    for row in rows(documents[file], file, required):
+        t = row.reference("stage_id", horizon.positions, "stage")
+        opening = row.integer("opening_index", minimum=0, maximum=tree[t].shape[0] - 1)
+        entity = row.integer("entity_index", minimum=0, maximum=components - 1)
+        tree[t][opening, entity] = row.number("value")
+    for stage, values in zip(horizon.stages, tree, strict=True):
+        if np.isnan(values).any():
+            opening, entity = (int(i) for i in np.argwhere(np.isnan(values))[0])
+            raise SchemaViolation(
+                f"{file}: stage {stage.id} lacks opening {opening}, entity {entity}",
+                context={
+                    "file": file,
+                    "field": "value",
+                    "stage_id": stage.id,
+                    "expected": f"{values.shape[0]} openings of {components} entities",
+                },
+            )
+    return tuple(tree)
+
+
+def opening_tree(statistics: Statistics, horizon: Horizon, seed: int, hydros: int) -> list[Floats]:
+    """Return the noise of every opening: per stage float64 (openings, components).
+
+    The tree depends on nothing but its arguments, so every rank makes the same one.
+    """
+    if statistics.openings is not None:
+        return list(statistics.openings)
+    components = hydros + len(statistics.random_buses) + len(statistics.random_sources)
+    tree: list[Floats] = []
+    for t, stage in enumerate(horizon.stages):
+        values = np.zeros((stage.openings, components))
+        if t and noise_group(horizon, t) == noise_group(horizon, t - 1):
+            shared = min(stage.openings, tree[-1].shape[0])
+            values[:shared] = tree[-1][:shared]
+        else:
+            for opening in range(stage.openings):
+                vector = normal_vector(opening_seed(seed, opening, stage.id), components)
+                if statistics.correlation is not None:
+                    vector = statistics.correlation.apply(stage.id, vector)
+                values[opening] = vector
+        tree.append(values)
+    return tree
+
+
+def draw_opening(seed: int, iteration: int, scenario: int, t: int, openings: int) -> int:
+    """Return the opening that a forward trajectory meets at stage position ``t``."""
+    return Pcg64(forward_seed(seed, iteration, scenario, t)).below(openings)
+
+
+def inflow_model(statistics: Statistics, horizon: Horizon, t: int, hydros: int) -> InflowModel:
+    """Return the inflow model of stage position ``t`` in units of m3/s."""
+    stage_id = horizon.stages[t].id
+    base, sigma = np.zeros(hydros), np.zeros(hydros)
+    psi = np.zeros((statistics.lags, hydros))
+    for h in range(hydros):
+        mean, std = statistics.inflow.get((h, stage_id), _ZERO)
+        coefficients, ratio = statistics.autoregression.get((h, stage_id), ((), 1.0))
+        base[h], sigma[h] = mean, std * ratio
+        for lag, coefficient in enumerate(coefficients, start=1):
+            lag_mean, lag_std = _lag_moments(statistics, horizon, h, stage_id - lag)
+            if lag_std > 0:
+                psi[lag - 1, h] = coefficient * std / lag_std
+                base[h] -= psi[lag - 1, h] * lag_mean
+    return InflowModel(base, sigma, psi)
+
+
+def _lag_moments(statistics: Statistics, horizon: Horizon, h: int, stage_id: int) -> Moments:
+    """Return the moments of an earlier stage, or of its season where it has no row."""
+    found = statistics.inflow.get((h, stage_id))
+    if found is not None:
+        return found
+    seasons = [stage.season_id for stage in horizon.stages]
+    if seasons[0] is None:
+        return _ZERO
+    wanted = (stage_id + seasons[0]) % len({season for season in seasons if season is not None})
+    for stage in horizon.stages:
+        if stage.season_id == wanted and (h, stage.id) in statistics.inflow:
+            return statistics.inflow[h, stage.id]
+    return _ZERO

@@ -1,0 +1,242 @@
+"""Solving one stage problem many times with HiGHS.
+
+HiGHS remembers more than the basis from one solve to the next, so the bits of a result depend on
+what was solved before. A *chain* is a sequence of solves that always happens as a whole and in
+the same order: one forward solve, all openings at one trial point, all openings of the bound.
+The solver's memory is cleared where a chain begins (``StageSolver.begin`` is the only place) and
+only a basis that belongs to the same chain of an earlier pass is given back. So a result depends
+on its chain and not on which rank ran which chains before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cobre_shm.sddp.errors import SolverError, require
+from cobre_shm.sddp.layout import StageLp
+from cobre_shm.sddp.noise_bounds import NoiseBounds, truncated_inflow
+
+try:
+    import highspy._core as highs
+except ImportError as error:
+    raise require("highspy") from error
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int32]
+
+_OPTIONS: dict[str, Any] = {
+    "output_flag": False,
+    "presolve": "off",
+    "solver": "simplex",
+    "simplex_strategy": 1,
+    "parallel": "off",
+    "threads": 1,
+    "simplex_dual_edge_weight_strategy": 1,
+    "dual_simplex_cost_perturbation_multiplier": 0.0,
+    "simplex_price_strategy": 1,
+    "primal_feasibility_tolerance": 1e-7,
+    "dual_feasibility_tolerance": 1e-7,
+    "rebuild_refactor_solution_error_tolerance": 1e-6,
+}
+# Attempts for a problem that HiGHS gives up on, each from a cleared solver. They depend on the
+# problem alone, so every rank count takes the same path.
+_RETRIES: tuple[dict[str, Any], ...] = (
+    {},
+    {
+        "simplex_scale_strategy": 2,
+        "dual_simplex_cost_perturbation_multiplier": 1.0,
+        "rebuild_refactor_solution_error_tolerance": 1e-8,
+    },
+    {"presolve": "on"},
+)
+_RESTORED = {"simplex_scale_strategy": 1, **_OPTIONS}
+
+_OPTIMAL = highs.HighsModelStatus.kOptimal
+_ERROR = highs.HighsStatus.kError
+_BASIC = highs.HighsBasisStatus.kBasic
+
+
+class StageSolver:
+    """A stage problem inside HiGHS, with its cuts and the bases of its chains.
+
+    Attributes:
+        lp: The problem without cuts.
+        solves: Problems solved so far, retries not counted.
+        retries: Problems that needed more than one attempt.
+    """
+
+    def __init__(self, lp: StageLp, noise: NoiseBounds) -> None:
+        self.lp = lp
+        self.solves = 0
+        self.retries = 0
+        self._noise = noise
+        self._highs = highs._Highs()
+        for name, value in _OPTIONS.items():
+            self._highs.setOptionValue(name, value)
+        self._pass_model()
+        self._rows = len(lp.row_lower)
+        self._cut_columns = np.append(lp.theta_column, lp.next_state_columns).astype(np.int32)
+        self._next_state = lp.next_state_columns.tolist()
+        self._first_state = int(lp.state_columns[0]) if lp.state_columns.size else 0
+        self._states = lp.state_columns.size
+        self._bases: dict[Hashable, tuple[Any, int]] = {}
+        self._key: Hashable = None
+        self._unsaved = False
+        self._use(noise.lower, noise.upper)
+
+    def _pass_model(self) -> None:
+        lp, model = self.lp, highs.HighsLp()
+        model.num_col_, model.num_row_ = len(lp.cost), len(lp.row_lower)
+        model.col_cost_, model.col_lower_, model.col_upper_ = lp.cost, lp.lower, lp.upper
+        model.row_lower_, model.row_upper_ = lp.row_lower, lp.row_upper
+        model.a_matrix_.format_ = highs.MatrixFormat.kRowwise
+        model.a_matrix_.num_col_, model.a_matrix_.num_row_ = model.num_col_, model.num_row_
+        model.a_matrix_.start_ = lp.starts
+        model.a_matrix_.index_ = lp.indices
+        model.a_matrix_.value_ = lp.values
+        if self._highs.passModel(model) == _ERROR:
+            raise SolverError(
+                f"HiGHS refused the problem of stage position {lp.index}",
+                context={"stage": lp.index, "status": "passModel failed"},
+            )
+
+    def _use(self, lower: Floats, upper: Floats) -> None:
+        # Views of single rows made once: making them at every solve would cost more than the
+        # call that uses them.
+        self._lower_rows, self._upper_rows = list(lower), list(upper)
+
+    @property
+    def cuts(self) -> int:
+        """Number of cuts in the problem."""
+        return self._rows - len(self.lp.row_lower)
+
+    def add_cuts(self, intercepts: Floats, coefficients: Floats) -> None:
+        """Add the rows ``theta - coefficients @ next_state >= intercept``.
+
+        Args:
+            intercepts: float64, one per cut, in scaled $.
+            coefficients: float64, (cuts, state components).
+        """
+        count, width = len(intercepts), len(self._cut_columns)
+        values = np.empty((count, width))
+        values[:, 0] = 1.0
+        np.negative(coefficients, out=values[:, 1:])
+        status = self._highs.addRows(
+            count,
+            intercepts,
+            np.full(count, np.inf),
+            values.size,
+            np.arange(0, values.size, width, dtype=np.int32),
+            np.tile(self._cut_columns, count),
+            values.reshape(-1),
+        )
+        # A warning only says that coefficients next to zero were dropped.
+        if status == _ERROR:
+            raise SolverError(
+                f"HiGHS refused a cut at stage position {self.lp.index}",
+                context={"stage": self.lp.index, "status": "addRows failed"},
+            )
+        self._rows += count
+
+    def begin(self, state: Floats, key: Hashable = None) -> None:
+        """Begin a chain at ``state``.
+
+        Args:
+            state: float64, one value per state component.
+            key: Names the chain among those of this solver. The basis of the chain's first
+                solve is kept under it for the next chain of the same key; None keeps nothing.
+        """
+        solver, columns = self._highs, self.lp.state_columns
+        solver.clearSolver()
+        saved = self._bases.get(key)
+        if saved is not None:
+            basis, rows = saved
+            if rows < self._rows:
+                basis.row_status = basis.row_status + [_BASIC] * (self._rows - rows)
+            solver.setBasis(basis)
+        self._key, self._unsaved = key, key is not None
+        if self._states:
+            solver.changeColsBounds(self._states, columns, state, state)
+        noise = self._noise.inflow_noise
+        if noise is not None:
+            self._truncate(noise, state)
+
+    def _truncate(self, eta: Floats, state: Floats) -> None:
+        hydros = eta.shape[1]
+        lags = state.reshape(-1, hydros)[1:] if hydros else state.reshape(0, 0)
+        inflow = truncated_inflow(self.lp.inflow, eta, lags)
+        lower, upper = self._noise.lower.copy(), self._noise.upper.copy()
+        lower[:, :hydros] = upper[:, :hydros] = inflow
+        self._use(lower, upper)
+
+    def solve(self, opening: int, place: tuple[int, int] = (0, 0)) -> float:
+        """Solve for one opening and return the scaled objective.
+
+        Args:
+            opening: Position of the opening.
+            place: Iteration and scenario, for error messages only.
+
+        Raises:
+            SolverError: No attempt found an optimal solution.
+        """
+        solver, columns = self._highs, self.lp.noise_columns
+        if columns.size:
+            solver.changeColsBounds(
+                columns.size, columns, self._lower_rows[opening], self._upper_rows[opening]
+            )
+        solver.run()
+        self.solves += 1
+        if solver.getModelStatus() != _OPTIMAL:
+            self._retry(opening, place)
+        if self._unsaved:
+            self._bases[self._key] = (solver.getBasis(), self._rows)
+            self._unsaved = False
+        objective: float = solver.getObjectiveValue()
+        return objective
+
+    def _retry(self, opening: int, place: tuple[int, int]) -> None:
+        solver = self._highs
+        first = solver.getModelStatus()
+        self.retries += 1
+        for options in _RETRIES:
+            solver.clearSolver()
+            for name, value in options.items():
+                solver.setOptionValue(name, value)
+            solver.run()
+            for name in options:
+                solver.setOptionValue(name, _RESTORED[name])
+            if solver.getModelStatus() == _OPTIMAL:
+                return
+        status = solver.modelStatusToString(first)
+        iteration, scenario = place
+        raise SolverError(
+            f"the problem of stage position {self.lp.index} has no optimal solution ({status}) "
+            f"in iteration {iteration}, scenario {scenario}, opening {opening}",
+            context={
+                "stage": self.lp.index,
+                "iteration": iteration,
+                "scenario": scenario,
+                "opening": opening,
+                "status": status,
+            },
+        )
+
+    def state_duals(self) -> list[float]:
+        """Return the derivative of the objective by each state component."""
+        first = self._first_state
+        duals: list[float] = self._highs.getSolution().col_dual[first : first + self._states]
+        return duals
+
+    def next_state(self) -> tuple[list[float], float]:
+        """Return the next state and ``theta``."""
+        values = self._highs.getSolution().col_value
+        return [values[j] for j in self._next_state], values[self.lp.theta_column]
+
+    def solution(self) -> tuple[Floats, Floats]:
+        """Return all column values and all row duals."""
+        solution = self._highs.getSolution()
+        return np.array(solution.col_value), np.array(solution.row_dual)

@@ -1,0 +1,147 @@
+"""The stages of the study: their length, their blocks, what is drawn and how risk is measured."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cobre_shm.sddp.errors import OutOfRange, SchemaViolation
+from cobre_shm.sddp.fields import Record, identified
+
+_OTHER_SAMPLING = ("lhs", "qmc_sobol", "qmc_halton", "historical_residuals", "selective")
+
+
+@dataclass(frozen=True, slots=True)
+class RiskMeasure:
+    """``(1 - weight) * expectation + weight * CVaR`` of the worst share ``tail``."""
+
+    tail: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One study stage.
+
+    Attributes:
+        id: Id in the case directory.
+        hours: Length of each load block, in hours.
+        openings: Number of noise vectors of the stage.
+        season_id: Season, or None.
+        start: First day.
+        risk: Risk measure over the openings of the next stage, or None for the expectation.
+        discount: Factor between this stage's cost and the cost of the next stage.
+    """
+
+    id: int
+    hours: tuple[float, ...]
+    openings: int
+    season_id: int | None
+    start: datetime.date
+    risk: RiskMeasure | None
+    discount: float
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """All stages in order, with the position of each id.
+
+    Attributes:
+        stages: The study stages by id.
+        positions: Position of each stage id.
+        cycle: ``cycle_type`` of the season definitions, or None where there are none.
+    """
+
+    stages: tuple[Stage, ...]
+    positions: Mapping[int, int]
+    cycle: str | None
+
+
+def parse_stages(document: Record) -> Horizon:
+    """Read and check ``stages.json``.
+
+    Raises:
+        CaseError: A value is wrong, or asks for something that is not supported.
+    """
+    graph = document.record("policy_graph")
+    graph.choice("type", ("finite_horizon",), unsupported=("cyclic",))
+    annual_rate = graph.number("annual_discount_rate", minimum=0.0)
+    records = identified(document, "stages")
+    if not records:
+        raise document.error(SchemaViolation, "stages", "must hold at least one stage")
+    positions = {record.integer("id", minimum=0): i for i, record in enumerate(records)}
+    rates: dict[int, float] = {}
+    for transition in graph.records("transitions", []):
+        override = transition.number("annual_discount_rate_override", None, minimum=0.0)
+        if override is not None:
+            rates.setdefault(transition.reference("source_id", positions, "stage"), override)
+    for record in document.records("pre_study_stages", []):
+        record.integer("id", maximum=-1)
+    seasons = document.record("season_definitions", required=False)
+    return Horizon(
+        stages=tuple(
+            _parse_stage(record, rates.get(i, annual_rate)) for i, record in enumerate(records)
+        ),
+        positions=positions,
+        cycle=seasons.text("cycle_type", "monthly") if seasons.data else None,
+    )
+
+
+def _parse_stage(record: Record, annual_rate: float) -> Stage:
+    start, end = record.date("start_date"), record.date("end_date")
+    if end <= start:
+        raise record.error(
+            OutOfRange,
+            "end_date",
+            f"must be after start_date ({start}), not {end}",
+            value=str(end),
+            expected=f"after {start}",
+        )
+    record.choice("sampling_method", ("saa",), "saa", unsupported=_OTHER_SAMPLING)
+    record.choice("block_mode", ("parallel",), "parallel", unsupported=("chronological",))
+    days = (end - start).days
+    return Stage(
+        id=record.integer("id"),
+        hours=_parse_blocks(record),
+        openings=record.integer("num_scenarios", minimum=1, maximum=2**31 - 1),
+        season_id=record.integer("season_id", None),
+        start=start,
+        risk=_parse_risk(record),
+        discount=(1.0 + annual_rate) ** (-days / 365.25),
+    )
+
+
+def _parse_blocks(record: Record) -> tuple[float, ...]:
+    blocks = sorted(record.records("blocks"), key=lambda block: block.integer("id"))
+    if not blocks:
+        raise record.error(SchemaViolation, "blocks", "must hold at least one block")
+    for i, block in enumerate(blocks):
+        if block.integer("id") != i:
+            raise block.error(
+                SchemaViolation,
+                "id",
+                f"block ids must be 0 to {len(blocks) - 1} without gaps",
+                value=block.integer("id"),
+                expected=str(i),
+            )
+    return tuple(block.number("hours", above=0.0) for block in blocks)
+
+
+def _parse_risk(record: Record) -> RiskMeasure | None:
+    value = record.data.get("risk_measure", "expectation")
+    if value == "expectation" or value is None:
+        return None
+    if not isinstance(value, dict) or "cvar" not in value:
+        raise record.error(
+            SchemaViolation,
+            "risk_measure",
+            "must be 'expectation' or an object 'cvar'",
+            value=value,
+            expected="'expectation' or {'cvar': {...}}",
+        )
+    cvar = record.record("risk_measure").record("cvar")
+    return RiskMeasure(
+        tail=cvar.number("alpha", above=0.0, maximum=1.0),
+        weight=cvar.number("lambda", minimum=0.0, maximum=1.0),
+    )

@@ -1,0 +1,413 @@
+"""Reading a case: what is wrong is named, what is not supported is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from cobre_shm.sddp import (
+    MissingFile,
+    MissingReference,
+    OutOfRange,
+    ParseError,
+    SchemaViolation,
+    Unsupported,
+    load_case,
+    shipped_case_path,
+)
+from cobre_shm.sddp.documents import REQUIRED, decode, encode, read_documents
+from tests.sddp.editing import edit, write_json, write_table
+
+
+def set_path(*path, value):
+    """Return a change that sets a nested value."""
+
+    def change(content):
+        for step in path[:-1]:
+            content = content[step]
+        content[path[-1]] = value
+
+    return change
+
+
+def delete_path(*path):
+    def change(content):
+        for step in path[:-1]:
+            content = content[step]
+        del content[path[-1]]
+
+    return change
+
+
+def test_shipped_case_is_valid():
+    case = load_case(shipped_case_path())
+    assert case.name == "four_reservoirs"
+    assert (case.stages, len(case.hydros), case.state_size) == (12, 4, 4)
+    assert case.config.forward_passes >= 8
+    assert case.warnings == ()
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_missing_required_file_is_named(shipped_copy, name):
+    (shipped_copy / name).unlink()
+    with pytest.raises(MissingFile) as caught:
+        load_case(shipped_copy)
+    assert caught.value.context["file"] == name
+
+
+def test_missing_directory_is_named(tmp_path):
+    with pytest.raises(MissingFile, match="absent"):
+        load_case(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("stages.json", b"{"),
+        ("stages.json", b"[]"),
+        ("penalties.json", b'{"bus": NaN}'),
+        ("system/buses.json", b"\xff\xfe\x00"),
+        ("scenarios/load_seasonal_stats.parquet", b"not parquet"),
+    ],
+)
+def test_unreadable_file_is_named(shipped_copy, name, content):
+    (shipped_copy / name).write_bytes(content)
+    with pytest.raises(ParseError) as caught:
+        load_case(shipped_copy)
+    assert caught.value.context["file"] == name
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "error", "field"),
+    [
+        ("config.json", delete_path("training"), SchemaViolation, "training"),
+        (
+            "config.json",
+            delete_path("training", "forward_passes"),
+            SchemaViolation,
+            "training.forward_passes",
+        ),
+        (
+            "config.json",
+            set_path("training", "forward_passes", value=0),
+            OutOfRange,
+            "training.forward_passes",
+        ),
+        (
+            "config.json",
+            set_path("training", "forward_passes", value="8"),
+            SchemaViolation,
+            "training.forward_passes",
+        ),
+        (
+            "config.json",
+            set_path("training", "stopping_rules", value=[]),
+            SchemaViolation,
+            "training.stopping_rules",
+        ),
+        (
+            "config.json",
+            set_path("training", "stopping_rules", 0, "limit", value=0),
+            OutOfRange,
+            "training.stopping_rules[0].limit",
+        ),
+        (
+            "config.json",
+            set_path("training", "stopping_rules", 0, "type", value="simulation"),
+            Unsupported,
+            "training.stopping_rules[0].type",
+        ),
+        (
+            "config.json",
+            set_path("training", "cut_selection", value={"enabled": True}),
+            Unsupported,
+            "training.cut_selection.enabled",
+        ),
+        (
+            "config.json",
+            set_path("training", "scenario_source", "inflow", "scheme", value="external"),
+            Unsupported,
+            "training.scenario_source.inflow.scheme",
+        ),
+        (
+            "config.json",
+            set_path("modeling", "inflow_non_negativity", "method", value="fold"),
+            SchemaViolation,
+            "modeling.inflow_non_negativity.method",
+        ),
+        ("config.json", set_path("policy", value={"mode": "resume"}), Unsupported, "policy.mode"),
+        (
+            "stages.json",
+            set_path("policy_graph", "type", value="cyclic"),
+            Unsupported,
+            "policy_graph.type",
+        ),
+        (
+            "stages.json",
+            set_path("policy_graph", "annual_discount_rate", value=-0.1),
+            OutOfRange,
+            "policy_graph.annual_discount_rate",
+        ),
+        (
+            "stages.json",
+            set_path("stages", 2, "num_scenarios", value=0),
+            OutOfRange,
+            "stages[2].num_scenarios",
+        ),
+        (
+            "stages.json",
+            set_path("stages", 2, "block_mode", value="chronological"),
+            Unsupported,
+            "stages[2].block_mode",
+        ),
+        (
+            "stages.json",
+            set_path("stages", 2, "sampling_method", value="lhs"),
+            Unsupported,
+            "stages[2].sampling_method",
+        ),
+        (
+            "stages.json",
+            set_path("stages", 2, "blocks", 1, "id", value=2),
+            SchemaViolation,
+            "stages[2].blocks[1].id",
+        ),
+        (
+            "stages.json",
+            set_path("stages", 2, "blocks", 1, "hours", value=0),
+            OutOfRange,
+            "stages[2].blocks[1].hours",
+        ),
+        (
+            "stages.json",
+            set_path("stages", 2, "end_date", value="2030-13-01"),
+            SchemaViolation,
+            "stages[2].end_date",
+        ),
+        (
+            "stages.json",
+            set_path("stages", 2, "risk_measure", value={"cvar": {"alpha": 0.0}}),
+            OutOfRange,
+            "stages[2].risk_measure.cvar.alpha",
+        ),
+        ("stages.json", set_path("stages", 2, "id", value=1), SchemaViolation, "stages[2].id"),
+        (
+            "penalties.json",
+            delete_path("hydro", "spillage_cost"),
+            SchemaViolation,
+            "hydro.spillage_cost",
+        ),
+        (
+            "penalties.json",
+            set_path("bus", "deficit_segments", 1, "depth_mw", value=5.0),
+            OutOfRange,
+            "bus.deficit_segments[1].depth_mw",
+        ),
+        (
+            "penalties.json",
+            set_path("bus", "deficit_segments", 1, "cost", value=1.0),
+            OutOfRange,
+            "bus.deficit_segments[1].cost",
+        ),
+        (
+            "system/thermals.json",
+            set_path("thermals", 3, "bus_id", value=99),
+            MissingReference,
+            "thermals[3].bus_id",
+        ),
+        (
+            "system/thermals.json",
+            set_path("thermals", 0, "generation", "max_mw", value=1.0),
+            OutOfRange,
+            "thermals[0].generation.max_mw",
+        ),
+        (
+            "system/lines.json",
+            set_path("lines", 0, "target_bus_id", value=7),
+            MissingReference,
+            "lines[0].target_bus_id",
+        ),
+        (
+            "system/hydros.json",
+            set_path("hydros", 3, "downstream_id", value=0),
+            OutOfRange,
+            "hydros[0].downstream_id",
+        ),
+        (
+            "system/hydros.json",
+            set_path("hydros", 1, "generation", "model", value="fpha"),
+            Unsupported,
+            "hydros[1].generation.model",
+        ),
+        (
+            "system/hydros.json",
+            set_path("hydros", 1, "evaporation", value={"a": 1}),
+            Unsupported,
+            "hydros[1].evaporation",
+        ),
+        (
+            "system/hydros.json",
+            set_path("hydros", 1, "reservoir", "max_storage_hm3", value=True),
+            SchemaViolation,
+            "hydros[1].reservoir.max_storage_hm3",
+        ),
+        (
+            "initial_conditions.json",
+            set_path("storage", 0, "hydro_id", value=44),
+            MissingReference,
+            "storage[0].hydro_id",
+        ),
+        (
+            "initial_conditions.json",
+            set_path("filling_storage", value=[{}]),
+            Unsupported,
+            "filling_storage",
+        ),
+    ],
+)
+def test_wrong_value_is_reported_with_file_and_field(shipped_copy, file, change, error, field):
+    edit(shipped_copy, file, change)
+    with pytest.raises(error) as caught:
+        load_case(shipped_copy)
+    assert type(caught.value) is error
+    assert caught.value.context["file"] == file
+    assert caught.value.context["field"] == field
+    assert file in caught.value.message
+    assert field in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "scenarios/inflow_history.parquet",
+        "scenarios/external_inflow.parquet",
+        "constraints/pumping_bounds.parquet",
+        "system/fpha_hyperplanes.parquet",
+        "scenarios/more/load.csv",
+    ],
+)
+def test_file_that_is_not_read_is_refused(shipped_copy, file):
+    write_json(shipped_copy, file, {})
+    with pytest.raises(Unsupported) as caught:
+        load_case(shipped_copy)
+    assert caught.value.context["file"] == file
+
+
+def test_other_files_in_the_directory_do_no_harm(shipped_copy):
+    (shipped_copy / "NOTES.txt").write_text("mine")
+    (shipped_copy / "system" / "README.md").write_text("mine")
+    load_case(shipped_copy)
+
+
+def test_pumping_stations_are_refused_unless_empty(shipped_copy):
+    write_json(shipped_copy, "system/pumping_stations.json", {"pumping_stations": []})
+    load_case(shipped_copy)
+    write_json(shipped_copy, "system/pumping_stations.json", {"pumping_stations": [{"id": 0}]})
+    with pytest.raises(Unsupported, match="pumping stations"):
+        load_case(shipped_copy)
+
+
+def test_losses_are_ignored_with_a_warning(shipped_copy):
+    edit(shipped_copy, "system/lines.json", set_path("lines", 0, "losses_percent", value=3.0))
+    (warning,) = load_case(shipped_copy).warnings
+    assert "losses_percent" in warning
+
+
+def test_entities_are_sorted_by_id(shipped_copy):
+    before = load_case(shipped_copy)
+    for file, key in (("system/hydros.json", "hydros"), ("stages.json", "stages")):
+        edit(shipped_copy, file, lambda content, key=key: content[key].reverse())
+    after = load_case(shipped_copy)
+    assert after.hydros == before.hydros
+    assert after.horizon == before.horizon
+    assert after.initial_state.tolist() == before.initial_state.tolist()
+
+
+def test_statistics_of_an_unknown_plant_are_refused(shipped_copy):
+    write_table(
+        shipped_copy,
+        "scenarios/inflow_seasonal_stats.parquet",
+        ["hydro_id", "stage_id", "mean_m3s", "std_m3s"],
+        [(9, 0, 1.0, 0.0)],
+    )
+    with pytest.raises(MissingReference, match="hydro plant with id 9"):
+        load_case(shipped_copy)
+
+
+def test_table_without_a_required_column_is_refused(shipped_copy):
+    write_table(
+        shipped_copy, "scenarios/load_seasonal_stats.parquet", ["bus_id", "stage_id"], [(0, 0)]
+    )
+    with pytest.raises(SchemaViolation, match="'mean_mw'"):
+        load_case(shipped_copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_table_with_a_number_that_is_none_is_refused(shipped_copy, value):
+    write_table(
+        shipped_copy,
+        "scenarios/load_seasonal_stats.parquet",
+        ["bus_id", "stage_id", "mean_mw", "std_mw"],
+        [(0, 0, value, 0.0)],
+    )
+    with pytest.raises(OutOfRange, match="mean_mw"):
+        load_case(shipped_copy)
+
+
+def test_stage_bounds_that_cross_are_refused(shipped_copy):
+    write_table(
+        shipped_copy,
+        "constraints/hydro_bounds.parquet",
+        ["hydro_id", "stage_id", "max_storage_hm3"],
+        [(0, 3, 0.5)],
+    )
+    with pytest.raises(OutOfRange, match="hydro 0 at stage 3"):
+        load_case(shipped_copy)
+
+
+def test_lags_need_monthly_seasons(random_path):
+    edit(random_path, "stages.json", set_path("season_definitions", "cycle_type", value="weekly"))
+    with pytest.raises(Unsupported, match="weekly"):
+        load_case(random_path)
+
+
+def test_lags_with_a_gap_are_refused(random_path):
+    write_table(
+        random_path,
+        "scenarios/inflow_ar_coefficients.parquet",
+        ["hydro_id", "stage_id", "lag", "coefficient", "residual_std_ratio"],
+        [(0, 1, 2, 0.5, 0.9)],
+    )
+    with pytest.raises(SchemaViolation, match="without gaps"):
+        load_case(random_path)
+
+
+def test_correlation_matrix_must_be_one(random_path):
+    def change(content):
+        content["profiles"]["default"]["correlation_groups"][0]["matrix"][0][1] = 0.2
+
+    edit(random_path, "scenarios/correlation.json", change)
+    with pytest.raises(OutOfRange, match="symmetric"):
+        load_case(random_path)
+
+
+def test_documents_survive_the_way_to_other_ranks():
+    documents = read_documents(shipped_case_path())
+    assert decode(encode(documents)) == documents
+
+
+@pytest.mark.parametrize(
+    ("expression", "error", "words"),
+    [
+        ("", SchemaViolation, "not readable"),
+        ("hydro_turbined(0) hydro_turbined(1)", SchemaViolation, "not readable"),
+        ("2 * * hydro_turbined(0)", SchemaViolation, "not readable"),
+        ("hydro_turbined(0) +", SchemaViolation, "not readable"),
+        ("hydro_turbined(99)", MissingReference, "hydro with id 99"),
+        ("hydro_evaporation(0)", Unsupported, "hydro_evaporation"),
+    ],
+)
+def test_unreadable_expression_is_reported(shipped_copy, expression, error, words):
+    constraint = {"id": 0, "name": "C", "expression": expression, "sense": "<="}
+    write_json(shipped_copy, "constraints/generic_constraints.json", {"constraints": [constraint]})
+    with pytest.raises(error, match=words):
+        load_case(shipped_copy)

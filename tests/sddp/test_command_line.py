@@ -1,0 +1,161 @@
+"""The command line: exit codes, one clear message, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cobre_shm.sddp.__main__ import main
+from tests.sddp.editing import edit
+
+
+@pytest.fixture(autouse=True)
+def only_known_variables(monkeypatch):
+    """Remove what only the tests read: a command line warns of variables it does not know."""
+    monkeypatch.delenv("COBRE_TEST_CASES", raising=False)
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "cobre_shm.sddp", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+def test_shipped_case_is_trained_when_none_is_named(capsys):
+    assert main(["--iterations", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert "case four_reservoirs, 1 rank, backend local" in out
+    assert "stopped after 2 iterations: iteration_limit" in out
+    assert "give --output-dir" in out
+    assert err == ""
+
+
+def test_table_has_a_row_per_iteration_and_no_control_codes(random_path, capsys):
+    assert main([str(random_path), "--iterations", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == ["iter", "1", "2", "3"]
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_summary_as_json_is_one_object(random_path, capsys):
+    assert main([str(random_path), "--iterations", "3", "--output-format", "json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["iterations"] == 3
+    assert summary["backend"] == "local"
+    assert summary["lower_bound"] > 0
+
+
+def test_quiet_prints_nothing_and_writes_everything(random_path, tmp_path, capsys):
+    def change(content):
+        content["simulation"] = {"enabled": True, "num_scenarios": 4}
+
+    edit(random_path, "config.json", change)
+    out = tmp_path / "out"
+    assert main([str(random_path), "--quiet", "--output-dir", str(out)]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert (out / "training" / "convergence.csv").is_file()
+    assert (out / "simulation" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--iterations", "0"], ["--iterations", "x"], ["--unknown"], ["a", "b"]]
+)
+def test_wrong_arguments_end_with_usage_and_code_one(arguments, capsys):
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: python -m cobre_shm.sddp")
+
+
+def test_wrong_configuration_ends_with_code_two(shipped_copy):
+    edit(shipped_copy, "config.json", lambda content: content["training"].pop("forward_passes"))
+    done = run(shipped_copy)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("cobre_shm.sddp: error: config.json: training.forward_passes")
+
+
+def test_wrong_data_end_with_code_three_and_json_on_request(shipped_copy):
+    (shipped_copy / "stages.json").unlink()
+    done = run(shipped_copy, "--output-format", "json")
+    assert done.returncode == 3
+    error = json.loads(done.stderr)
+    assert error["kind"] == "MissingFile"
+    assert error["context"]["file"] == "stages.json"
+    assert set(error) == {"kind", "message", "context", "suggestion"}
+
+
+def test_wrong_backend_is_found_before_the_case_is_read(tmp_path):
+    done = run(tmp_path / "absent", COBRE_COMM_BACKEND="nonsense")
+    assert done.returncode == 4
+    assert "nonsense" in done.stderr
+    assert "absent" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unusable_output_directory_is_reported_before_training(random_path, tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert main([str(random_path), "--output-dir", str(blocked)]) == 1
+    out, err = capsys.readouterr()
+    assert str(blocked) in err
+    assert "iter" not in out
+
+
+def test_missing_package_names_the_extra(random_path):
+    program = (
+        "import sys\n"
+        "sys.modules['highspy'] = sys.modules['highspy._core'] = None\n"
+        "from cobre_shm.sddp.__main__ import main\n"
+        f"sys.exit(main([{str(random_path)!r}]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert 'pip install "cobre-shm[sddp]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_interrupt_ends_after_the_iteration_and_keeps_the_result(random_path, tmp_path):
+    edit(
+        random_path,
+        "config.json",
+        lambda content: content["training"].update(
+            stopping_rules=[{"type": "iteration_limit", "limit": 100_000}]
+        ),
+    )
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-u",
+            "-m",
+            "cobre_shm.sddp",
+            str(random_path),
+            "--output-dir",
+            str(tmp_path / "out"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.split()[:1] == ["1"]:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert ": interrupted" in out
+    assert err == ""
+    assert (tmp_path / "out" / "policy" / "cuts.parquet").is_file()

@@ -1,0 +1,140 @@
+"""The files that a run leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cobre_shm.sddp import OutputError, series_digest, simulate, train
+from cobre_shm.sddp.results import write_atomically
+from cobre_shm.sddp.simulation_results import write_simulation
+from tests.sddp.editing import copy_case, edit
+
+CONVERGENCE = {
+    "iteration": pa.int32(),
+    "lower_bound": pa.float64(),
+    "upper_bound_mean": pa.float64(),
+    "upper_bound_std": pa.float64(),
+    "gap_percent": pa.float64(),
+    "cuts_added": pa.int32(),
+    "cuts_removed": pa.int32(),
+    "cuts_active": pa.int64(),
+    "time_forward_ms": pa.int64(),
+    "time_backward_ms": pa.int64(),
+    "time_total_ms": pa.int64(),
+    "forward_passes": pa.int32(),
+    "lp_solves": pa.int64(),
+}
+
+
+@pytest.fixture
+def trained(random_path, comm, tmp_path):
+    root = tmp_path / "out" / "deep"
+    edit(random_path, "config.json", lambda content: content.update(exports={"stochastic": True}))
+    return train(random_path, comm, iterations=4, output_dir=root), root
+
+
+def test_convergence_has_the_reference_schema_and_the_results(trained):
+    result, root = trained
+    table = pq.read_table(root / "training" / "convergence.parquet")
+    assert dict(zip(table.schema.names, table.schema.types, strict=True)) == CONVERGENCE
+    assert table["lower_bound"].to_pylist() == result.lower_bound.tolist()
+    with (root / "training" / "convergence.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(CONVERGENCE)
+    assert [float(row["lower_bound"]) for row in rows] == result.lower_bound.tolist()
+
+
+def test_cuts_are_stored_with_every_bit_and_explained(trained):
+    result, root = trained
+    table = pq.read_table(root / "policy" / "cuts.parquet").to_pydict()
+    state = json.loads((root / "policy" / "state.json").read_text())
+    assert len(state["components"]) == 9
+    assert state["components"][3] == {
+        "column": "coef_3",
+        "kind": "inflow_lag",
+        "hydro_id": 0,
+        "lag": 1,
+        "unit": "m3/s",
+    }
+    assert table["intercept"] == np.concatenate([c.intercept for c in result.cuts]).tolist()
+    assert table["coef_3"] == np.concatenate([c.coefficients[:, 3] for c in result.cuts]).tolist()
+    assert table["stage_id"] == [0] * 8 + [1] * 8
+
+
+def test_metadata_tells_what_ran(trained):
+    result, root = trained
+    metadata = json.loads((root / "training" / "metadata.json").read_text())
+    assert metadata["backend"] == "local"
+    assert metadata["ranks"] == 1
+    assert metadata["lower_bound"] == result.lower_bound[-1]
+    assert metadata["dimensions"]["state"] == 9
+    assert metadata["versions"]["highspy"]
+
+
+def test_timing_has_a_row_per_rank_and_iteration(trained):
+    _, root = trained
+    table = pq.read_table(root / "training" / "timing.parquet").to_pydict()
+    assert table["iteration"] == [1, 2, 3, 4]
+    assert table["rank"] == [0] * 4
+    assert all(value >= 0 for value in table["forward_ms"])
+    assert all(value > 0 for value in table["gather_states_bytes"])
+
+
+def test_written_tree_can_be_read_back_as_scenario_input(trained, random_path, comm, tmp_path):
+    result, root = trained
+    again = copy_case(random_path, tmp_path / "again")
+    tree = (root / "stochastic" / "noise_openings.parquet").read_bytes()
+    (again / "scenarios" / "noise_openings.parquet").write_bytes(tree)
+    assert series_digest(train(again, comm, iterations=4)) == series_digest(result)
+
+
+def test_no_partial_file_remains(trained):
+    _, root = trained
+    names = [path.name for path in root.rglob("*") if path.is_file()]
+    assert names
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "table"
+    target.write_text("old")
+
+    def fail(partial):
+        partial.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match="No space left"):
+        write_atomically(target, fail)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_simulation_tables_agree_with_the_result(trained, comm):
+    result, root = trained
+    simulation = simulate(result.case, result.cuts, comm, 5)
+    write_simulation(simulation, root)
+    costs = pq.read_table(root / "simulation" / "costs.parquet").to_pydict()
+    discounted = np.array(costs["immediate_cost"]) * np.array(costs["discount_factor"])
+    np.testing.assert_allclose(discounted.reshape(5, 3).sum(axis=1), simulation.total_cost)
+    hydros = pq.read_table(root / "simulation" / "hydros.parquet").to_pydict()
+    assert hydros["scenario_id"] == sorted(hydros["scenario_id"])
+    assert len(hydros["hydro_id"]) == 5 * 3 * 3
+    final = simulation.stages[2].storage_final[4, 1]
+    (row,) = [
+        i
+        for i, key in enumerate(
+            zip(hydros["scenario_id"], hydros["stage_id"], hydros["hydro_id"], strict=True)
+        )
+        if key == (4, 2, 1)
+    ]
+    assert hydros["storage_final_hm3"][row] == final
+    assert len(pq.read_table(root / "simulation" / "buses.parquet")) == 5 * 3 * 2
+    summary = json.loads((root / "simulation" / "summary.json").read_text())
+    assert summary["scenarios"] == 5
+    assert summary["mean"] == pytest.approx(simulation.total_cost.mean())
