@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ReduceOp", "dtype_tag", "is_movable", "is_reducible", "tag_text"]
+__all__ = ["ReduceOp", "dtype_tag", "is_movable", "is_reducible", "tag_itemsize", "tag_text"]
 
 _PLAIN = re.compile(r"[<>|][biufcSUmM][0-9]{1,6}(\[[0-9]*[a-zA-Z]{1,2}\])?")
+
+_HASHED = re.compile(r"V[0-9a-f]{7}")
 
 
 class ReduceOp(enum.IntEnum):
@@ -74,11 +76,27 @@ def dtype_tag(dtype: np.dtype[Any]) -> int:
 
 def tag_text(tag: int) -> str:
     """Return the readable form of a tag made by :func:`dtype_tag`."""
-    text = tag.to_bytes(8, "little", signed=True).rstrip(b"\0").decode("ascii", "replace")
-    if text.startswith("V"):
+    text = _tag_characters(tag)
+    if _HASHED.fullmatch(text):
         return f"record {text[1:]}"
+    dtype = _plain_dtype(text)
+    return ascii(text) if dtype is None else str(dtype)
+
+
+@lru_cache(maxsize=1024)
+def tag_itemsize(tag: int) -> int:
+    """Return the bytes of one element, 0 where the tag does not tell."""
+    dtype = _plain_dtype(_tag_characters(tag))
+    return 0 if dtype is None else dtype.itemsize
+
+
+def _tag_characters(tag: int) -> str:
+    return tag.to_bytes(8, "little", signed=True).rstrip(b"\0").decode("ascii", "replace")
+
+
+def _plain_dtype(text: str) -> np.dtype[Any] | None:
     # In a damaged segment it may be anything, and numpy reads more than this as a dtype.
     if _PLAIN.fullmatch(text):
         with suppress(TypeError, ValueError):
-            return str(np.dtype(text))
-    return ascii(text)
+            return np.dtype(text)
+    return None

@@ -101,7 +101,10 @@ class CobreError(Exception):
 
 
 class BackendError(CobreError):
-    """Choosing or starting a communication backend failed. Command lines end with code 4."""
+    """Choosing or starting a communication backend failed. Command lines end with code 4.
+
+    There is always a suggestion.
+    """
 
 
 class BackendNotAvailable(BackendError):
@@ -112,9 +115,10 @@ class BackendNotAvailable(BackendError):
     def __init__(
         self, requested: str, available: Sequence[str], *, install_hint: str | None = None
     ) -> None:
-        hint = f" To use {requested}: {install_hint}." if install_hint else ""
+        # Nothing follows the hint: what is pasted must end where the command does.
+        hint = f" To use {requested.upper()}: {install_hint}" if install_hint else ""
         super().__init__(
-            f"Communication backend '{requested}' is not available in this installation",
+            f"Communication backend '{requested}' is not available in this build",
             context={
                 "setting": "COBRE_COMM_BACKEND",
                 "requested_value": requested,
@@ -180,7 +184,8 @@ class InitializationFailed(BackendError):
                 "error_code": code if isinstance(code, int) else 0,
                 "detail": str(source) if source is not None else detail,
             },
-            suggestion=suggestion,
+            suggestion=suggestion
+            or "To see what this installation and this machine offer: python -m cobre_shm.info",
         )
         self.backend = backend
         self.source = source
@@ -208,7 +213,7 @@ class MissingConfiguration(BackendError):
                 "requested_value": backend,
                 "missing_variables": names,
             },
-            suggestion=suggestion,
+            suggestion=suggestion or "Set the required environment variables.",
         )
         self.backend = backend
         self.missing_vars = names

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,7 +36,11 @@ _PACKAGES = (
     "highspy",
     "pyarrow",
     "rich",
+    "mcp",
 )
+# The default of containers is 64 MiB; half of the memory is that of Linux.
+_SMALL_SHARED_MEMORY = 256 << 20
+_ROOMY_SHARED_MEMORY = 1 << 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +77,7 @@ def collect() -> tuple[dict[str, Any], BackendError | None]:
     selection, error = describe_selection(os.environ)
     memory, shared = machine.memory_bytes(), machine.shared_memory_bytes()
     cache = machine.numba_cache()
-    return {
+    report = {
         "version": cobre_shm.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -104,7 +109,8 @@ def collect() -> tuple[dict[str, Any], BackendError | None]:
             "functions": cache[1] if cache else 0,
         },
         "segments": _segments(),
-    }, error
+    }
+    return {**report, "suggestions": list(_suggestions(report))}, error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -121,7 +127,7 @@ def _version(package: str) -> str | None:
 
 
 def _segments() -> list[dict[str, Any]] | None:
-    """This user's segments; None where those of the shm backend cannot be read."""
+    """Segments of the shm backend; None where they cannot be read."""
     try:
         from cobre_shm.segment.leftovers import find_segments
     except ImportError:
@@ -130,6 +136,7 @@ def _segments() -> list[dict[str, Any]] | None:
         {
             "name": segment.name,
             "bytes": segment.nbytes,
+            "user": segment.user,
             "creator_pid": segment.creator,
             "living_pid": segment.living,
             "dead": segment.is_dead,
@@ -148,6 +155,27 @@ def _clean() -> list[str]:
     return [segment["name"] for segment in found if remove_if_dead(segment["name"])]
 
 
+def _suggestions(report: dict[str, Any]) -> Iterator[str]:
+    """What would help here, each with a command to be pasted."""
+    shared, cache, segments = report["shared_memory"], report["numba_cache"], report["segments"]
+    # Where they cannot be read there is no shm backend to suffer from either.
+    if segments is None:
+        return
+    free = shared["free_bytes"]
+    if free is not None and free < _SMALL_SHARED_MEMORY:
+        from cobre_shm.segment.posix import how_to_enlarge
+
+        enough = max(_ROOMY_SHARED_MEMORY, 2 * shared["size_bytes"])
+        yield f"{shared['path']} has {_size(free)} free, little for shared regions: " + (
+            how_to_enlarge(enough)
+        )
+    if cache["directory"] is None:
+        own = Path(tempfile.gettempdir(), f"numba-{os.geteuid()}")
+        yield f"every process compiles for itself: export NUMBA_CACHE_DIR={own}"
+    if any(segment["dead"] for segment in segments):
+        yield "segments of dead runs hold memory: python -m cobre_shm.info --clean"
+
+
 def _lines(report: dict[str, Any]) -> Iterator[str]:
     packages = [f"{name} {value}" for name, value in report["packages"].items() if value]
     yield f"cobre-shm {report['version']}, Python {report['python']}, {report['platform']}"
@@ -156,8 +184,13 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield "Backends, the highest priority first"
     for backend in report["backends"]:
         yield f"  {backend['name']:<8} {_availability(backend)}"
-        if backend["detected"]:
-            yield f"  {'':<8} detection: {backend['detected']}"
+        feature = f"feature {backend['feature']}, " if backend["feature"] else ""
+        needs = [
+            f"{module} {'found' if found else 'not found'}"
+            for module, found in backend["requirements"].items()
+        ]
+        yield f"  {'':<8} {feature}requires {', '.join(needs) or 'nothing'}"
+        yield f"  {'':<8} detection: {backend['detected'] or 'nothing of it in the environment'}"
     for failure in report["failed_registrations"]:
         owner = f" of {failure['distribution']}" if failure["distribution"] else ""
         yield f"  {failure['name']:<8} registration {failure['reference']}{owner} cannot be used:"
@@ -182,6 +215,11 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     for name in report.get("removed_segments", ()):
         yield f"  {name}: removed, its run was dead"
     yield from _segment_lines(report["segments"])
+    if report["suggestions"]:
+        yield ""
+        yield "Suggestions"
+    for suggestion in report["suggestions"]:
+        yield f"  {suggestion}"
 
 
 def _availability(backend: dict[str, Any]) -> str:
@@ -189,9 +227,8 @@ def _availability(backend: dict[str, Any]) -> str:
         return "available"
     if not backend["implemented"]:
         return "not part of this version"
-    absent = [module for module, found in backend["requirements"].items() if not found]
     install = f": {backend['install']}" if backend["install"] else ""
-    return f"not available, no module {', '.join(absent)}{install}"
+    return f"not available{install}"
 
 
 def _machine_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -210,9 +247,13 @@ def _machine_lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"  kernel       {', '.join(features)}"
     yield f"  MPI library  {report['mpi_library'] or 'none found'}"
     cache = report["numba_cache"]
-    stored = "empty, so the first start compiles"
-    if cache["functions"]:
-        stored = f"{cache['functions']} functions in {cache['directory']}"
+    stored = f"{cache['functions']} functions in {cache['directory']}"
+    if not report["packages"]["numba"]:
+        stored = "not used, as numba is not installed"
+    elif cache["directory"] is None:
+        stored = "none, as no directory for it can be written"
+    elif not cache["functions"]:
+        stored = f"empty, so the first start compiles: {cache['directory']}"
     yield f"  numba cache  {stored}"
 
 
@@ -222,11 +263,12 @@ def _segment_lines(segments: list[dict[str, Any]] | None) -> Iterator[str]:
     elif not segments:
         yield "  none"
     for segment in segments or ():
-        state = f"of a dead run (pid {segment['creator_pid']}); --clean removes it"
+        owner = f"of user {segment['user']}"
+        state = f"dead, made by pid {segment['creator_pid']} {owner}; --clean removes it"
         if segment["problem"]:
             state = segment["problem"]
         elif segment["living_pid"]:
-            state = f"in use by pid {segment['living_pid']}"
+            state = f"in use by pid {segment['living_pid']} {owner}"
         yield f"  {segment['name']} ({_size(segment['bytes'])}): {state}"
 
 

@@ -108,13 +108,15 @@ MAX_RANKS = 1024
 MAX_SLOT_BYTES = 1 << 30
 
 # Operation codes of the first call word.
-BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV, COUNTS = 1, 2, 3, 4, 5
+BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV, COUNTS, REGION, SPLIT = 1, 2, 3, 4, 5, 6, 7
 OPERATIONS = {
     BARRIER: "barrier",
     BROADCAST: "broadcast",
     ALLREDUCE: "allreduce",
     ALLGATHERV: "allgatherv",
     COUNTS: "allgatherv (counts)",
+    REGION: "create_shared_region",
+    SPLIT: "split_local",
 }
 
 # Poison word: kind | rank << 8 | (value + 2**31) << 32; zero means healthy.

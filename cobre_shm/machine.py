@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ctypes.util
+import hashlib
 import mmap
 import os
 import sys
@@ -132,18 +133,25 @@ def mpi_library() -> str | None:
 
 
 def numba_cache() -> tuple[Path, int] | None:
-    """Return where compiled kernels are kept and how many functions are there; None: nowhere.
+    """Return where numba keeps compiled kernels, and how many functions are there already.
 
-    numba looks at ``NUMBA_CACHE_DIR``, then beside the source, then in the user's cache; in the
-    first and the last it makes one directory per source directory, named after it.
+    It takes the first directory that it can write of ``NUMBA_CACHE_DIR``, the one beside the
+    source, and the user's cache; in the first and the last it makes one for each source directory.
+    None: it can write none of them, so every process compiles for itself.
     """
-    kernels = Path(__file__).parent / "kernels"
+    kernels = (Path(__file__).parent / "kernels").absolute()
+    own = f"{kernels.name}_{hashlib.sha1(str(kernels).encode()).hexdigest()}"
     chosen = os.environ.get("NUMBA_CACHE_DIR")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numba"
-    folders = [*Path(chosen).glob("kernels_*")] if chosen else []
-    folders += [kernels / "__pycache__", *user.glob("kernels_*")]
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folders = [Path(chosen) / own] if chosen else []
+    folders += [kernels / "__pycache__", user / "numba" / own]
     for folder in folders:
-        functions = len(list(folder.glob("*.nbi")))
-        if functions:
-            return folder, functions
+        if _can_write(folder):
+            return folder, len(list(folder.glob("*.nbi")))
     return None
+
+
+def _can_write(folder: Path) -> bool:
+    # What does not exist is made where its parent lets it.
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

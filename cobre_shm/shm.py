@@ -21,6 +21,7 @@ from cobre_shm import layout
 from cobre_shm.communicator import Array, Communicator, Counts
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
+from cobre_shm.failpoints import ENABLED, armed, reach
 from cobre_shm.kernels import context, exchange
 from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
@@ -33,10 +34,10 @@ from cobre_shm.segment.region import ShmRegion
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.validate import (
-    as_buffer,
     check_allgatherv,
     check_allreduce,
     check_broadcast,
+    check_gather_buffers,
     check_region,
 )
 
@@ -48,8 +49,6 @@ _SPIN_LIMIT_MAX = 2000
 _PROCESS_CHECK_SECS = 0.25
 # A rank that stays late is named again after so many times the first interval.
 _REPEAT_WARNING = 6
-_REGION = layout.BARRIER | 1 << 8
-_SPLIT = layout.BARRIER | 2 << 8
 
 _living: weakref.WeakSet[ShmCommunicator] = weakref.WeakSet()
 
@@ -82,6 +81,7 @@ class ShmCommunicator(Communicator):
         self.slot_bytes = config.slot_bytes
         self._timeout = config.timeout_secs
         self._stall_warn = config.stall_warn_secs
+        self._regions = 0
         self._unusable: CollectiveFailed | InvalidCommunicator | None = None
         self._lock = threading.Lock()
         self._segment = join(
@@ -103,9 +103,7 @@ class ShmCommunicator(Communicator):
     ) -> Array:
         """See :meth:`Communicator.allgatherv`."""
         self._check_usable()
-        send = as_buffer("allgatherv", "send", send, writable=False)
-        if recv is not None:
-            recv = as_buffer("allgatherv", "recv", recv, writable=True)
+        send, recv = check_gather_buffers(self.size, send, recv, displs)
         if counts is None:
             counts = self._gather_counts(send)
         layout_ = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
@@ -220,13 +218,15 @@ class ShmCommunicator(Communicator):
         extents, element = check_region(shape, dtype)
         hashed = zlib.crc32(repr(extents).encode()) >> 1
         items = int(np.prod(extents, dtype=object))
-        self._run(exchange.barrier, _REGION | hashed << 32, dtype_tag(element), items)
-        return ShmRegion(self, extents, element)
+        self._run(exchange.barrier, layout.REGION | hashed << 32, dtype_tag(element), items)
+        self._regions += 1
+        name = f"{self._segment.region_prefix}{self._regions}"
+        return ShmRegion(self, name, extents, element)
 
     def split_local(self) -> ShmCommunicator:
         """See :meth:`Communicator.split_local`: all ranks, in a group of its own."""
         self._check_usable()
-        self._run(exchange.barrier, _SPLIT, 0, 0)
+        self._run(exchange.barrier, layout.SPLIT, 0, 0)
         name = np.zeros(64, dtype=np.uint8)
         if self.rank == 0:
             text = Segment.random_name().encode()
@@ -294,9 +294,13 @@ class ShmCommunicator(Communicator):
                 context={"backend": "shm", "rank": self.rank},
             )
         try:
+            if ENABLED:
+                reach("idle", self.rank, int(self._context[context.SEQUENCE]) + 1)
             status = kernel(self._context, *args)
             if status != context.READY:
                 self._complete(status, kernel, args)
+            if ENABLED:
+                reach("done", self.rank, int(self._context[context.SEQUENCE]))
         finally:
             self._lock.release()
 
@@ -402,6 +406,12 @@ def _new_context(segment: Segment, rank: int) -> Array:
     state[context.POISON] = address + layout.HEADER_POISON
     state[context.RECORDER] = address + layout.recorder_offset(size) + rank * layout.RECORDER_BYTES
     state[context.SPIN_LIMIT_MAX] = _SPIN_LIMIT_MAX
+    directive = armed()
+    state[context.FAIL_PHASE] = -1
+    if directive is not None and directive.rank == rank:
+        state[context.FAIL_PHASE] = directive.phase
+        state[context.FAIL_SEQUENCE] = directive.sequence
+        state[context.FAIL_SIGNAL] = directive.signal
     # A hint to begin with; waiting adapts it.
     state[context.SPIN_LIMIT] = _SPIN_LIMIT_MAX if size <= len(os.sched_getaffinity(0)) else 0
     return state

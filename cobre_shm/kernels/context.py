@@ -26,7 +26,10 @@ WAIT_SINCE = 15  # monotonic ns at which the current wait left spinning; 0: it h
 SEQUENCE = 16  # of the current or last collective, from 1
 SUSPECT = 17  # rank whose death was seen, valid with status DEAD
 ENTRY = 18  # address of the recorder entry of the current collective
-WORDS = 19
+FAIL_PHASE = 19  # chosen failpoint; -1: none
+FAIL_SEQUENCE = 20
+FAIL_SIGNAL = 21
+WORDS = 22
 
 # Stages.
 IDLE, DEPOSIT, WAIT = 0, 1, 2

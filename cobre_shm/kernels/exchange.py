@@ -39,6 +39,7 @@ from cobre_shm import layout
 from cobre_shm.kernels import context
 from cobre_shm.kernels.atomics import load_plain, store_plain, store_release
 from cobre_shm.kernels.copying import call_reduction, copy_bytes
+from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, REDUCE, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import compiling, entry_point, inlined
 from cobre_shm.kernels.system import monotonic_ns
 from cobre_shm.kernels.waiting import publish_arrival, wait_all_arrived
@@ -173,7 +174,8 @@ with compiling():
             length = min(slot_bytes, nbytes - start)
             if ctx[context.STAGE] == context.DEPOSIT:
                 if ctx[context.RANK] == root:
-                    copy_bytes(_slot(ctx, ctx[context.EPOCH] + 1, root), buf + start, length)
+                    slot = _slot(ctx, ctx[context.EPOCH] + 1, root)
+                    copy_or_fail(ctx, COPY_IN, slot, buf + start, length)
                 status = _publish(ctx)
                 if status != context.READY:
                     return status
@@ -181,7 +183,8 @@ with compiling():
             if status != context.READY:
                 return status
             if ctx[context.RANK] != root:
-                copy_bytes(buf + start, _slot(ctx, ctx[context.EPOCH], root), length)
+                slot = _slot(ctx, ctx[context.EPOCH], root)
+                copy_or_fail(ctx, COPY_OUT, buf + start, slot, length)
             if start + slot_bytes >= nbytes:
                 return _end(ctx)
             if _next_round(ctx):
@@ -216,7 +219,8 @@ with compiling():
             if ctx[context.STAGE] == context.DEPOSIT:
                 length = min(slot_bytes, counts[rank] * item_bytes - start)
                 if length > 0:
-                    copy_bytes(_slot(ctx, ctx[context.EPOCH] + 1, rank), send + start, length)
+                    slot = _slot(ctx, ctx[context.EPOCH] + 1, rank)
+                    copy_or_fail(ctx, COPY_IN, slot, send + start, length)
                 status = _publish(ctx)
                 if status != context.READY:
                     return status
@@ -231,7 +235,8 @@ with compiling():
                 length = min(slot_bytes, counts[peer] * item_bytes - start)
                 if length > 0:
                     destination = recv + displs[peer] * item_bytes + start
-                    copy_bytes(destination, _slot(ctx, ctx[context.EPOCH], peer), length)
+                    slot = _slot(ctx, ctx[context.EPOCH], peer)
+                    copy_or_fail(ctx, COPY_OUT, destination, slot, length)
             if start + slot_bytes >= largest:
                 return _end(ctx)
             if _next_round(ctx):
@@ -255,6 +260,7 @@ with compiling():
             copy_bytes(destination, _slot(ctx, epoch, 0) + offset, count * item_bytes)
             for rank in range(1, ctx[context.SIZE]):
                 call_reduction(reduction, destination, _slot(ctx, epoch, rank) + offset, count)
+                fail_at(ctx, REDUCE)
             destination += count * item_bytes
             first += count
 
@@ -306,7 +312,8 @@ with compiling():
                         reduction,
                     )
                 else:
-                    copy_bytes(slot, send + start * item_bytes, elements * item_bytes)
+                    source, nbytes = send + start * item_bytes, elements * item_bytes
+                    copy_or_fail(ctx, COPY_IN, slot, source, nbytes)
                 status = _publish(ctx)
                 if status != context.READY:
                     return status
@@ -322,7 +329,9 @@ with compiling():
                     peer = (rank + step) % size
                     first = _part_start(elements, item_bytes, size, peer)
                     stop = _part_start(elements, item_bytes, size, peer + 1)
-                    copy_bytes(
+                    copy_or_fail(
+                        ctx,
+                        COPY_OUT,
                         recv + (start + first) * item_bytes,
                         _slot(ctx, epoch, peer) + first * item_bytes,
                         (stop - first) * item_bytes,

@@ -25,16 +25,20 @@ import numba.core.ccallback
 import numba.core.sigutils
 import numba.extending
 
+from cobre_shm import failpoints
+
 __all__ = ["compiling", "entry_point", "function_address", "inlined", "intrinsic"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _HERE = Path(__file__).parent
+# Modules outside this folder whose constants the kernels take in.
+_ELSEWHERE = ("layout.py", "failpoints.py")
 
 
 def _source_stamp() -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for path in [*sorted(_HERE.glob("*.py")), _HERE.parent / "layout.py"]:
+    for path in [*sorted(_HERE.glob("*.py")), *(_HERE.parent / name for name in _ELSEWHERE)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -102,7 +106,12 @@ def _enable_cache(target: Any) -> None:
     try:
         if hasattr(target, "enable_caching"):
             target.enable_caching()
-        target._cache._cache_file._source_stamp = _STAMP
+        file = target._cache._cache_file
+        file._source_stamp = _STAMP
+        if failpoints.ENABLED:
+            # Other code from the same source: it must not displace what everybody uses.
+            file._index_path += ".failpoints"
+            file._data_name_pattern = f"failpoints.{file._data_name_pattern}"
     except (RuntimeError, AttributeError):
         # No place to write a cache, or a numba whose cache looks different: compile each time.
         target._cache = numba.core.caching.NullCache()

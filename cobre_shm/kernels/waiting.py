@@ -52,6 +52,7 @@ from cobre_shm.kernels.atomics import (
     load_seq_cst_u32,
     pause,
 )
+from cobre_shm.kernels.failing import PUBLISH, SLEEP, SPIN, fail_at
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.system import futex_wait, futex_wake_all, monotonic_ns, yield_processor
 
@@ -76,6 +77,7 @@ def publish_arrival(ctx: Any) -> int:
     if load_seq_cst_u32(own + layout.WAITERS) != 0:  # <SYNC waiters>
         futex_wake_all(own + layout.ARRIVED)
     ctx[context.EPOCH] = epoch
+    fail_at(ctx, PUBLISH)
     ctx[context.SPUN] = 0
     ctx[context.YIELD_SINCE] = 0
     ctx[context.ASLEEP] = 0
@@ -99,6 +101,7 @@ def wait_all_arrived(ctx: Any) -> int:
         while load_acquire(block + layout.ARRIVED) < epoch:  # <SYNC arrived>
             if ctx[context.SPUN] < ctx[context.SPIN_LIMIT]:
                 ctx[context.SPUN] += 1
+                fail_at(ctx, SPIN)
                 pause()
                 continue
             status = _yield_or_sleep(ctx, block, epoch)
@@ -131,6 +134,7 @@ def _yield_or_sleep(ctx: Any, block: int, epoch: int) -> int:
     ctx[context.ASLEEP] = 1
     fetch_add_seq_cst_u32(block + layout.WAITERS, 1)  # <SYNC waiters>
     seen = load_seq_cst(block + layout.ARRIVED)  # <SYNC arrived>
+    fail_at(ctx, SLEEP)
     if seen < epoch:
         futex_wait(block + layout.ARRIVED, seen, SLICE_NS)
         seen = load_acquire(block + layout.ARRIVED)  # <SYNC arrived>

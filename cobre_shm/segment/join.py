@@ -11,8 +11,10 @@ Actors: ranks 0..size-1 of the same user on one machine, perhaps a launcher.
 4. Rank 0 waits until all are ATTACHED, removes the name and stores joined = 1 <SYNC joined>. The
    others wait for that. So once any rank returns from here, nothing is left to leak.
 
-A segment whose creator is dead is no group: who looks for one goes on looking, and rank 0
-replaces it when all of its processes are dead. A segment with a living process is left alone.
+A segment whose creator is dead is no group: who looks for one goes on looking. Rank 0 removes it,
+and so does a rank that looked in vain, when all of its processes are dead; likewise one of this
+user that is not made ready in time, whose creator was killed in the middle. A segment with a
+living process is left alone.
 
 A failure (a rank dies, a wrong size, two processes with one rank, nobody comes in time) poisons
 the group, so that all ranks that wait here raise.
@@ -28,10 +30,11 @@ from collections.abc import Callable
 
 from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
+from cobre_shm.failpoints import reach
 from cobre_shm.segment.failure import failure
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive, start_time
-from cobre_shm.segment.segment import Segment, incompatible
+from cobre_shm.segment.segment import Segment, remove_unready
 
 __all__ = ["join", "leave"]
 
@@ -70,7 +73,7 @@ def join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Se
             segment.unlink()
         leave(segment, rank, unlink=is_ours)
         raise
-    segment.close_descriptor()
+    # The descriptor stays open: without a name, /proc/PID/fd is the way in for a monitor.
     return segment
 
 
@@ -80,6 +83,7 @@ def leave(segment: Segment, rank: int, *, unlink: bool = False) -> None:
     Called by another thread than the one that joined, the mutex cannot be given back; then the
     mapping stays until the process ends, for the kernel will write into it.
     """
+    reach("close", rank)
     block = segment.control(rank)
     segment.words.store(block + layout.STATE, layout.CLOSED)  # <SYNC state>
     segment.wake_all()
@@ -109,11 +113,16 @@ def _find_or_create(
             if segment.creator_is_alive() and (segment.launched or rank != 0):
                 return segment, False
             if rank == 0:
-                _replace_if_dead(segment)
+                _refuse_living(segment)
+                _remove_dead(segment)
                 continue
-            segment.close()
-        elif rank == 0 and waited > _UNREADY_SECS:
-            raise incompatible(name, "it exists, but its creator has not made it ready")
+            if waited > timeout and not segment.living_process():
+                _remove_dead(segment)
+            else:
+                segment.close()
+        elif waited > (_UNREADY_SECS if rank == 0 else timeout) and remove_unready(name):
+            _notice(name, "which was never made ready")
+            continue
         if waited > timeout:
             raise InitializationFailed(
                 "shm",
@@ -125,8 +134,7 @@ def _find_or_create(
         time.sleep(_LOOK_SECS)
 
 
-def _replace_if_dead(segment: Segment) -> None:
-    """Remove what a dead run left, with a notice; refuse a living run's segment."""
+def _refuse_living(segment: Segment) -> None:
     pid = segment.living_process()
     if pid:
         name, uid = segment.name, os.geteuid()
@@ -138,13 +146,16 @@ def _replace_if_dead(segment: Segment) -> None:
             context={"code": "NameInUse", "segment": name, "pid": pid, "uid": uid},
             suggestion="Choose another COBRE_SHM_NAME, or end that run.",
         )
-    creator = segment.creator[0]
+
+
+def _remove_dead(segment: Segment) -> None:
     segment.unlink()
+    _notice(segment.name, f"left by a dead run (pid {segment.creator[0]})")
     segment.close()
-    print(
-        f"cobre_shm: replaced segment {segment.name}, left by a dead run (pid {creator})",
-        file=sys.stderr,
-    )
+
+
+def _notice(name: str, what: str) -> None:
+    print(f"cobre_shm: removed segment {name}, {what}", file=sys.stderr, flush=True)
 
 
 def _claim(segment: Segment, rank: int, size: int) -> None:
@@ -175,11 +186,13 @@ def _claim(segment: Segment, rank: int, size: int) -> None:
             context={"code": "DuplicateRank", "rank": rank, "pids": [owner, os.getpid()]},
             suggestion="Give each rank its own COBRE_SHM_RANK.",
         )
+    reach("claimed", rank)
     # The kernel watches threads: only the main thread lives as long as the process.
     if threading.current_thread() is threading.main_thread():
         segment.death_mutex(rank).try_lock()
         words.store(block + layout.GUARDED, 1)
     words.store(block + layout.STATE, layout.ATTACHED)  # <SYNC state>
+    reach("attached", rank)
 
 
 def _abandon(segment: Segment, is_ours: bool) -> None:
@@ -193,6 +206,7 @@ def _wait_for_all(segment: Segment, rank: int, timeout: float) -> None:
     if rank == 0:
         _wait_until(segment, rank, timeout, lambda: not _absent(segment))
         segment.unlink()
+        reach("joined", 0)
         words.store(layout.HEADER_JOINED, 1)  # <SYNC joined>
     else:
         _wait_until(

@@ -28,7 +28,7 @@ for _name in ("init", "lock", "trylock", "unlock", "consistent"):
         [ctypes.c_void_p] if _name == "init" else []
     )
 
-_PROT_READ_WRITE = 3
+_PROT_READ, _PROT_WRITE = 1, 2
 _MAP_SHARED = 1
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _SYS_FUTEX = 202
@@ -38,13 +38,14 @@ _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
 
 
-def map_shared(fd: int, nbytes: int) -> int:
-    """Map ``nbytes`` of ``fd`` for reading and writing by everybody; return the address.
+def map_shared(fd: int, nbytes: int, *, writable: bool = True) -> int:
+    """Map ``nbytes`` of ``fd``, shared with everybody who maps them; return the address.
 
     Unlike an ``mmap`` object the mapping never goes by itself. A robust mutex that this process
     holds in it must stay mapped until the kernel has seen the process die.
     """
-    address = _LIBC.mmap(None, nbytes, _PROT_READ_WRITE, _MAP_SHARED, fd, 0)
+    protection = _PROT_READ | _PROT_WRITE if writable else _PROT_READ
+    address = _LIBC.mmap(None, nbytes, protection, _MAP_SHARED, fd, 0)
     if address in (None, _MAP_FAILED):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -11,7 +11,17 @@ import posix_ipc
 
 from cobre_shm.errors import AllocationFailed
 
-__all__ = ["DIRECTORY", "UntrustedObject", "create_object", "open_object", "unlink_object"]
+__all__ = [
+    "DIRECTORY",
+    "UntrustedObject",
+    "create_object",
+    "how_to_enlarge",
+    "open_object",
+    "open_read_only",
+    "remove_object",
+    "remove_objects",
+    "unlink_object",
+]
 
 DIRECTORY = Path("/dev/shm")
 
@@ -67,6 +77,25 @@ def open_object(name: str, minimum_bytes: int) -> tuple[int, int]:
     return fd, status.st_size
 
 
+def open_read_only(path: Path, minimum_bytes: int) -> tuple[int, int]:
+    """Open the object behind ``path``, a descriptor of some process; return its fd and size.
+
+    Raises:
+        FileNotFoundError: There is no such descriptor any more, or the object is too small.
+        UntrustedObject: As for :func:`open_object`.
+    """
+    # Before opening: a pipe's writer would take us for its reader.
+    _check_ours(path, path.stat(), minimum_bytes)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        _check_ours(path, status, minimum_bytes)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, status.st_size
+
+
 def unlink_object(name: str, fd: int) -> None:
     """Remove ``name`` if it still is the object behind ``fd``; otherwise do nothing."""
     try:
@@ -76,6 +105,18 @@ def unlink_object(name: str, fd: int) -> None:
     if os.path.samestat(status, os.fstat(fd)):
         with suppress(posix_ipc.ExistentialError):
             posix_ipc.unlink_shared_memory(name)
+
+
+def remove_object(name: str) -> None:
+    """Remove ``name``, which must be one that only this group can have. Idempotent."""
+    with suppress(posix_ipc.ExistentialError):
+        posix_ipc.unlink_shared_memory(name)
+
+
+def remove_objects(prefix: str) -> None:
+    """Remove all names with a prefix that only one group can have."""
+    for path in DIRECTORY.glob(f"{prefix.lstrip('/')}*"):
+        remove_object(f"/{path.name}")
 
 
 def _check_ours(path: Path, status: os.stat_result, minimum_bytes: int) -> None:
@@ -95,12 +136,17 @@ def _check_ours(path: Path, status: os.stat_result, minimum_bytes: int) -> None:
 def _allocation_failed(nbytes: int, error: BaseException) -> AllocationFailed:
     usage = os.statvfs(DIRECTORY)
     free = usage.f_bavail * usage.f_frsize
+    used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
     return AllocationFailed(
         nbytes,
         f"{error} ({DIRECTORY} has {free} bytes free)",
         context={"free_bytes": free, "mount": str(DIRECTORY)},
-        suggestion=(
-            f"Make room in {DIRECTORY} or enlarge it: `mount -o remount,size=SIZE {DIRECTORY}`, "
-            "or `--shm-size SIZE` for a container."
-        ),
+        suggestion=f"Make room in {DIRECTORY} or enlarge it: {how_to_enlarge(used + nbytes)}",
     )
+
+
+def how_to_enlarge(nbytes: int) -> str:
+    """Return, to be pasted, what makes shared memory hold at least ``nbytes`` in all."""
+    mebibytes = 1 << (-(-nbytes >> 20) - 1).bit_length()
+    size = f"{mebibytes}m" if mebibytes < 1024 else f"{mebibytes // 1024}g"
+    return f"mount -o remount,size={size} {DIRECTORY}, or for a container --shm-size={size}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["boot_id", "is_alive", "pid_namespace", "start_time", "state_of"]
+__all__ = ["boot_id", "is_alive", "pid_namespace", "process_state", "start_time", "state_of"]
 
 
 def boot_id() -> bytes:
@@ -32,6 +32,14 @@ def state_of(pid: int) -> str:
     """What a process is doing, in a word: running, sleeping, stopped, ended, ..."""
     state = _stat(pid)[0]
     return "ended" if state in _ENDED else _STATES.get(state, state)
+
+
+def process_state(pid: int, start: int) -> str:
+    """The same of the process with this start time; ``zombie`` or ``gone`` when it has ended."""
+    fields = _stat(pid)
+    if len(fields) < 20 or int(fields[19]) != start:
+        return "gone"
+    return "zombie" if fields[0] in _ENDED else state_of(pid)
 
 
 def _stat(pid: int) -> list[str]:

@@ -7,10 +7,11 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import ClassVar, Self
 
 from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
+from cobre_shm.failpoints import reach
 from cobre_shm.segment.libc import RobustMutex, futex_wake_all, map_shared, unmap
 from cobre_shm.segment.posix import (
     DIRECTORY,
@@ -22,7 +23,7 @@ from cobre_shm.segment.posix import (
 from cobre_shm.segment.process import boot_id, is_alive, pid_namespace, start_time
 from cobre_shm.segment.words import Words
 
-__all__ = ["DEFAULT_SLOT_BYTES", "Segment", "incompatible"]
+__all__ = ["DEFAULT_SLOT_BYTES", "Segment", "remove_unready"]
 
 DEFAULT_SLOT_BYTES = 128 * 1024
 # The control mutex is held for a few microseconds. Whoever holds it longer is stopped.
@@ -40,11 +41,13 @@ class Segment:
         words: Its shared words, by offset (see ``cobre_shm.layout``).
     """
 
+    _is_writable: ClassVar[bool] = True
+
     def __init__(self, name: str, fd: int, nbytes: int) -> None:
         self.name = name
         self.nbytes = nbytes
         self._fd: int | None = fd
-        self.words = Words(map_shared(fd, nbytes))
+        self.words = Words(map_shared(fd, nbytes, writable=self._is_writable))
         self.size = 0
         self.slot_bytes = 0
 
@@ -77,6 +80,7 @@ class Segment:
         nbytes = layout.segment_bytes(size, slot_bytes)
         fd = create_object(name, nbytes)
         segment = cls(name, fd, nbytes)
+        reach("create", 0)
         words = segment.words
         words.store(layout.HEADER_CREATOR_PID, os.getpid())
         words.store(layout.HEADER_CREATOR_START, start_time(os.getpid()))
@@ -94,6 +98,7 @@ class Segment:
         for rank in range(size):
             segment.death_mutex(rank).initialise()
         words.store(0, layout.MAGIC)  # <SYNC ready>: release, everything above is there
+        reach("ready", 0)
         return segment
 
     @classmethod
@@ -108,14 +113,16 @@ class Segment:
         except FileNotFoundError:
             return None
         except UntrustedObject as error:
-            raise incompatible(name, str(error)) from error
+            raise _incompatible(name, str(error)) from error
         segment = cls(name, fd, nbytes)
         try:
-            if segment.words.load(0) != layout.MAGIC:  # <SYNC ready>: acquire
-                if segment.words.load(0) == 0:
-                    segment.close()
-                    return None
-                raise incompatible(name, "it does not begin with the magic word")
+            # One load: the creator may store the word at any moment.
+            word = segment.words.load(0)  # <SYNC ready>: acquire
+            if word == 0:
+                segment.close()
+                return None
+            if word != layout.MAGIC:
+                raise _incompatible(name, "it does not begin with the magic word")
             segment._check_header()
         except InitializationFailed:
             segment.close()
@@ -130,7 +137,7 @@ class Segment:
             ("segment bytes", layout.HEADER_SEGMENT_BYTES, self.nbytes),
         ):
             if words.load(offset) != expected:
-                raise incompatible(
+                raise _incompatible(
                     self.name, f"{what} is {words.load(offset)}, expected {expected}"
                 )
         size, slot_bytes = words.load(layout.HEADER_SIZE), words.load(layout.HEADER_SLOT_BYTES)
@@ -140,11 +147,11 @@ class Segment:
             and slot_bytes % layout.PAGE_BYTES == 0
             and layout.segment_bytes(size, slot_bytes) == self.nbytes
         ):
-            raise incompatible(
+            raise _incompatible(
                 self.name, f"{size} ranks with slots of {slot_bytes} bytes do not fill it"
             )
         if words.load(layout.HEADER_PID_NAMESPACE) != pid_namespace():
-            raise incompatible(
+            raise _incompatible(
                 self.name, "it was made in another pid namespace, whose processes cannot be seen"
             )
         self.size, self.slot_bytes = size, slot_bytes
@@ -196,6 +203,11 @@ class Segment:
         """Whether a launcher made it, that reports the ranks' ends."""
         return self.words.load(layout.HEADER_LAUNCHED) == 1
 
+    @property
+    def region_prefix(self) -> str:
+        """Beginning of the names of the group's regions; nobody else can have it."""
+        return f"/cobre-{self.words.load_bytes(layout.HEADER_NONCE, 16).hex()}-"
+
     def living_process(self) -> int:
         """Pid of the creator or of a rank that still runs; 0 when the whole run is dead."""
         words = self.words
@@ -236,7 +248,22 @@ class Segment:
             self.words = Words(0)
 
 
-def incompatible(name: str, why: str) -> InitializationFailed:
+def remove_unready(name: str) -> bool:
+    """Remove a segment of this user that was never made ready; return whether there was one."""
+    try:
+        fd, _ = open_object(name, 0)
+    except (FileNotFoundError, UntrustedObject):
+        return False
+    try:
+        is_unready = os.pread(fd, 8, 0).rstrip(b"\0") == b""
+        if is_unready:
+            unlink_object(name, fd)
+        return is_unready
+    finally:
+        os.close(fd)
+
+
+def _incompatible(name: str, why: str) -> InitializationFailed:
     """Return the error for a segment that is not one of ours."""
     return InitializationFailed(
         "shm",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cobre_shm import layout
 from cobre_shm.segment.poison import poison, read_poison
+from cobre_shm.segment.posix import remove_objects
 from cobre_shm.segment.segment import Segment
 
 __all__ = ["WatchedSegment"]
@@ -33,6 +34,12 @@ class WatchedSegment(Segment):
         self.words.store(block + layout.EXITED, 1)  # <SYNC exited>: the code is there
         if code != 0 or self.words.load(block + layout.STATE) != layout.CLOSED:
             poison(self, layout.DIED, rank)
+
+    def unlink(self) -> None:
+        """Remove the group's name, and those that killed ranks left of regions."""
+        super().unlink()
+        if self.words.address:
+            remove_objects(self.region_prefix)
 
     def first_failed(self) -> int | None:
         """The rank that the group's first failure names, or None."""

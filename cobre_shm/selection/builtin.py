@@ -17,19 +17,10 @@ from typing import Any
 
 from cobre_shm.selection.env import variables_of
 from cobre_shm.selection.kinds import LocalConfig, MpiConfig, ShmConfig, TcpConfig
+from cobre_shm.selection.launchers import LAUNCHER_VARIABLES
 from cobre_shm.selection.registry import BackendSpec, Capabilities
 
-__all__ = ["LAUNCHER_VARIABLES", "LOCAL", "MPI", "SHM", "TCP"]
-
-# Set by: MPICH, Intel MPI and Cray MPI; the same; Open MPI; the same; Intel MPI; Slurm's srun.
-LAUNCHER_VARIABLES = (
-    "PMI_RANK",
-    "PMI_SIZE",
-    "OMPI_COMM_WORLD_RANK",
-    "OMPI_COMM_WORLD_SIZE",
-    "MPI_LOCALRANKID",
-    "SLURM_PROCID",
-)
+__all__ = ["LOCAL", "MPI", "SHM", "TCP"]
 
 
 def _when_set(*names: str) -> Callable[[Mapping[str, str]], str | None]:

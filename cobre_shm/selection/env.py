@@ -279,13 +279,15 @@ def _parse(variable: Variable, text: str) -> Any:
 
 def _refusal(variable: Variable, value: Any, setting: str) -> InitializationFailed:
     expected = variable.type.expected
-    pasted = f"Example: export {variable.name}={variable.example}"
+    pasted = f"export {variable.name}={variable.example}"
+    if setting != variable.name:
+        pasted = f"{variable.field}={variable.type.parse(variable.example)!r}"
     return InitializationFailed(
         variable.backend,
         f"{setting}={value!r} is not valid: expected {expected}",
         operation="configure",
         context={"setting": setting, "value": str(value), "expected": expected},
-        suggestion=pasted if setting == variable.name else None,
+        suggestion=f"Example: {pasted}",
     )
 
 

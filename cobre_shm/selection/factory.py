@@ -208,7 +208,6 @@ def start_failure(spec: BackendSpec, error: Exception) -> InitializationFailed:
         spec.name,
         f"{spec.name.upper()} backend failed to start: {type(error).__name__}: {error}",
         source=error,
-        suggestion="To see what this installation and this machine offer: python -m cobre_shm.info",
     )
 
 

@@ -44,6 +44,8 @@ def _describe(spec: BackendSpec, env: Mapping[str, str]) -> dict[str, Any]:
         detected = f"detection failed: {type(error).__name__}: {error}"
     return {
         "name": spec.name,
+        # The rule of the field build_features of errors.
+        "feature": None if spec.name == "local" else spec.name,
         "priority": spec.priority,
         "available": not missing,
         "requirements": {module: has_module(module) for module in spec.requirements},

@@ -128,6 +128,7 @@ class ShmConfig:
                 f"ShmConfig.slot_bytes={self.slot_bytes!r} is not valid: expected "
                 f"{slots.expected} that is a multiple of {layout.PAGE_BYTES}",
                 operation="configure",
+                suggestion=f"Example: slot_bytes={type(self).slot_bytes}",
             )
 
     @classmethod
@@ -185,6 +186,7 @@ class TcpConfig:
                 "that is set: expected the same port in both places, or in one",
                 operation="configure",
                 context={"coordinator": self.coordinator, "port": port},
+                suggestion="Give the port once: unset COBRE_TCP_PORT, or leave the field port out",
             )
         _store(self, {**checked, "coordinator": host, "port": port})
 

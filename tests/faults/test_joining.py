@@ -153,7 +153,7 @@ def test_segment_of_a_dead_run_is_replaced_with_one_line_of_notice(name):
     assert results_of(outcomes) == [(0, 2), (1, 2)]
     notices = [line for line in outcomes[0].output.splitlines() if "cobre_shm" in line]
     assert notices == [
-        f"cobre_shm: replaced segment {name}, left by a dead run (pid {process.pid})"
+        f"cobre_shm: removed segment {name}, left by a dead run (pid {process.pid})"
     ]
     assert outcomes[1].output == ""
 
@@ -170,13 +170,23 @@ def test_segment_of_a_live_run_is_refused_and_left_alone(name):
     (DIRECTORY / name[1:]).unlink()
 
 
-def test_segment_that_is_never_ready_is_refused(name):
+def test_segment_that_is_never_ready_is_replaced(name):
     with leave_segment(name, "unready") as process:
         process.stdout.readline()
-        outcomes = outcomes_of(Join(name, 0, 2, timeout=10.0))
-        assert codes_of(outcomes) == ["IncompatibleSegment"]
         process.kill()
-    (DIRECTORY / name[1:]).unlink()
+    outcomes = outcomes_of(Join(name, 0, 2), Join(name, 1, 2))
+    assert results_of(outcomes) == [(0, 2), (1, 2)]
+    assert "removed segment" in outcomes[0].output
+
+
+@pytest.mark.parametrize("state", [(), ("unready",)])
+def test_segment_of_a_dead_run_is_removed_by_who_waits_for_it_in_vain(name, state):
+    with leave_segment(name, *state) as process:
+        process.stdout.readline()
+        process.kill()
+    outcomes = outcomes_of(Join(name, 1, 2, timeout=0.5))
+    assert codes_of(outcomes) == ["JoinTimeout"]
+    assert "removed segment" in outcomes[0].output
 
 
 def test_two_groups_in_one_process_do_not_meet(name):

@@ -20,6 +20,8 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 _OUTCOMES = Path(__file__).with_name("outcomes.py")
 _PROJECT_FILES = ("pyproject.toml", "README.md", "LICENSE", "cobre_shm", "cobre_net")
@@ -53,6 +55,16 @@ class Environment:
         """Install wheels by pip, without a look at the index and without their dependencies."""
         run_pip("--python", self.python, "install", "--no-index", "--no-deps", *wheels)
         _copy_compiled_kernels(self.site_packages)
+
+    def install_with_extras(self, wheel: Path, extras: str, folder: Path) -> None:
+        """Install a wheel, and what of its extras is absent, from ``folder`` and the index."""
+        options = ("--find-links", folder, "--only-binary", ":all:")
+        run_pip("--python", self.python, "install", *options, f"{wheel}[{extras}]")
+        _copy_compiled_kernels(self.site_packages)
+
+    def has_what_is_required(self) -> None:
+        """Fail where a distribution lacks a dependency."""
+        run_pip("--python", self.python, "check")
 
     def run(
         self, *arguments: str | Path, env: Mapping[str, str] | None = None
@@ -101,6 +113,22 @@ def build_wheels(sources: Sequence[Path], folder: Path) -> list[Path]:
     options = ("--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", out)
     run_pip("wheel", *options, *copies)
     return sorted(out.glob("*.whl"))
+
+
+def download_wheel(requirement: str, folder: Path) -> Path:
+    """Fetch one wheel from the package index; skip where there is none to be reached."""
+    options = ("--no-deps", "--only-binary", ":all:", "--dest", folder)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", *options]
+    # Two attempts of ten seconds, where pip alone would try for minutes without a network.
+    patience = ("--retries", "1", "--timeout", "10")
+    done = subprocess.run(
+        [*command, *patience, requirement], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        pytest.skip(f"no {requirement} from the package index: {(errors or [done.stderr])[-1]}")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 def run_pip(*arguments: str | Path) -> None:

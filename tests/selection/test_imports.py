@@ -21,7 +21,7 @@ SPOOL = {"COBRE_SPOOL_RANK": "0", "COBRE_SPOOL_SIZE": "1"}
 LOCAL = {"cobre_shm.local"}
 SHARED_MEMORY = {"cobre_shm.shm", "cobre_shm.segment", "cobre_shm.kernels", "posix_ipc", "numba"}
 SPOOLED = {"spool_backend.communicator"}
-NEVER = {"mpi4py", "cobre_net.mpi", "cobre_net.tcp", "cobre_shm.spawn", "cobre_shm.sddp"}
+NEVER = {"mpi4py", "cobre_net", "cobre_shm.spawn", "cobre_shm.sddp"}
 
 
 def modules(environment, kind="", env=None):
@@ -58,6 +58,46 @@ def test_unavailable_backend_is_refused_without_importing_it(numpy_alone):
     )
     loaded = set(json.loads(numpy_alone.run("-c", code).stdout))
     assert not loaded & (SHARED_MEMORY | LOCAL | {"numpy"})
+
+
+@pytest.mark.parametrize("backend", ["mpi", "tcp"])
+@pytest.mark.parametrize("variable", [{}, {"COBRE_COMM_BACKEND": "local"}])
+def test_known_backend_is_refused_without_importing_what_it_would_need(
+    mpi4py_without_library, backend, variable
+):
+    code = (
+        "import json, sys, cobre_shm\n"
+        f"try: cobre_shm.create_communicator({backend!r})\n"
+        "except cobre_shm.BackendNotAvailable: print(json.dumps(sorted(sys.modules)))"
+    )
+    loaded = set(json.loads(mpi4py_without_library.run("-c", code, env=variable).stdout))
+    assert not loaded & (SHARED_MEMORY | LOCAL | NEVER | {"numpy"})
+
+
+def test_detection_passes_over_mpi_without_importing_it(mpi4py_without_library):
+    loaded = modules(mpi4py_without_library, env={"PMI_RANK": "0", "PMI_SIZE": "1"})
+    assert loaded >= LOCAL
+    assert not loaded & (SHARED_MEMORY | NEVER)
+
+
+@pytest.mark.parametrize("arguments", [("-c", "import cobre_shm"), ("-m", "cobre_shm.spawn")])
+def test_package_and_launcher_import_no_numba(third_party, arguments):
+    if "-m" in arguments:
+        # Where --help ends.
+        code = (
+            "import runpy, sys; sys.argv[1:] = ['--help']\n"
+            "try: runpy.run_module('cobre_shm.spawn', run_name='__main__', alter_sys=True)\n"
+            "except SystemExit as ended: assert not ended.code\n"
+            "print(*sys.modules)"
+        )
+    else:
+        code = f"import sys; {arguments[1]}; print(*sys.modules)"
+    done = third_party.run("-c", code)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "cobre_shm" in loaded
+    unneeded = SHARED_MEMORY | LOCAL | SPOOLED | {"numpy", "mpi4py", "cobre_net", "socket"}
+    assert not loaded & unneeded
 
 
 def test_available_backends_imports_none_of_them(third_party):

@@ -1,5 +1,6 @@
 """Each installation profile: what every value of the selection leads to, field by field."""
 
+import json
 import os
 import tomllib
 
@@ -20,11 +21,11 @@ def named(backend, **variables):
 
 
 def not_available(backend, available, to_install=None):
-    hint = f" To use {backend}: {to_install}." if to_install else ""
+    hint = f" To use {backend.upper()}: {to_install}" if to_install else ""
     return {
         "error": "BackendNotAvailable",
         "kind": "IncompatibleSettings",
-        "message": f"Communication backend '{backend}' is not available in this installation",
+        "message": f"Communication backend '{backend}' is not available in this build",
         "context": {
             "setting": "COBRE_COMM_BACKEND",
             "requested_value": backend,
@@ -126,6 +127,8 @@ WHEEL_PROFILE = [
     (named("Auto", **SHM), SHM_IS_MADE),
     (named("shm", **SHM), SHM_IS_MADE),
     (SHM | TCP | LAUNCHED, SHM_IS_MADE),
+    (TCP | LAUNCHED, LOCAL_IS_MADE),
+    (LAUNCHED, LOCAL_IS_MADE),
     (named("shm"), ALL_MISSING),
     (named("shm", COBRE_SHM_NAME="x"), TWO_MISSING),
     (named("auto", COBRE_SHM_NAME="x"), TWO_MISSING),
@@ -134,17 +137,84 @@ WHEEL_PROFILE = [
     (named("mpi", **LAUNCHED), not_available("mpi", SHM_FEATURE)),
     (named("shn"), invalid("shn", SHM_FEATURE, "Did you mean 'shm'? ")),
 ]
+# The backends tcp and mpi are not part of this version, so no installation makes them available,
+# no message promises that one would, and detection passes them over.
+MPI4PY_WITHOUT_LIBRARY = [
+    ({}, LOCAL_IS_MADE),
+    (named(""), LOCAL_IS_MADE),
+    (named("auto"), LOCAL_IS_MADE),
+    (named("auto", **LAUNCHED), LOCAL_IS_MADE),
+    (named("local", **LAUNCHED), LOCAL_IS_MADE),
+    (LAUNCHED, LOCAL_IS_MADE),
+    (TCP | LAUNCHED, LOCAL_IS_MADE),
+    (SHM, SHM_IS_MADE),
+    (SHM | LAUNCHED, SHM_IS_MADE),
+    (SHM | TCP | LAUNCHED, SHM_IS_MADE),
+    (named("shm", **SHM, **LAUNCHED), SHM_IS_MADE),
+    (named("shm"), ALL_MISSING),
+    (named("mpi"), not_available("mpi", SHM_FEATURE)),
+    (named("mpi", **LAUNCHED), not_available("mpi", SHM_FEATURE)),
+    (named("tcp"), not_available("tcp", SHM_FEATURE)),
+    (named("tcp", **TCP), not_available("tcp", SHM_FEATURE)),
+    (named("npi"), invalid("npi", SHM_FEATURE, "Did you mean 'mpi'? ")),
+]
+EVERYTHING = MPI4PY_WITHOUT_LIBRARY
+PROFILES = {
+    "numpy_alone": NUMPY_ALONE,
+    "wheel_profile": WHEEL_PROFILE,
+    "mpi4py_without_library": MPI4PY_WITHOUT_LIBRARY,
+    "everything": EVERYTHING,
+}
 
 
-@pytest.mark.parametrize(
-    ("profile", "table"),
-    [("numpy_alone", NUMPY_ALONE), ("wheel_profile", WHEEL_PROFILE)],
-)
+@pytest.mark.parametrize("table", PROFILES.values(), ids=PROFILES)
+def test_every_table_asks_for_every_value(table):
+    asked = {variables.get("COBRE_COMM_BACKEND") for variables, _ in table}
+    assert asked >= {None, "", "auto", "mpi", "tcp", "shm", "local"}
+
+
+@pytest.mark.parametrize(("profile", "table"), PROFILES.items(), ids=PROFILES)
 def test_profile_every_selection_has_the_outcome_of_the_table(request, profile, table):
     environment = request.getfixturevalue(profile)
     found = environment.outcomes([variables for variables, _ in table])
     for (variables, expected), outcome in zip(table, found, strict=True):
         assert outcome == expected, variables
+
+
+def test_profile_of_mpi4py_has_it_and_no_library(mpi4py_without_library):
+    found = mpi4py_without_library.run("-c", "import mpi4py; print(mpi4py.__version__)")
+    assert found.stdout.startswith("4."), found.stderr
+    started = mpi4py_without_library.run("-c", "from mpi4py import MPI")
+    if started.returncode == 0:
+        pytest.skip("this machine has an MPI library, which mpi4py finds")
+    assert "cannot load MPI library" in started.stderr
+    # Without the library, the package is found all the same and harms no other backend.
+    report = json.loads(
+        mpi4py_without_library.run("-m", "cobre_shm.info", "--output-format", "json").stdout
+    )
+    mpi = next(backend for backend in report["backends"] if backend["name"] == "mpi")
+    assert mpi["requirements"] == {"numba": True, "mpi4py": True}
+    assert report["mpi_library"] is None
+
+
+def test_profile_of_everything_has_every_extra(everything):
+    everything.has_what_is_required()
+    code = (
+        "import importlib.util, sys;"
+        "print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])"
+    )
+    modules = ("numba", "posix_ipc", "mpi4py", "highspy", "pyarrow", "rich", "mcp")
+    done = everything.run("-c", code, *modules)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_all_is_every_extra_for_users():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    (everything,) = extras.pop("all")
+    named_in_all = set(everything.partition("[")[2].rstrip("]").split(","))
+    assert named_in_all == {"shm", "tcp", "mpi", "sddp", "mcp"} == extras.keys() - {"test", "check"}
 
 
 def test_profile_registers_the_builtin_backends_by_entry_points(wheel_profile):
@@ -158,7 +228,8 @@ def test_profile_registers_the_builtin_backends_by_entry_points(wheel_profile):
 def test_profile_without_features_has_info(numpy_alone):
     done = numpy_alone.run("-m", "cobre_shm.info")
     assert (done.returncode, done.stderr) == (0, "")
-    assert 'no module numba, posix_ipc: pip install "cobre-shm[shm]"' in done.stdout
+    assert 'shm      not available: pip install "cobre-shm[shm]"\n' in done.stdout
+    assert "feature shm, requires numba not found, posix_ipc not found\n" in done.stdout
     assert "not looked at: the shm backend is not available" in done.stdout
 
 
@@ -166,6 +237,24 @@ def test_info_ends_with_code_four_when_the_choice_would_fail(numpy_alone):
     done = numpy_alone.run("-m", "cobre_shm.info", env=named("shm"))
     assert done.returncode == 4
     assert done.stderr.startswith("error: Communication backend 'shm' is not available")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("cobre_shm.spawn", "-n", "2", "--output-format", "json", "-c", "print('never')"),
+        ("cobre_shm.sddp", "--output-format", "json", "no/such/case"),
+        ("cobre_shm.info", "--output-format", "json"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_command_lines_end_with_code_four_and_the_structured_error(numpy_alone, command):
+    done = numpy_alone.run("-m", *command, env=named("shm"))
+    assert done.returncode == 4, done.stderr
+    expected = not_available("shm", NO_FEATURE, 'pip install "cobre-shm[shm]"')
+    assert {"error": "BackendNotAvailable", **json.loads(done.stderr)} == expected
+    # Nothing was begun; what info prints is its report.
+    assert done.stdout == "" or command[0] == "cobre_shm.info"
 
 
 def test_plain_install_is_the_wheel_profile():

@@ -1,12 +1,13 @@
 """The errors: the tree, the fields, and the structured form."""
 
+import copy
 import inspect
 import json
 import pickle
 
 import pytest
 
-from cobre_shm import errors
+from cobre_shm import create_communicator, errors
 from cobre_shm.errors import (
     AllocationFailed,
     BackendError,
@@ -25,6 +26,10 @@ from cobre_shm.errors import (
     MissingConfiguration,
     RankFailed,
 )
+from cobre_shm.selection import registry
+from cobre_shm.selection.builtin import TCP
+from cobre_shm.selection.factory import start_failure
+from cobre_shm.selection.kinds import MpiConfig, ShmConfig, TcpConfig
 
 # The three examples of the specification.
 NOT_AVAILABLE = {
@@ -85,15 +90,98 @@ def shape(value):
     if isinstance(value, dict):
         return [(key, shape(inner)) for key, inner in value.items()]
     if isinstance(value, list):
-        return [type(value[0]).__name__]
+        return ["list", *{type(item).__name__ for item in value}]
     return type(value).__name__
 
 
-def test_not_available_has_the_specified_structure():
-    error = BackendNotAvailable("mpi", ["tcp", "shm", "local"], install_hint="pip install x")
-    assert shape(error.to_dict()) == shape(NOT_AVAILABLE)
-    assert error.to_dict()["kind"] == NOT_AVAILABLE["kind"]
-    assert error.to_dict()["context"] == NOT_AVAILABLE["context"]
+@pytest.fixture
+def without_mpi(monkeypatch):
+    """The backends tcp and shm look installed, and mpi does not."""
+    monkeypatch.setattr(registry, "has_module", lambda module: module != "mpi4py")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [])
+    for variable in MISSING["context"]["missing_variables"]:
+        monkeypatch.delenv(variable, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("without_mpi")
+@pytest.mark.parametrize("ask", ["environment", "name", "configuration"])
+def test_backend_not_available_is_that_of_the_specification(monkeypatch, ask):
+    monkeypatch.setenv("COBRE_COMM_BACKEND", "mpi" if ask == "environment" else "local")
+    request = {"environment": None, "name": "mpi", "configuration": MpiConfig()}[ask]
+    with pytest.raises(BackendNotAvailable) as caught:
+        create_communicator(request)
+    found = json.loads(json.dumps(caught.value.to_dict()))
+    assert shape(found) == shape(NOT_AVAILABLE)
+    # Word for word, up to how a feature is had: there is no rebuilding here.
+    words, _, remedy = found.pop("suggestion").partition(" To use MPI")
+    expected = copy.deepcopy(NOT_AVAILABLE)
+    assert words == expected.pop("suggestion").partition(" To use MPI")[0]
+    assert remedy == ': pip install "cobre-shm[mpi]"'
+    assert found == expected
+
+
+def test_invalid_backend_has_the_structure_of_not_available(without_mpi):
+    without_mpi.setenv("COBRE_COMM_BACKEND", "quantum")
+    with pytest.raises(InvalidBackend) as caught:
+        create_communicator()
+    assert shape(caught.value.to_dict()) == shape(NOT_AVAILABLE)
+
+
+def test_missing_configuration_is_that_of_the_specification(without_mpi):
+    without_mpi.setenv("COBRE_COMM_BACKEND", "tcp")
+    with pytest.raises(MissingConfiguration) as caught:
+        create_communicator()
+    found = json.loads(json.dumps(caught.value.to_dict()))
+    assert shape(found) == shape(MISSING)
+    expected = copy.deepcopy(MISSING)
+    words, _, assignments = expected.pop("suggestion").partition("Example: ")
+    assert found["suggestion"].startswith(words)
+    # The port has a default, and the program is one that uses the variables.
+    needed = {word for word in assignments.split() if "=" in word} - {"COBRE_TCP_PORT=29500"}
+    pasted = found.pop("suggestion").partition("Example: export ")[2]
+    assert set(pasted.split()) == needed
+    assert found == expected
+
+
+def test_failed_start_has_the_specified_structure():
+    refused = ConnectionRefusedError(111, "Connection refused")
+    found = json.loads(json.dumps(start_failure(TCP, refused).to_dict()))
+    # The coordinator is what a backend adds who knows where it was going.
+    expected = copy.deepcopy(FAILED_TO_START)
+    del expected["context"]["coordinator"]
+    assert shape(found) == shape(expected)
+    assert found["kind"] == expected["kind"]
+    assert found["context"]["error_code"] == expected["context"]["error_code"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ShmConfig.from_env({"COBRE_SHM_NAME": "a"}),
+        lambda: ShmConfig.from_env(
+            {"COBRE_SHM_NAME": "a", "COBRE_SHM_RANK": "two", "COBRE_SHM_SIZE": "2"}
+        ),
+        lambda: ShmConfig("a", 2, 2),
+        lambda: ShmConfig("a", 0, 2, slot_bytes=5),
+        lambda: TcpConfig("host:1", 0, 2, port=2),
+        lambda: create_communicator("quantum"),
+    ],
+)
+def test_backend_error_always_suggests_something(make):
+    with pytest.raises(BackendError) as caught:
+        make()
+    error = caught.value.to_dict()
+    assert [type(value) for value in error.values()] == [str, str, dict, str]
+    assert error["suggestion"]
+    example = MISSING if "missing_variables" in error["context"] else FAILED_TO_START
+    if isinstance(caught.value, InvalidBackend):
+        example = NOT_AVAILABLE
+    assert error["kind"] == example["kind"]
+    common = [key for key in example["context"] if key != "coordinator"]
+    assert {key: type(error["context"][key]) for key in common} == {
+        key: type(example["context"][key]) for key in common
+    }
 
 
 def test_initialization_failed_has_the_specified_structure():
@@ -108,15 +196,9 @@ def test_initialization_failed_has_the_specified_structure():
     found = error.to_dict()
     assert shape(found) == shape(FAILED_TO_START)
     assert found["context"].pop("detail") == "[Errno 111] Connection refused"
-    del FAILED_TO_START["context"]["detail"]
-    assert found == FAILED_TO_START
-
-
-def test_missing_configuration_has_the_specified_structure():
-    names = MISSING["context"]["missing_variables"]
-    error = MissingConfiguration("tcp", names, suggestion=MISSING["suggestion"])
-    assert shape(error.to_dict()) == shape(MISSING)
-    assert error.to_dict() == MISSING
+    expected = copy.deepcopy(FAILED_TO_START)
+    del expected["context"]["detail"]
+    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -158,10 +240,10 @@ def test_error_structured_form_is_json_with_four_keys(error):
 
 @pytest.mark.parametrize("error", ONE_OF_EACH, ids=lambda error: type(error).__name__)
 def test_error_survives_pickling(error):
-    copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is type(error)
-    assert str(copy) == str(error)
-    assert copy.to_dict() == error.to_dict()
+    restored = pickle.loads(pickle.dumps(error))
+    assert type(restored) is type(error)
+    assert str(restored) == str(error)
+    assert restored.to_dict() == error.to_dict()
 
 
 @pytest.mark.parametrize("error", ONE_OF_EACH, ids=lambda error: type(error).__name__)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import types
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -58,7 +59,10 @@ def test_report_requirements_say_which_module_is_absent(capsys, monkeypatch):
     assert not mpi["available"]
     assert mpi["implemented"]
     assert mpi["requirements"] == {"numba": True, "mpi4py": False}
-    assert 'no module mpi4py: pip install "cobre-shm[mpi]"' in run_info(capsys)[1]
+    assert (mpi["feature"], mpi["install"]) == ("mpi", 'pip install "cobre-shm[mpi]"')
+    lines = [line.strip() for line in run_info(capsys)[1].splitlines()]
+    assert 'mpi      not available: pip install "cobre-shm[mpi]"' in lines
+    assert "feature mpi, requires numba found, mpi4py not found" in lines
 
 
 def test_report_shows_detection_and_what_auto_would_take(capsys, monkeypatch):
@@ -164,10 +168,102 @@ def test_module_runs_as_a_program():
 def test_report_without_the_facts_says_so(capsys, monkeypatch):
     for name in ("memory_bytes", "shared_memory_bytes", "mpi_library", "numba_cache"):
         monkeypatch.setattr(machine, name, lambda: None)
+    monkeypatch.setattr(info, "_version", lambda package: "1.0")
     monkeypatch.setattr(info, "_segments", lambda: None)
     code, out, _ = run_info(capsys)
     assert code == 0
     assert "none found" in out
-    assert "empty, so the first start compiles" in out
+    assert "numba cache  none, as no directory for it can be written" in out
     assert "not looked at" in out
     assert "unknown" in out
+    assert "Suggestions" not in out
+
+
+def a_segment(**fields):
+    return {
+        "name": "/cobre-1",
+        "bytes": 4096,
+        "user": "alice",
+        "creator_pid": 77,
+        "living_pid": 0,
+        "dead": False,
+        "problem": "",
+        **fields,
+    }
+
+
+def test_report_text_shows_every_fact(capsys, monkeypatch):
+    facts = {
+        "memory_bytes": (8 << 30, 6 << 30),
+        "memory_limit_bytes": 4 << 30,
+        "shared_memory_bytes": (3 << 30, 2 << 30),
+        "has_futex": True,
+        "has_robust_mutex": False,
+        "has_memfd": True,
+        "mpi_library": "/usr/lib/libmpi.so.40",
+        "numba_cache": (Path("/home/alice/.cache/numba/kernels_1"), 7),
+    }
+    for name, value in facts.items():
+        monkeypatch.setattr(machine, name, lambda value=value: value)
+    monkeypatch.setattr(info, "count_cpus", lambda: 3)
+    monkeypatch.setattr(info, "cgroup_quota", lambda *_: 2.5)
+    monkeypatch.setattr(info.os, "sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setattr(info, "_version", lambda package: "1.0")
+    monkeypatch.setattr(
+        info,
+        "_segments",
+        lambda: [
+            a_segment(),
+            a_segment(name="/cobre-2", living_pid=88),
+            a_segment(name="/cobre-3", problem="its version is 99"),
+        ],
+    )
+    lines = run_info(capsys)[1].splitlines()
+    for line in (
+        "  CPUs         3 (affinity 6, cgroup quota 2.5)",
+        "  memory       8 GiB, 6 GiB available, cgroup limit 4 GiB",
+        "  /dev/shm     3 GiB, 2 GiB free",
+        "  kernel       futex yes, robust_mutex no, memfd yes",
+        "  MPI library  /usr/lib/libmpi.so.40",
+        "  numba cache  7 functions in /home/alice/.cache/numba/kernels_1",
+        "  /cobre-1 (4 KiB): dead, made by pid 77 of user alice; --clean removes it",
+        "  /cobre-2 (4 KiB): in use by pid 88 of user alice",
+        "  /cobre-3 (4 KiB): its version is 99",
+        "  local    available",
+        "           detection: it fits any environment",
+        "           detection: nothing of it in the environment",
+    ):
+        assert line in lines
+    report = report_of(capsys)[1]
+    assert report["cpus"] == {"usable": 3, "affinity": 6, "cgroup_quota": 2.5}
+    assert report["memory"]["cgroup_limit_bytes"] == 4 << 30
+    assert report["kernel"] == {"futex": True, "robust_mutex": False, "memfd": True}
+    assert report["mpi_library"] == "/usr/lib/libmpi.so.40"
+    assert report["numba_cache"]["functions"] == 7
+    assert report["suggestions"] == []
+
+
+def test_report_empty_cache_and_absent_numba_are_told_apart(capsys, monkeypatch):
+    monkeypatch.setattr(machine, "numba_cache", lambda: (Path("/cache"), 0))
+    monkeypatch.setattr(info, "_version", lambda package: "1.0")
+    assert "numba cache  empty, so the first start compiles: /cache" in run_info(capsys)[1]
+    monkeypatch.setattr(info, "_version", lambda package: None)
+    assert "numba cache  not used, as numba is not installed" in run_info(capsys)[1]
+
+
+def test_suggestions_can_be_pasted_where_something_is_small(capsys, monkeypatch):
+    pytest.importorskip("posix_ipc")
+    monkeypatch.setattr(machine, "shared_memory_bytes", lambda: (64 << 20, 60 << 20))
+    monkeypatch.setattr(machine, "numba_cache", lambda: None)
+    monkeypatch.setattr(info, "_segments", lambda: [a_segment(dead=True)])
+    code, out, _ = run_info(capsys)
+    assert code == 0
+    shown = [line.strip() for line in out.partition("Suggestions\n")[2].splitlines()]
+    assert shown == [
+        "/dev/shm has 60 MiB free, little for shared regions: "
+        "mount -o remount,size=1g /dev/shm, or for a container --shm-size=1g",
+        f"every process compiles for itself: export NUMBA_CACHE_DIR="
+        f"{Path(tempfile.gettempdir(), f'numba-{os.geteuid()}')}",
+        "segments of dead runs hold memory: python -m cobre_shm.info --clean",
+    ]
+    assert report_of(capsys)[1]["suggestions"] == shown

@@ -2,11 +2,15 @@
 
 import mmap
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cobre_shm import machine
+
+ROOT = Path(machine.__file__).parents[1]
 
 
 def test_memory_is_read_in_bytes(tmp_path):
@@ -122,17 +126,45 @@ def test_mpi_library_of_the_environment_comes_first(tmp_path, monkeypatch):
     assert machine.mpi_library() == "libmpi.so.12"
 
 
-def test_numba_cache_is_found_in_the_chosen_directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    folder = tmp_path / "kernels_0a1b"
-    folder.mkdir()
-    for number in range(3):
-        (folder / f"exchange.f-{number}.py311.nbi").touch()
-    assert machine.numba_cache() == (folder, 3)
+CACHED = """
+import sys, pathlib
+from cobre_shm import machine
+sys.path.insert(0, sys.argv[1])
+machine.__file__ = str(pathlib.Path(sys.argv[1], "machine.py"))
+before = machine.numba_cache()
+import kernels
+folder, functions = machine.numba_cache()
+found = sorted(path.parent for path in pathlib.Path(sys.argv[2]).rglob("*.nbi"))
+assert before == (folder, 0), before
+assert found == [folder] * functions == [folder], (found, functions, folder)
+"""
+SOURCE = "import numba\n@numba.njit('i8(i8)', cache=True)\ndef double(x): return 2 * x\n"
 
 
-def test_numba_cache_that_is_nowhere_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+@pytest.mark.parametrize("chosen", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME", None])
+def test_numba_cache_is_where_numba_puts_it(tmp_path, chosen):
+    pytest.importorskip("numba")
+    kernels = tmp_path / "source" / "kernels"
+    kernels.mkdir(parents=True)
+    (kernels / "__init__.py").write_text(SOURCE)
+    if chosen == "XDG_CACHE_HOME":
+        # Not even root makes a directory of a file.
+        (kernels / "__pycache__").touch()
+    env = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    if chosen:
+        env[chosen] = str(tmp_path / "chosen")
+    done = subprocess.run(
+        [sys.executable, "-c", CACHED, str(kernels.parent), str(tmp_path)],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_numba_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "file" / "machine.py"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     assert machine.numba_cache() is None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import secrets
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def test_segment_of_a_living_process_is_in_use_and_stays(name):
     segment = Segment.create(name, 1, slot_bytes=4096)
     seen = found(name)
     assert (seen.creator, seen.living, seen.is_dead) == (os.getpid(), os.getpid(), False)
+    assert seen.user == pwd.getpwuid(os.geteuid()).pw_name
     assert seen.nbytes == segment.nbytes
     assert not remove_if_dead(name)
     assert found(name) == seen
@@ -73,6 +75,27 @@ def test_segment_of_another_version_is_shown_and_left_alone(name, dead):
     assert Path("/dev/shm", name[1:]).exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("uid", [12345, pwd.getpwnam("nobody").pw_uid])
+def test_segment_of_another_user_is_shown_with_its_owner_and_left_alone(name, uid):
+    path = Path("/dev/shm", f"cobre-{secrets.token_hex(12)}")
+    other = Path("/dev/shm", name[1:])
+    try:
+        for file in (path, other):
+            file.write_bytes(layout.MAGIC.to_bytes(8, "little"))
+            os.chown(file, uid, -1)
+        seen = found(f"/{path.name}")
+        owner = {12345: "12345"}.get(uid, "nobody")
+        assert (seen.user, seen.nbytes, seen.is_dead) == (owner, 8, False)
+        assert owner in seen.problem
+        # A name of one's own choice says nothing.
+        assert found(name) is None
+        assert not remove_if_dead(f"/{path.name}")
+        assert path.exists()
+    finally:
+        path.unlink()
+
+
 @pytest.mark.parametrize("content", [b"", b"COBRE", b"something else"])
 def test_file_that_is_no_segment_is_passed_over(name, content):
     Path("/dev/shm", name[1:]).write_bytes(content)
@@ -82,12 +105,29 @@ def test_file_that_is_no_segment_is_passed_over(name, content):
 
 def test_clean_removes_dead_segments_and_says_so(name, dead, capsys, monkeypatch):
     monkeypatch.delenv("COBRE_COMM_BACKEND", raising=False)
+    user = pwd.getpwuid(os.geteuid()).pw_name
     assert info.main([]) == 0
-    assert f"{name} " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f": dead, made by pid {dead} of user {user}; --clean removes it" in out
+    assert "segments of dead runs hold memory: python -m cobre_shm.info --clean" in out
+    assert info.main(["--output-format", "json"]) == 0
+    (listed,) = [
+        segment
+        for segment in json.loads(capsys.readouterr().out)["segments"]
+        if segment["name"] == name
+    ]
+    assert (listed["creator_pid"], listed["user"], listed["dead"]) == (dead, user, True)
     assert info.main(["--clean", "--output-format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert name in report["removed_segments"]
     assert name not in [segment["name"] for segment in report["segments"]]
+
+
+def test_clean_says_to_people_what_it_removed(name, dead, capsys, monkeypatch):
+    monkeypatch.delenv("COBRE_COMM_BACKEND", raising=False)
+    assert info.main(["--clean"]) == 0
+    assert f"  {name}: removed, its run was dead" in capsys.readouterr().out
+    assert not Path("/dev/shm", name[1:]).exists()
 
 
 def test_clean_leaves_living_segments(name, capsys, monkeypatch):

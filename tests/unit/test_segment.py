@@ -1,6 +1,7 @@
 """Creating and opening segments: nothing foreign is trusted, followed, or removed."""
 
 import os
+import re
 import struct
 
 import numpy as np
@@ -8,7 +9,13 @@ import pytest
 
 from cobre_shm import layout
 from cobre_shm.errors import AllocationFailed, InitializationFailed
-from cobre_shm.segment.posix import DIRECTORY, create_object, open_object, unlink_object
+from cobre_shm.segment.posix import (
+    DIRECTORY,
+    create_object,
+    how_to_enlarge,
+    open_object,
+    unlink_object,
+)
 from cobre_shm.segment.segment import Segment
 
 SLOT = 4096
@@ -148,8 +155,24 @@ def test_create_object_beyond_memory_is_an_error_that_leaves_nothing(name):
         create_object(name, too_much)
     assert caught.value.requested_bytes == too_much
     assert caught.value.context["free_bytes"] < too_much
-    assert "--shm-size" in caught.value.suggestion
+    assert re.search(r"--shm-size=[0-9]+[mg]$", caught.value.suggestion)
     assert not path_of(name).exists()
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "size"),
+    [
+        (1, "1m"),
+        (64 << 20, "64m"),
+        ((64 << 20) + 1, "128m"),
+        (1 << 30, "1g"),
+        ((1 << 30) + 1, "2g"),
+    ],
+)
+def test_how_to_enlarge_names_a_size_that_is_enough(nbytes, size):
+    mount, container = how_to_enlarge(nbytes).split(", or for a container ")
+    assert mount == f"mount -o remount,size={size} /dev/shm"
+    assert container == f"--shm-size={size}"
 
 
 def test_open_object_shares_memory_with_its_creator(name):

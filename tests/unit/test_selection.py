@@ -209,6 +209,24 @@ def test_create_detects_a_third_party_before_lower_priorities(monkeypatch, regis
     assert create_communicator() == "configured"
 
 
+@pytest.mark.parametrize("priority", [50, 35, 25, 10, -1])
+@pytest.mark.parametrize("features", SUBSETS, ids="+".join)
+def test_auto_asks_a_third_party_in_its_place(register, install, priority, features):
+    register(detect=lambda env: "the ring is here", priority=priority)
+    env = {"PMI_RANK": "0", "COBRE_TCP_COORDINATOR": "node-1", "COBRE_SHM_NAME": "run"}
+    places = {50: "ring", 40: "mpi", 35: "ring", 30: "tcp", 25: "ring", 20: "shm", 10: "ring"}
+    fitting = {"ring", "local", *features}
+    expected = next(
+        (
+            name
+            for place, name in places.items()
+            if name in fitting and (name != "ring" or place == priority)
+        ),
+        "local",
+    )
+    assert detect(install(*features), env).spec.name == expected
+
+
 def test_create_detection_that_raises_is_left_out(register, caplog):
     def detect(env):
         raise KeyError("COBRE_RING_SIZE")

@@ -1,6 +1,7 @@
 """Configurations and kinds as values of a program."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -50,7 +51,10 @@ def test_shm_config_field_out_of_range_names_field_and_value(field, value):
         ShmConfig(**fields)
     assert caught.value.context["setting"] == f"ShmConfig.{field}"
     assert caught.value.context["value"] == str(value)
-    assert caught.value.suggestion is None
+    assert caught.value.suggestion.startswith(f"Example: {field}=")
+    # What is suggested can be pasted into the call, and is right there.
+    example = eval(f"dict({caught.value.suggestion.removeprefix('Example: ')})")
+    ShmConfig(**{"name": "run", "rank": 0, "size": 4} | example)
 
 
 @pytest.mark.parametrize("slot_bytes", [0, 64, 5000, -4096, 2**31, 4096.0, "4096", True])
@@ -95,3 +99,16 @@ def test_kind_called_with_its_configuration_is_the_configuration(kind, config):
 def test_kind_called_with_another_configuration_is_refused(other):
     with pytest.raises(TypeError, match="shm"):
         BackendKind.SHM(other)
+
+
+@pytest.mark.parametrize("config", [LocalConfig, MpiConfig, ShmConfig, TcpConfig])
+def test_config_documents_every_field_and_its_unit(config):
+    units = {"_secs": "Seconds", "_ms": "Milliseconds", "_bytes": "Bytes"}
+    assert config.__doc__
+    for field in dataclasses.fields(config):
+        # The line that begins a field's description.
+        told = re.search(rf"^ +{field.name}: (.*)", config.__doc__, re.MULTILINE)
+        assert told, field.name
+        for suffix, unit in units.items():
+            if field.name.endswith(suffix):
+                assert told[1].startswith(unit), field.name

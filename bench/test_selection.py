@@ -1,0 +1,137 @@
+"""What choosing a backend costs: ``pytest bench --benchmark-only``.
+
+Every limit is on a ratio of two measurements that alternate within one run, so it holds on slow
+and on busy machines. A ratio beyond its limit is measured again before it counts.
+"""
+
+from __future__ import annotations
+
+import secrets
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from cobre_shm import (
+    Communicator,
+    LocalConfig,
+    ShmConfig,
+    available_backends,
+    create_communicator,
+)
+
+ATTEMPTS = 3
+ROUNDS = 41
+CALLS = 2000
+STARTS = 9
+# There is no wrapper, so whatever differs is noise.
+CALL_NOISE = 0.03
+START_LIMIT = 1.3
+
+
+def shm_config() -> ShmConfig:
+    return ShmConfig(f"/cobre-bench-{secrets.token_hex(8)}", rank=0, size=1)
+
+
+def make_local() -> tuple[Communicator, Communicator]:
+    from cobre_shm import LocalCommunicator
+
+    return create_communicator(LocalConfig()), LocalCommunicator()
+
+
+def make_shm() -> tuple[Communicator, Communicator]:
+    from cobre_shm import ShmCommunicator
+
+    return create_communicator(shm_config()), ShmCommunicator(shm_config())
+
+
+MAKERS = {"local": make_local, "shm": make_shm}
+
+
+@pytest.fixture(params=MAKERS)
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Communicator, Communicator]]:
+    """A communicator that was chosen, and one of its class that was constructed."""
+    if request.param not in available_backends():
+        pytest.skip(f"backend {request.param} is not installed")
+    chosen, constructed = MAKERS[request.param]()
+    with chosen, constructed:
+        yield chosen, constructed
+
+
+def seconds_of_calls(comm: Communicator) -> float:
+    """The cheapest call of all, for it would show the smallest addition."""
+    begin = time.perf_counter()
+    for _ in range(CALLS):
+        comm.barrier()
+    return time.perf_counter() - begin
+
+
+def ratio_of_calls(chosen: Communicator, constructed: Communicator) -> float:
+    """Median over rounds of the ratio of neighbouring measurements; who is first alternates."""
+    ratios = []
+    for turn in range(ROUNDS):
+        if turn % 2:
+            first = seconds_of_calls(chosen)
+            ratios.append(first / seconds_of_calls(constructed))
+        else:
+            first = seconds_of_calls(constructed)
+            ratios.append(seconds_of_calls(chosen) / first)
+    return statistics.median(ratios)
+
+
+def start(*arguments: str) -> None:
+    subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
+
+
+def seconds_of_start(*arguments: str) -> float:
+    begin = time.perf_counter()
+    start(*arguments)
+    return time.perf_counter() - begin
+
+
+def ratio_of_starts(*arguments: str) -> float:
+    """Fastest of several interpreters over the fastest that imports numpy, taken in turns."""
+    own, numpys = [], []
+    for _ in range(STARTS):
+        numpys.append(seconds_of_start("-c", "import numpy"))
+        own.append(seconds_of_start(*arguments))
+    return min(own) / min(numpys)
+
+
+def first_within(measure: Callable[[], float], is_within: Callable[[float], bool]) -> list[float]:
+    """Measure until a ratio is within the limit, or all attempts are spent."""
+    ratios: list[float] = []
+    while len(ratios) < ATTEMPTS and not (ratios and is_within(ratios[-1])):
+        ratios.append(measure())
+    return ratios
+
+
+def test_call_through_the_chosen_object_costs_as_much_as_directly(
+    benchmark: BenchmarkFixture, pair: tuple[Communicator, Communicator]
+) -> None:
+    chosen, constructed = pair
+    assert type(chosen) is type(constructed)
+    ratios = first_within(
+        lambda: ratio_of_calls(chosen, constructed), lambda ratio: abs(ratio - 1) <= CALL_NOISE
+    )
+    benchmark.extra_info["chosen / constructed"] = ratios[-1]
+    benchmark(chosen.barrier)
+    assert abs(ratios[-1] - 1) <= CALL_NOISE, ratios
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-c", "import cobre_shm"), ("-m", "cobre_shm.spawn", "--help")],
+    ids=["import", "spawn_help"],
+)
+def test_start_takes_little_more_than_importing_numpy(
+    benchmark: BenchmarkFixture, arguments: tuple[str, ...]
+) -> None:
+    ratios = first_within(lambda: ratio_of_starts(*arguments), lambda ratio: ratio <= START_LIMIT)
+    benchmark.extra_info["over import numpy"] = ratios[-1]
+    benchmark.pedantic(start, arguments, rounds=STARTS)
+    assert ratios[-1] <= START_LIMIT, ratios

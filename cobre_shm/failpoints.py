@@ -1,0 +1,117 @@
+"""Named places in the protocols where a test makes a rank fail.
+
+``COBRE_FAIL=PHASE:ACTION@RANK,SEQUENCE``: when RANK reaches PHASE for the collective SEQUENCE (0
+for phases outside collectives), it does ACTION. ``COBRE_FAIL=on`` compiles the places in without
+choosing one; ``arm`` chooses later. When the variable is unset no place costs anything: in kernels
+they are not compiled, elsewhere they are one test of a constant.
+
+    create          rank 0, the segment exists, its magic word does not
+    ready           rank 0, the magic word is there
+    claimed         the control block is this rank's, the death mutex is not
+    attached        the rank is ATTACHED and waits for the others
+    joined          rank 0, the name is gone, the others do not know yet
+    idle            before a collective begins
+    copy_in         half of the payload is in the slot
+    publish         the epoch is published
+    spin            spinning for a peer
+    sleep           counted among the waiters, about to sleep
+    reduce          some ranks' values are in the accumulator
+    copy_out        half of a block is copied out of a slot
+    done            the collective has returned
+    region_create   the region's object exists on rank 0
+    region_mapped   the region is mapped, the others may not have it
+    close           before the control block says CLOSED
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from typing import NamedTuple
+
+__all__ = ["ACTIONS", "ENABLED", "PHASES", "Directive", "arm", "armed", "reach"]
+
+VARIABLE = "COBRE_FAIL"
+ENABLED = bool(os.environ.get(VARIABLE))
+
+PHASES = (
+    "create",
+    "ready",
+    "claimed",
+    "attached",
+    "joined",
+    "idle",
+    "copy_in",
+    "publish",
+    "spin",
+    "sleep",
+    "reduce",
+    "copy_out",
+    "done",
+    "region_create",
+    "region_mapped",
+    "close",
+)
+ACTIONS = {
+    "kill": signal.SIGKILL,
+    "stop": signal.SIGSTOP,
+    "segv": signal.SIGSEGV,
+    "term": signal.SIGTERM,
+}
+
+
+class Directive(NamedTuple):
+    """Which rank fails where.
+
+    Attributes:
+        phase: Index in ``PHASES``.
+        signal: What the rank sends itself.
+        rank: The rank.
+        sequence: The collective, from 1; 0 outside collectives.
+    """
+
+    phase: int
+    signal: int
+    rank: int
+    sequence: int
+
+
+_directive: Directive | None = None
+
+
+def arm(text: str) -> None:
+    """Choose the place where this process fails, as ``COBRE_FAIL`` does.
+
+    Raises:
+        ValueError: The text is not understood, or failpoints are not enabled.
+    """
+    global _directive
+    if not ENABLED:
+        raise ValueError(f"set {VARIABLE}=on before cobre_shm is imported")
+    match = re.fullmatch(r"(\w+):(\w+)@(\d+),(\d+)", text)
+    if match is None or match[1] not in PHASES or match[2] not in ACTIONS:
+        raise ValueError(
+            f"{VARIABLE}={text!r}: expected on, or PHASE:ACTION@RANK,SEQUENCE with a phase of "
+            f"{', '.join(PHASES)} and an action of {', '.join(ACTIONS)}"
+        )
+    _directive = Directive(
+        PHASES.index(match[1]), ACTIONS[match[2]], int(match[3]), int(match[4])
+    )
+
+
+def armed() -> Directive | None:
+    """Return what was chosen."""
+    return _directive
+
+
+def reach(phase: str, rank: int, sequence: int = 0) -> None:
+    """Be at a place; fail if it is the chosen one."""
+    if ENABLED and _directive is not None:
+        here = (PHASES[_directive.phase], _directive.rank, _directive.sequence)
+        if here == (phase, rank, sequence):
+            os.kill(os.getpid(), _directive.signal)
+
+
+if ENABLED and os.environ[VARIABLE] != "on":
+    arm(os.environ[VARIABLE])

@@ -1,0 +1,1 @@
+"""Support for testing backends and the programs that use them."""

@@ -1,0 +1,109 @@
+"""Kill a rank at each named place; run as a program, so that the places are compiled in.
+
+Prints one JSON line per case: the place, and what became of each rank. Failpoints have to be
+enabled before the kernels are compiled, that is, in the environment of this process.
+"""
+
+import json
+import sys
+import time
+
+import numpy as np
+
+from cobre_shm import failpoints
+from cobre_shm.errors import CobreError
+from cobre_shm.segment.segment import Segment
+from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.shm import ShmCommunicator
+from tests.support.ranks import RankGroup
+
+ELEMENTS = 40_000  # two and a half slots: every kernel runs several rounds
+
+JOINING = ("create", "ready", "claimed", "attached", "joined")
+REGIONS = ("region_create", "region_mapped")
+# Only rank 0 comes to these.
+OF_RANK_ZERO = ("create", "ready", "joined", "region_create")
+# Sequence numbers of the collectives of `work` in which a rank comes to a place.
+IN_COLLECTIVE = {
+    "idle": (1, 4),
+    "copy_in": (2, 3, 4),
+    "publish": (1, 2, 3, 4),
+    "sleep": (5,),
+    "reduce": (2,),
+    "copy_out": (2, 3, 4),
+    "done": (4,),
+}
+
+
+class Join:
+    def __init__(self, name, rank, size, place):
+        # Where nobody has met the victim, time alone tells that it does not come.
+        seconds = 3.0 if place.startswith(JOINING) else 30.0
+        self.config = ShmConfig(name=name, rank=rank, size=size, timeout_secs=seconds)
+        self.place = place
+
+    def __call__(self):
+        failpoints.arm(self.place)
+        return ShmCommunicator(self.config)
+
+
+def work(comm, victim):
+    """Five collectives and a region; return what ended it, or None."""
+    send, recv = np.ones(ELEMENTS), np.empty(ELEMENTS)
+    try:
+        comm.barrier()
+        comm.allreduce(send, recv)
+        comm.broadcast(recv, comm.size - 1 - victim if comm.size > 1 else 0)
+        comm.allgatherv(send, counts=[ELEMENTS] * comm.size)
+        if comm.rank != victim:
+            time.sleep(0.05)  # so that the victim has somebody to sleep for
+        comm.barrier()
+        with comm.create_shared_region(10):
+            pass
+        comm.barrier()
+    except CobreError as error:
+        return facts(error)
+    return None
+
+
+def facts(error):
+    return {"type": type(error).__name__, "message": str(error), **error.context}
+
+
+def run_case(size, phase, victim, sequence):
+    place = f"{phase}:kill@{victim},{sequence}"
+    name = Segment.random_name()
+    joins = [Join(name, rank, size, place) for rank in range(size)]
+    with RankGroup(joins, work, (victim,)) as group:
+        outcomes = group.outcomes(40)
+    ranks = [
+        {
+            "pid": outcome.pid,
+            "signal": outcome.signal,
+            "told": outcome.result
+            or (facts(outcome.error) if isinstance(outcome.error, CobreError) else None),
+            "traceback": outcome.traceback,
+        }
+        for outcome in outcomes
+    ]
+    print(json.dumps({"place": place, "size": size, "victim": victim, "ranks": ranks}), flush=True)
+
+
+def cases(sizes):
+    for size in sizes:
+        for victim in (0, size - 1):
+            for phase in (*JOINING, *REGIONS, "close"):
+                if victim == 0 or phase not in OF_RANK_ZERO:
+                    yield size, phase, victim, 0
+            for phase, sequences in IN_COLLECTIVE.items():
+                for sequence in sequences:
+                    # In a broadcast the root copies in and the others copy out.
+                    if sequence == 3 and (phase == "copy_in") != (size - 1 - victim == victim):
+                        continue
+                    yield size, phase, victim, sequence
+    yield 2, "spin", 1, 5
+
+
+if __name__ == "__main__":
+    for case in cases([int(size) for size in sys.argv[1:]]):
+        run_case(*case)

@@ -1,0 +1,103 @@
+"""A rank is killed at every named place of the protocols: always told, never left over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cobre_shm import failpoints
+from cobre_shm.kernels import context
+from cobre_shm.kernels.failing import SLEEP, fail_at
+from cobre_shm.kernels.jit import inlined
+from tests.faults import failpoints_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.failpoints_run", "3"],
+        cwd=ROOT,
+        env={**os.environ, "COBRE_FAIL": "on"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def survivors(case):
+    return [rank for number, rank in enumerate(case["ranks"]) if number != case["victim"]]
+
+
+def test_every_place_is_reached(outcomes):
+    reached = {
+        case["place"].split(":")[0]
+        for case in outcomes
+        if case["ranks"][case["victim"]]["signal"] == signal.SIGKILL
+    }
+    assert reached == set(failpoints.PHASES)
+    for case in outcomes:
+        assert case["ranks"][case["victim"]]["signal"] == signal.SIGKILL, case["place"]
+
+
+def test_every_survivor_is_told_who_died(outcomes):
+    told = 0
+    for case in outcomes:
+        if case["place"].startswith("close"):
+            continue  # all collectives were done: nobody waits for it
+        for rank in survivors(case):
+            error = rank["told"]
+            assert error is not None, (case["place"], rank["traceback"])
+            if case["place"].startswith(failpoints_run.JOINING) and error["code"] == "JoinTimeout":
+                # It came after the victim had gone, and never met it.
+                assert error["missing_ranks"] == [0]
+                continue
+            assert error["code"] == "RankFailed", case
+            assert error["rank"] == case["victim"], case
+            victim = case["ranks"][case["victim"]]["pid"]
+            assert error["pid"] in (victim, 0), case
+            told += error["pid"] == victim
+    assert told > len(outcomes) / 2
+
+
+def test_nothing_is_left_in_shared_memory(outcomes):
+    names = [path.name for path in Path("/dev/shm").iterdir() if path.name.startswith("cobre")]
+    assert names == []
+
+
+def test_places_cost_nothing_unless_enabled():
+    assert not failpoints.ENABLED
+
+    @inlined
+    def place(ctx):
+        fail_at(ctx, SLEEP)
+        return ctx[0]
+
+    place(np.zeros(context.WORDS, dtype=np.int64))
+    (code,) = place.inspect_llvm().values()
+    assert "kill" not in code
+    assert "getpid" not in code
+
+
+@pytest.mark.parametrize("text", ["nowhere:kill@0,0", "idle:dance@0,0", "idle:kill@x,0", "idle"])
+def test_malformed_directive_is_refused_with_what_would_be_right(text):
+    done = subprocess.run(
+        [sys.executable, "-c", "import cobre_shm.failpoints"],
+        cwd=ROOT,
+        env={**os.environ, "COBRE_FAIL": text},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "expected on, or PHASE:ACTION@RANK,SEQUENCE" in done.stderr

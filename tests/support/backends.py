@@ -1,0 +1,78 @@
+"""The backends that the suite runs on, and how a test process joins a group of each.
+
+A new backend is one more line in ``BACKENDS``.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cobre_shm.communicator import Communicator
+from cobre_shm.local import LocalCommunicator
+from cobre_shm.selection.registry import read_registry
+
+Connect = Callable[[], Communicator]
+
+# Of a collective that stands still. Above what eight ranks on two busy cores ever need, below the
+# deadline of a group, so that the error that names the missing rank comes first.
+COLLECTIVE_TIMEOUT_SECS = 30.0
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How to make groups of one backend.
+
+    Attributes:
+        sizes: Numbers of ranks that the conformance suite runs.
+        make_group: Takes the number of ranks and the seconds that a collective may stand still;
+            returns one picklable callable per rank, which joins the group.
+        in_process: Whether the only rank is the test process itself.
+    """
+
+    sizes: tuple[int, ...]
+    make_group: Callable[[int, float], list[Connect]]
+    in_process: bool = False
+
+
+@dataclass(frozen=True)
+class _JoinShm:
+    name: str
+    rank: int
+    size: int
+    timeout: float
+
+    def __call__(self) -> Communicator:
+        from cobre_shm.selection.kinds import ShmConfig
+        from cobre_shm.shm import ShmCommunicator
+
+        return ShmCommunicator(
+            ShmConfig(name=self.name, rank=self.rank, size=self.size, timeout_secs=self.timeout)
+        )
+
+
+def _make_shm_group(size: int, timeout: float) -> list[Connect]:
+    name = f"/cobre-test-{secrets.token_hex(8)}"
+    return [_JoinShm(name, rank, size, timeout) for rank in range(size)]
+
+
+def _make_local_group(size: int, _timeout: float) -> list[Connect]:
+    if size != 1:
+        raise ValueError(f"a local group has 1 rank, not {size}")
+    return [LocalCommunicator]
+
+
+BACKENDS = {
+    "local": Backend((1,), _make_local_group, in_process=True),
+    "shm": Backend((1, 2, 3, 4, 8), _make_shm_group),
+}
+
+
+def why_missing(name: str) -> str | None:
+    """Return why the backend is not available in this installation, or None."""
+    spec = read_registry().find(name)
+    if spec is None:
+        return f"backend {name} is not registered"
+    missing = spec.missing()
+    return f"backend {name} needs {', '.join(missing)}: {spec.install_hint}" if missing else None

@@ -1,0 +1,116 @@
+"""What a test may leave behind in its process and on the machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Residue:
+    """Things that exist at one moment.
+
+    Attributes:
+        segments: Names in /dev/shm of this project, from any run on this machine.
+        children: Ids of child processes of this process, zombies included.
+        descriptors: Open file descriptors, with what they are open on.
+        threads: Names of the threads of this process.
+    """
+
+    segments: frozenset[str] = frozenset()
+    children: frozenset[int] = frozenset()
+    descriptors: frozenset[tuple[int, str]] = frozenset()
+    threads: frozenset[str] = frozenset()
+
+    def __sub__(self, other: Residue) -> Residue:
+        return Residue(
+            *(getattr(self, each.name) - getattr(other, each.name) for each in fields(self))
+        )
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, each.name) for each in fields(self))
+
+
+def snapshot() -> Residue:
+    """Return what there is now."""
+    return Residue(
+        segments=frozenset(
+            entry.name for entry in Path("/dev/shm").iterdir() if entry.name.startswith("cobre")
+        ),
+        children=_children(),
+        descriptors=_descriptors(),
+        threads=frozenset(
+            f"{thread.name} ({thread.native_id})" for thread in threading.enumerate()
+        ),
+    )
+
+
+def of_this_run(residue: Residue) -> Residue:
+    """Return ``residue`` without segments if another run is active, whose they may be.
+
+    Nothing about a segment tells from which run it came once its creator is gone.
+    """
+    if residue.segments and _is_another_run_active():
+        return replace(residue, segments=frozenset())
+    return residue
+
+
+def _is_another_run_active() -> bool:
+    own = os.getpid()
+    ancestors = set(_line_of_descent(own))
+    return any(
+        pid not in ancestors
+        and own not in _line_of_descent(pid)
+        and (_names_us(_read(pid, "cmdline")) or b"/dev/shm/cobre" in _read(pid, "maps"))
+        for pid in _processes()
+    )
+
+
+def _names_us(command_line: bytes) -> bool:
+    return b"cobre" in command_line or b"pytest" in command_line
+
+
+def _line_of_descent(pid: int) -> list[int]:
+    """Return a process, its parent, and so on."""
+    line = []
+    while pid:
+        line.append(pid)
+        pid = _parent_of(pid)
+    return line
+
+
+def _children() -> frozenset[int]:
+    own = os.getpid()
+    return frozenset(pid for pid in _processes() if _parent_of(pid) == own)
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _parent_of(pid: int) -> int:
+    # The second field, the name in parentheses, may contain anything.
+    fields_behind_name = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(fields_behind_name[1]) if fields_behind_name else 0
+
+
+def _read(pid: int, name: str) -> bytes:
+    """Return a file of /proc; empty where the process is gone or another user's."""
+    try:
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _descriptors() -> frozenset[tuple[int, str]]:
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found.add((int(entry.name), str(entry.readlink())))
+        except OSError:
+            # The descriptor through which this list was read.
+            continue
+    return frozenset(found)
