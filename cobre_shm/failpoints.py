@@ -30,7 +30,17 @@ import re
 import signal
 from typing import NamedTuple
 
-__all__ = ["ACTIONS", "ENABLED", "PHASES", "Directive", "arm", "armed", "reach"]
+__all__ = [
+    "ACTIONS",
+    "ENABLED",
+    "EXPECTED",
+    "PHASES",
+    "Directive",
+    "arm",
+    "armed",
+    "parse",
+    "reach",
+]
 
 VARIABLE = "COBRE_FAIL"
 ENABLED = bool(os.environ.get(VARIABLE))
@@ -59,6 +69,10 @@ ACTIONS = {
     "segv": signal.SIGSEGV,
     "term": signal.SIGTERM,
 }
+EXPECTED = (
+    f"on, or PHASE:ACTION@RANK,SEQUENCE with a phase of {', '.join(PHASES)} "
+    f"and an action of {', '.join(ACTIONS)}"
+)
 
 
 class Directive(NamedTuple):
@@ -80,6 +94,20 @@ class Directive(NamedTuple):
 _directive: Directive | None = None
 
 
+def parse(text: str) -> Directive | None:
+    """Return what a value of ``COBRE_FAIL`` chooses; None for ``on``.
+
+    Raises:
+        ValueError: The text is not understood.
+    """
+    if text == "on":
+        return None
+    match = re.fullmatch(r"(\w+):(\w+)@(\d+),(\d+)", text)
+    if match is None or match[1] not in PHASES or match[2] not in ACTIONS:
+        raise ValueError(f"{VARIABLE}={text!r}: expected {EXPECTED}")
+    return Directive(PHASES.index(match[1]), ACTIONS[match[2]], int(match[3]), int(match[4]))
+
+
 def arm(text: str) -> None:
     """Choose the place where this process fails, as ``COBRE_FAIL`` does.
 
@@ -89,15 +117,7 @@ def arm(text: str) -> None:
     global _directive
     if not ENABLED:
         raise ValueError(f"set {VARIABLE}=on before cobre_shm is imported")
-    match = re.fullmatch(r"(\w+):(\w+)@(\d+),(\d+)", text)
-    if match is None or match[1] not in PHASES or match[2] not in ACTIONS:
-        raise ValueError(
-            f"{VARIABLE}={text!r}: expected on, or PHASE:ACTION@RANK,SEQUENCE with a phase of "
-            f"{', '.join(PHASES)} and an action of {', '.join(ACTIONS)}"
-        )
-    _directive = Directive(
-        PHASES.index(match[1]), ACTIONS[match[2]], int(match[3]), int(match[4])
-    )
+    _directive = parse(text)
 
 
 def armed() -> Directive | None:
@@ -113,5 +133,5 @@ def reach(phase: str, rank: int, sequence: int = 0) -> None:
             os.kill(os.getpid(), _directive.signal)
 
 
-if ENABLED and os.environ[VARIABLE] != "on":
+if ENABLED:
     arm(os.environ[VARIABLE])

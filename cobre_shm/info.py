@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 
 import cobre_shm
 from cobre_shm import machine
+from cobre_shm.cpus import cgroup_quota, count_cpus
 from cobre_shm.errors import BackendError
 from cobre_shm.selection.info import describe_selection
-from cobre_shm.spawn.cpus import cgroup_quota, count_cpus
 
 __all__ = ["collect", "main"]
 

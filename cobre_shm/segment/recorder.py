@@ -32,6 +32,7 @@ from cobre_shm.segment.segment import Segment
 __all__ = ["Entry", "call_text", "entries", "last_entry"]
 
 _WORDS = struct.Struct("<8q")
+_WITHOUT_ELEMENTS = (layout.BARRIER, layout.SPLIT)
 _DONE, _INSIDE = 0, 1
 # What kernels return (``kernels/context.py``), in words.
 _STATUSES = {_DONE: "done", _INSIDE: "inside", 2: "failed", 3: "peer died", 4: "mismatch"}
@@ -45,9 +46,10 @@ class Entry(NamedTuple):
     Attributes:
         sequence: Its number in this communicator, from 1.
         operation: Name of the operation.
-        dtype: Of the elements; empty for a barrier.
+        dtype: Of the elements; empty where there are none, as in a barrier.
         length: Number of elements, of all ranks together for an allgatherv.
-        nbytes: Bytes of these elements; 0 when the dtype is a record, whose size is not recorded.
+        nbytes: Bytes that were exchanged, all elements together; 0 when the dtype is a record,
+            whose size is not recorded, and when a region is only being made.
         call: Readable form of what was called.
         start_ns: Monotonic clock at the call.
         waited_ns: Time spent waiting, beyond spinning. Of a wait that goes on, the part until
@@ -78,14 +80,14 @@ class Entry(NamedTuple):
         return None if self.is_inside else self.end_ns - self.start_ns
 
     def __str__(self) -> str:
-        state = "was inside" if self.is_inside else "finished"
+        state = "finished" if self.status == "done" else "was inside"
         return f"{state} collective {self.sequence}, {self.call}"
 
 
 def call_text(what: int, tag: int, count: int) -> str:
     """Return the readable form of three call words."""
     operation = _operation(what)
-    if what & 0xFF in (layout.BARRIER, layout.SPLIT):
+    if what & 0xFF in _WITHOUT_ELEMENTS:
         return operation
     parts = [f"{count} x {tag_text(tag)}"]
     if what & 0xFF == layout.ALLREDUCE:
@@ -156,15 +158,16 @@ def _load_place(segment: Segment, rank: int, sequence: int) -> tuple[int, ...]:
 
 def _entry(place: tuple[int, ...]) -> Entry:
     sequence, what, tag, count, start_ns, waited_ns, end_ns, status = place
-    moves_data = what & 0xFF != layout.BARRIER
+    operation = what & 0xFF
+    has_elements = operation not in _WITHOUT_ELEMENTS
     # The lengths that an allgatherv begins with are integers, whatever it is going to carry.
-    item_bytes = 8 if what & 0xFF == layout.COUNTS else tag_itemsize(tag)
+    item_bytes = 8 if operation == layout.COUNTS else tag_itemsize(tag)
     return Entry(
         sequence=sequence,
         operation=_operation(what),
-        dtype=tag_text(tag) if moves_data else "",
-        length=count if moves_data else 0,
-        nbytes=count * item_bytes if moves_data else 0,
+        dtype=tag_text(tag) if has_elements else "",
+        length=count if has_elements else 0,
+        nbytes=count * item_bytes if has_elements and operation != layout.REGION else 0,
         call=call_text(what, tag, count),
         start_ns=start_ns,
         waited_ns=waited_ns,

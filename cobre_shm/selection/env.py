@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cobre_shm import layout
+from cobre_shm import failpoints, layout
 from cobre_shm.errors import InitializationFailed, MissingConfiguration
 from cobre_shm.selection.values import (
     BackendName,
     BindAddress,
     Coordinator,
+    Failpoint,
     Integer,
     Seconds,
     SegmentName,
@@ -83,6 +84,14 @@ VARIABLES: tuple[Variable, ...] = (
         "Communication backend: `auto`, `mpi`, `tcp`, `shm`, `local`, or a registered name",
         default="auto",
         example="local",
+    ),
+    Variable(
+        failpoints.VARIABLE,
+        "comm",
+        Failpoint(),
+        "For tests: where a rank kills or stops itself, `PHASE:ACTION@RANK,SEQUENCE`",
+        default=None,
+        example="publish:kill@1,5",
     ),
     Variable(
         "COBRE_SHM_NAME",

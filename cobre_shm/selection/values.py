@@ -15,10 +15,13 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from cobre_shm import failpoints
+
 __all__ = [
     "BackendName",
     "BindAddress",
     "Coordinator",
+    "Failpoint",
     "Integer",
     "Seconds",
     "SegmentName",
@@ -39,6 +42,22 @@ class ValueType(Protocol):
 
     def check(self, value: Any) -> Any:
         """Return ``value`` in its normal form; ValueError when it is not in the set."""
+
+
+@dataclass(frozen=True)
+class Failpoint:
+    """A place where a test makes a rank fail."""
+
+    expected: ClassVar[str] = failpoints.EXPECTED
+
+    def parse(self, text: str) -> str:
+        """See :class:`ValueType`."""
+        return self.check(text)
+
+    def check(self, value: Any) -> str:
+        """Return the text that ``failpoints`` understands."""
+        failpoints.parse(value)
+        return str(value)
 
 
 @dataclass(frozen=True)

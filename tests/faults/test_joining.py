@@ -152,9 +152,7 @@ def test_segment_of_a_dead_run_is_replaced_with_one_line_of_notice(name):
     outcomes = outcomes_of(Join(name, 0, 2, delay=0.3), Join(name, 1, 2))
     assert results_of(outcomes) == [(0, 2), (1, 2)]
     notices = [line for line in outcomes[0].output.splitlines() if "cobre_shm" in line]
-    assert notices == [
-        f"cobre_shm: removed segment {name}, left by a dead run (pid {process.pid})"
-    ]
+    assert notices == [f"cobre_shm: removed segment {name}, left by a dead run (pid {process.pid})"]
     assert outcomes[1].output == ""
 
 

@@ -52,7 +52,9 @@ def test_import_of_the_package_loads_neither_numpy_nor_numba():
     assert not {"numpy", "numba"} & loaded_after("import cobre_shm")
 
 
-@pytest.mark.parametrize("module", ["env", "values", "kinds", "registry", "builtin", "factory"])
+@pytest.mark.parametrize(
+    "module", ["env", "values", "kinds", "launchers", "registry", "builtin", "factory"]
+)
 def test_import_of_selection_loads_no_backend(module):
     loaded = loaded_after(f"import cobre_shm.selection.{module}")
     assert not {"numpy", "numba", "posix_ipc", "mpi4py"} & loaded

@@ -159,6 +159,18 @@ def test_a_rank_at_rest_shows_its_last_256(comm, calls):
     assert sequences == list(range(max(1, calls - RING + 1), calls + 1))
 
 
+def test_making_a_region_or_a_group_moves_no_elements(comm):
+    comm.create_shared_region((2, 3)).close()
+    region = entries(comm._segment, 0)[0]
+    assert region.operation == "create_shared_region"
+    assert (region.dtype, region.length, region.nbytes) == ("float64", 6, 0)
+    begun = len(entries(comm._segment, 0))
+    comm.split_local().close()
+    split = entries(comm._segment, 0)[begun]
+    assert split.operation == split.call == "split_local"
+    assert (split.dtype, split.length, split.nbytes) == ("", 0, 0)
+
+
 def test_rings_of_ranks_are_apart(segment):
     Writer(segment, rank=1).finish(3)
     assert entries(segment, 0) == []
