@@ -323,6 +323,7 @@ class ShmCommunicator(Communicator):
             raise
         if status == context.READY:
             return
+        self._record_failure(status)
         if status == context.MISMATCH:
             self._unusable = mismatch(self._segment, int(self._context[context.EPOCH]))
             raise self._unusable
@@ -335,7 +336,14 @@ class ShmCommunicator(Communicator):
     def _fail_unless_arrived(self, first: Poison) -> None:
         """Fail for ``first``, unless everybody has reached this round: then it completes."""
         if missing_ranks(self._segment, int(self._context[context.EPOCH])):
+            self._record_failure(context.POISONED)
             self._fail(first)
+
+    def _record_failure(self, status: int) -> None:
+        words = self._segment.words
+        entry = int(self._context[context.ENTRY]) - words.address
+        words.store(entry + layout.ENTRY_END, time.monotonic_ns())
+        words.store(entry + layout.ENTRY_STATUS, status)
 
     def _fail(self, first: Poison) -> NoReturn:
         self._unusable = failure(self._segment, first, self._timeout)

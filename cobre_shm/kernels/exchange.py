@@ -77,14 +77,15 @@ def _begin(ctx: Any, what: int, tag: int, count: int) -> None:
     sequence = ctx[context.SEQUENCE]
     entry = ctx[context.RECORDER] + ((sequence - 1) % layout.RECORDER_ENTRIES) * layout.ENTRY_BYTES
     ctx[context.ENTRY] = entry
-    store_plain(entry + layout.ENTRY_SEQUENCE, sequence)
-    store_plain(entry + layout.ENTRY_CALL, what)
-    store_plain(entry + layout.ENTRY_CALL + 8, tag)
-    store_plain(entry + layout.ENTRY_CALL + 16, count)
-    store_plain(entry + layout.ENTRY_START, monotonic_ns())
-    store_plain(entry + layout.ENTRY_WAITED, 0)
-    store_plain(entry + layout.ENTRY_END, 0)
-    store_plain(entry + layout.ENTRY_STATUS, context.PENDING)
+    # Each store releases, so that readers see them in this order, the sequence number first.
+    store_release(entry + layout.ENTRY_SEQUENCE, sequence)
+    store_release(entry + layout.ENTRY_CALL, what)
+    store_release(entry + layout.ENTRY_CALL + 8, tag)
+    store_release(entry + layout.ENTRY_CALL + 16, count)
+    store_release(entry + layout.ENTRY_START, monotonic_ns())
+    store_release(entry + layout.ENTRY_WAITED, 0)
+    store_release(entry + layout.ENTRY_END, 0)
+    store_release(entry + layout.ENTRY_STATUS, context.PENDING)
     own_block = ctx[context.CONTROL] + ctx[context.RANK] * layout.CONTROL_BYTES
     store_release(own_block + layout.RECORDED, sequence)  # <SYNC recorded>
     ctx[context.ROUND] = 0
@@ -94,8 +95,8 @@ def _begin(ctx: Any, what: int, tag: int, count: int) -> None:
 @inlined
 def _end(ctx: Any) -> int:
     entry = ctx[context.ENTRY]
-    store_plain(entry + layout.ENTRY_END, monotonic_ns())
-    store_plain(entry + layout.ENTRY_STATUS, context.READY)
+    store_release(entry + layout.ENTRY_END, monotonic_ns())
+    store_release(entry + layout.ENTRY_STATUS, context.READY)
     ctx[context.STAGE] = context.IDLE
     return context.READY
 
