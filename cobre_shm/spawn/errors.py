@@ -1,0 +1,45 @@
+"""Errors found before any rank is started.
+
+CobreError
+`-- LaunchError               exit_code
+    |-- InvalidArguments      1
+    |-- ProgramNotRunnable    126
+    `-- ProgramNotFound       127
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cobre_shm.errors import CobreError
+
+
+class LaunchError(CobreError):
+    """The launcher cannot start what was asked for.
+
+    Attributes:
+        exit_code: What the command line ends with.
+    """
+
+    kind = "LaunchError"
+    exit_code: ClassVar[int] = 1
+
+
+class InvalidArguments(LaunchError):
+    """The command line is not understood."""
+
+    kind = "InvalidArguments"
+
+
+class ProgramNotRunnable(LaunchError):
+    """The program exists, but Python cannot run it, or the system refuses another process."""
+
+    kind = "ProgramNotRunnable"
+    exit_code = 126
+
+
+class ProgramNotFound(LaunchError):
+    """No such file or module."""
+
+    kind = "ProgramNotFound"
+    exit_code = 127

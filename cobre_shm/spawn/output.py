@@ -1,0 +1,302 @@
+"""Lines of the ranks passed on whole.
+
+Each rank writes into two pipes of its own; a ``Stream`` reads one of them and hands complete
+lines to a ``Sink``, the only writer of our descriptor 1 or 2. So no line of one rank is ever
+torn by another's, whatever their lengths. Bytes are never decoded.
+
+Nothing here blocks, so that the launcher stays awake when nobody reads its output: a sink is
+written to only when the system says that it can take ``PIPE_BUF`` bytes, and a sink that lags
+behind stops the reading of its streams, whose ranks then wait in their own writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import selectors
+from collections import deque
+from collections.abc import Callable
+
+__all__ = ["Output", "Sink", "Stream"]
+
+_READ_BYTES = 65536
+# A line longer than this is passed on in pieces: memory is bounded, whatever a rank writes.
+_MAX_LINE_BYTES = 1 << 20
+# Streams are paused above the first and resumed below the second.
+_HIGH_BYTES = 1 << 20
+_LOW_BYTES = 1 << 18
+_TAIL_LINES = 40
+_TAIL_LINE_BYTES = 2000
+
+
+class Sink:
+    """One of our own descriptors, with what is still to be written to it.
+
+    Args:
+        descriptor: 1 or 2.
+        selector: Of the launcher's loop.
+        on_broken: Called once with the error when the descriptor takes no more.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        selector: selectors.BaseSelector,
+        on_broken: Callable[[OSError], None],
+    ) -> None:
+        self.streams: list[Stream] = []
+        self.is_broken = False
+        self._descriptor = descriptor
+        self._selector = selector
+        self._on_broken = on_broken
+        self._pending = bytearray()
+        self._is_waiting = False
+        self._is_paused = False
+        self._unfinished: Stream | None = None
+        self._last: Stream | None = None
+        self._last_lines = 0
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether everything was written, or never will be."""
+        return not self._pending
+
+    def ends_with(self, stream: Stream, lines: int) -> bool:
+        """Whether at least the last ``lines`` lines passed on all came from this stream."""
+        return self._last is stream and self._last_lines >= lines
+
+    def put(self, stream: Stream | None, data: bytes) -> None:
+        """Queue output of a stream, or of the launcher itself.
+
+        Args:
+            stream: Where it comes from; None for the launcher.
+            data: Complete lines, or a piece of a line, which the same stream may go on with. If
+                another stream comes first, the piece becomes a line of its own.
+        """
+        if self.is_broken or not data:
+            return
+        if self._unfinished not in (None, stream):
+            self._pending += b"\n"
+            self._unfinished = None
+        label = stream.label if stream is not None else b""
+        self._pending += _labelled(label, data, first=self._unfinished is None)
+        self._unfinished = None if data.endswith(b"\n") else stream
+        if stream is not self._last:
+            self._last, self._last_lines = stream, 0
+        self._last_lines += data.count(b"\n")
+        self._wait_until_writable()
+        if len(self._pending) > _HIGH_BYTES and not self._is_paused:
+            self._is_paused = True
+            for each in self.streams:
+                each.pause()
+
+    def discard(self) -> None:
+        """Forget what is queued and take no more."""
+        self.is_broken = True
+        self._pending.clear()
+        self._stop_waiting()
+        self._resume_streams()
+
+    def _wait_until_writable(self) -> None:
+        if self._is_waiting:
+            return
+        try:
+            self._selector.register(self._descriptor, selectors.EVENT_WRITE, self._write)
+        except PermissionError:
+            # A regular file cannot be waited for, and writing to it does not have to wait.
+            while self._pending:
+                self._write()
+        else:
+            self._is_waiting = True
+
+    def _stop_waiting(self) -> None:
+        if self._is_waiting:
+            self._selector.unregister(self._descriptor)
+            self._is_waiting = False
+
+    def _resume_streams(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            for each in self.streams:
+                each.resume()
+
+    def _write(self) -> None:
+        if not self._pending:
+            return
+        # As many whole lines as fit into what cannot block; pipes take that much in one piece.
+        end = self._pending.rfind(b"\n", 0, select.PIPE_BUF) + 1 or select.PIPE_BUF
+        try:
+            written = os.write(self._descriptor, self._pending[:end])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.discard()
+            self._on_broken(error)
+            return
+        del self._pending[:written]
+        if not self._pending:
+            self._stop_waiting()
+        if len(self._pending) < _LOW_BYTES:
+            self._resume_streams()
+
+
+class Stream:
+    """The read end of one pipe from a rank.
+
+    Args:
+        descriptor: The pipe; owned by the stream from now on.
+        sink: Where lines go.
+        selector: Of the launcher's loop.
+        label: Put before every line.
+        keeps_tail: Whether the last lines are remembered for a report.
+
+    Attributes:
+        label: As given.
+        tail: The last lines, without line ends; empty if they are not kept.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        sink: Sink,
+        selector: selectors.BaseSelector,
+        *,
+        label: bytes = b"",
+        keeps_tail: bool = False,
+    ) -> None:
+        self.label = label
+        self.tail: deque[bytes] = deque(maxlen=_TAIL_LINES if keeps_tail else 0)
+        self._descriptor = descriptor
+        self._sink = sink
+        self._selector = selector
+        self._line = bytearray()
+        self._is_closed = False
+        self._is_registered = False
+        os.set_blocking(descriptor, False)
+        sink.streams.append(self)
+        self.resume()
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the remembered lines are also the last that our sink passed on."""
+        return self._sink.ends_with(self, len(self.tail))
+
+    def pause(self) -> None:
+        """Stop reading; the rank waits in its write once the pipe is full."""
+        if self._is_registered:
+            self._selector.unregister(self._descriptor)
+            self._is_registered = False
+
+    def resume(self) -> None:
+        """Read again."""
+        if not self._is_registered and not self._is_closed:
+            self._selector.register(self._descriptor, selectors.EVENT_READ, self.read)
+            self._is_registered = True
+
+    def read(self) -> int:
+        """Pass on what the pipe holds, up to one block, and return the number of bytes."""
+        if self._is_closed:
+            return 0
+        try:
+            data = os.read(self._descriptor, _READ_BYTES)
+        except BlockingIOError:
+            return 0
+        if not data:
+            self.close()
+            return 0
+        end = data.rfind(b"\n") + 1
+        if end:
+            self._pass_on(bytes(self._line) + data[:end])
+            self._line.clear()
+        self._line += data[end:]
+        if len(self._line) >= _MAX_LINE_BYTES:
+            self._pass_on(bytes(self._line))
+            self._line.clear()
+        return len(data)
+
+    def finish(self) -> None:
+        """Pass on what the pipe holds now, and close it without waiting for its end.
+
+        A process that left its rank's group may hold the other end for ever.
+        """
+        if not self._is_closed:
+            limit = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)
+            while limit > 0 and (count := self.read()):
+                limit -= count
+            self.close()
+
+    def close(self) -> None:
+        """Pass on an unfinished last line as it is, and close the pipe; idempotent."""
+        if self._is_closed:
+            return
+        self.pause()
+        self._is_closed = True
+        os.close(self._descriptor)
+        if self._line:
+            self._pass_on(bytes(self._line))
+            self._line.clear()
+
+    def _pass_on(self, data: bytes) -> None:
+        if self.tail.maxlen:
+            lines = data.removesuffix(b"\n").split(b"\n")
+            self.tail.extend(line[:_TAIL_LINE_BYTES] for line in lines[-self.tail.maxlen :])
+        self._sink.put(self, data)
+
+
+class Output:
+    """Our standard output and error, and the streams of all ranks.
+
+    Args:
+        selector: Of the launcher's loop.
+        on_broken: Called once with the error when one of the two takes no more.
+    """
+
+    def __init__(
+        self, selector: selectors.BaseSelector, on_broken: Callable[[OSError], None]
+    ) -> None:
+        self._selector = selector
+        self._streams: list[Stream] = []
+        self.stdout = Sink(1, selector, on_broken)
+        # One queue where both are one file: with two, a line of one could tear one of the other.
+        self.stderr = self.stdout if _are_same(1, 2) else Sink(2, selector, on_broken)
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether everything was written, or never will be."""
+        return self.stdout.is_flushed and self.stderr.is_flushed
+
+    def add(
+        self, descriptor: int, sink: Sink, *, label: bytes = b"", keeps_tail: bool = False
+    ) -> Stream:
+        """Pass on what comes out of a pipe, which is closed at the end."""
+        stream = Stream(descriptor, sink, self._selector, label=label, keeps_tail=keeps_tail)
+        self._streams.append(stream)
+        return stream
+
+    def finish(self) -> None:
+        """Read what the pipes hold and close them: no rank is left that could write."""
+        for stream in self._streams:
+            stream.finish()
+
+    def discard(self) -> None:
+        """Close everything and forget what is not written yet."""
+        self.stdout.discard()
+        self.stderr.discard()
+        for stream in self._streams:
+            stream.close()
+
+
+def _labelled(label: bytes, data: bytes, *, first: bool) -> bytes:
+    if not label:
+        return data
+    body = data.removesuffix(b"\n")
+    rest = data[len(body) :]
+    return (label if first else b"") + body.replace(b"\n", b"\n" + label) + rest
+
+
+def _are_same(first: int, second: int) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.sameopenfile(first, second)
+    return False

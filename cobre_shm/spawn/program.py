@@ -1,0 +1,143 @@
+"""What a rank runs, checked before anything starts: one message instead of one per rank."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cobre_shm.spawn.errors import InvalidArguments, ProgramNotFound, ProgramNotRunnable
+
+__all__ = ["DEFAULT_PROGRAM", "interpreter", "resolve_program"]
+
+DEFAULT_PROGRAM = ("-m", "cobre_shm.sddp")
+
+# Finds a module exactly as ``python -m`` would, parents imported, and says nothing else.
+_PROBE = """
+import importlib.util, sys
+name = sys.argv[1]
+try:
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.submodule_search_locations is not None:
+        spec = importlib.util.find_spec(name + ".__main__")
+        name += ".__main__"
+except ModuleNotFoundError as error:
+    spec, name = None, error.name or name
+except (ImportError, ValueError):
+    if name.strip(".") == name:
+        raise
+    spec = None
+if spec is None:
+    sys.stdout.write(f"No module named '{name}'")
+"""
+
+
+def interpreter() -> list[str]:
+    """Return the command of a fresh interpreter with the -X, -W and similar flags of this one."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [sys.executable, *flags]
+
+
+def resolve_program(words: Sequence[str]) -> list[str]:
+    """Return the arguments that make an interpreter run the program.
+
+    Args:
+        words: ``-m MODULE args...``, ``-c CODE args...``, ``PROGRAM args...`` or nothing, which
+            means the training program with its shipped case.
+
+    Raises:
+        InvalidArguments: ``-m`` or ``-c`` stands last.
+        ProgramNotFound: There is no such module or file.
+        ProgramNotRunnable: The file is not one that Python can run.
+    """
+    if not words:
+        words = DEFAULT_PROGRAM
+    flag = words[0]
+    if flag in ("-m", "-c"):
+        if len(words) == 1:
+            what = "the name of a module" if flag == "-m" else "the code to run"
+            raise InvalidArguments(f"{flag} needs {what}")
+        if flag == "-m":
+            _check_module(words[1])
+    else:
+        _check_file(flag)
+    return list(words)
+
+
+def _check_module(name: str) -> None:
+    # What a finder raises for a parent that is not imported is its own affair; see below.
+    with contextlib.suppress(Exception):
+        if _is_runnable(name):
+            return
+    # A package may extend its __path__, or a finder may need the parents imported: only a fresh
+    # interpreter knows. This costs its start-up, but only on the way to an error.
+    probe = subprocess.run(
+        [*interpreter(), "-c", _PROBE, name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    if probe.returncode == 0 and probe.stdout:
+        raise ProgramNotFound(
+            probe.stdout.decode(errors="replace"),
+            context={"module": name},
+            suggestion="-m takes a module or a package that has a __main__",
+        )
+
+
+def _is_runnable(name: str) -> bool:
+    """Whether the module can be found without importing any parent, which may be heavy."""
+    path: Sequence[str] | None = None
+    names = name.split(".")
+    for depth in range(1, len(names) + 2):
+        full = ".".join(names[:depth]) if depth <= len(names) else f"{name}.__main__"
+        for finder in sys.meta_path:
+            spec = finder.find_spec(full, path) if hasattr(finder, "find_spec") else None
+            if spec is not None:
+                break
+        else:
+            return False
+        if spec.submodule_search_locations is None:
+            return depth >= len(names)
+        path = list(spec.submodule_search_locations)
+    return False
+
+
+def _check_file(program: str) -> None:
+    path = Path(program)
+    context = {"program": program}
+    try:
+        path.stat()
+    except PermissionError:
+        raise ProgramNotRunnable(f"No permission to read {program!r}", context=context) from None
+    except (OSError, ValueError):
+        found = shutil.which(program)
+        raise ProgramNotFound(
+            f"There is no file {program!r}",
+            context=context,
+            suggestion=f"{found} is a command; ranks run Python programs" if found else None,
+        ) from None
+    if path.is_dir():
+        if not (path / "__main__.py").is_file():
+            raise ProgramNotRunnable(
+                f"{program!r} is a directory without a __main__.py",
+                context=context,
+                suggestion=f"To train a case directory: -m cobre_shm.sddp {program}",
+            )
+        return
+    if not path.is_file():
+        # Each rank opens the program for itself; a pipe could be read by one of them only.
+        raise ProgramNotRunnable(f"{program!r} is not a regular file", context=context)
+    try:
+        with path.open("rb") as file:
+            is_machine_code = file.read(4) == b"\x7fELF"
+    except OSError as error:
+        raise ProgramNotRunnable(
+            f"{program!r} cannot be read: {error.strerror}", context=context
+        ) from None
+    if is_machine_code:
+        raise ProgramNotRunnable(f"{program!r} is not a Python program", context=context)

@@ -1,0 +1,109 @@
+"""Drives the launcher as a person would: by its command line, from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+# Only ends tests that hang: no outcome depends on it.
+WATCHDOG_SECS = 60.0
+
+
+class Spawn:
+    """Starts launchers, and knows every process that came of them by a mark they inherit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mark = f"SPAWN_TEST={uuid.uuid4().hex}"
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def command(self, *arguments: object) -> list[str]:
+        return [sys.executable, "-m", "cobre_shm.spawn", *map(str, arguments)]
+
+    def environment(self, extra: dict[str, str] | None = None) -> dict[str, str]:
+        name, value = self.mark.split("=")
+        root = str(Path(__file__).parents[2])
+        paths = [root, os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [root]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), name: value, **(extra or {})}
+
+    def start(
+        self,
+        *arguments: object,
+        env: dict[str, str] | None = None,
+        command: list[str] | None = None,
+        **options: object,
+    ) -> subprocess.Popen[bytes]:
+        options = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "cwd": self.folder,
+            **options,
+        }
+        process = subprocess.Popen(
+            command or self.command(*arguments), env=self.environment(env), **options
+        )
+        self._started.append(process)
+        return process
+
+    def run(
+        self, *arguments: object, input: bytes | None = None, **options: object
+    ) -> subprocess.CompletedProcess[bytes]:
+        if input is not None:
+            options["stdin"] = subprocess.PIPE
+        process = self.start(*arguments, **options)
+        out, err = process.communicate(input, timeout=WATCHDOG_SECS)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def processes(self) -> list[int]:
+        """Pids of living processes that carry the mark."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                with suppress(OSError):
+                    if self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                        found.append(int(folder.name))
+        return found
+
+    @staticmethod
+    def wait_for(condition: Callable[[], object], seconds: float = WATCHDOG_SECS) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(0.01)
+
+    def write(self, name: str, text: str) -> str:
+        (self.folder / name).write_text(text)
+        return name
+
+    def end(self) -> list[int]:
+        """End whatever is left and return it, with a little time to go by itself."""
+        with suppress(TimeoutError):
+            self.wait_for(lambda: not self.processes(), seconds=10)
+        left = self.processes()
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self._started:
+            process.wait(WATCHDOG_SECS)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+        return left
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Spawn]:
+    driver = Spawn(tmp_path)
+    yield driver
+    assert driver.end() == [], "processes were left behind"

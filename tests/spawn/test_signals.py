@@ -1,0 +1,282 @@
+import fcntl
+import os
+import pty
+import signal
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+# Ranks that say which signals they get and go on; the last one ends when told to.
+LISTEN = """
+import os, signal, sys, time
+rank = os.environ["RANK"]
+def hear(number, frame):
+    print(signal.Signals(number).name, flush=True)
+for number in map(int, sys.argv[1].split(",")):
+    signal.signal(number, hear)
+print("ready", flush=True)
+while not os.path.exists("enough"):
+    time.sleep(0.01)
+"""
+
+
+class Terminal:
+    """A terminal whose foreground job is a launcher."""
+
+    def __init__(self, spawn, *arguments, **options):
+        self.master, slave = pty.openpty()
+        # Echo would mix what is typed into what is shown.
+        settings = termios.tcgetattr(slave)
+        settings[3] &= ~termios.ECHO
+        termios.tcsetattr(slave, termios.TCSANOW, settings)
+        self.process = spawn.start(
+            *arguments,
+            stdin=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            **options,
+        )
+        os.close(slave)
+
+    def type(self, text: bytes) -> None:
+        os.write(self.master, text)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self.master)
+
+
+def expect(process, count, line):
+    assert [process.stdout.readline() for _ in range(count)] == [line] * count
+
+
+def state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_interrupt_key_ends_the_run_once_and_for_all_ranks(spawn):
+    spawn.write(
+        "program.py",
+        "import time\n"
+        "try:\n"
+        "    print('ready'); time.sleep(600)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+        "    raise SystemExit(3)",
+    )
+    with Terminal(spawn, "-n", 3, "program.py") as terminal:
+        expect(terminal.process, 3, b"ready\n")
+        terminal.type(b"\x03")
+        out, err = terminal.process.communicate()
+    assert out == b"interrupted\n" * 3
+    assert err == b""
+    assert terminal.process.returncode == 130
+
+
+def test_second_and_third_interrupt_key_escalate(spawn):
+    spawn.write("program.py", LISTEN)
+    numbers = f"{signal.SIGINT:d},{signal.SIGTERM:d}"
+    with Terminal(spawn, "-n", 2, "--grace", 600, "program.py", numbers) as terminal:
+        expect(terminal.process, 2, b"ready\n")
+        terminal.type(b"\x03")
+        expect(terminal.process, 2, b"SIGINT\n")
+        terminal.type(b"\x03")
+        expect(terminal.process, 2, b"SIGTERM\n")
+        terminal.type(b"\x03")
+        out, _ = terminal.process.communicate()
+    assert out == b""
+    assert terminal.process.returncode == 130
+
+
+def test_interrupt_escalates_by_itself_after_the_grace_time(spawn):
+    spawn.write("program.py", LISTEN)
+    numbers = f"{signal.SIGINT:d},{signal.SIGTERM:d}"
+    process = spawn.start("-n", 2, "--grace", "0.3", "program.py", numbers)
+    expect(process, 2, b"ready\n")
+    process.send_signal(signal.SIGINT)
+    expect(process, 2, b"SIGINT\n")
+    expect(process, 2, b"SIGTERM\n")
+    assert process.wait() == 130
+
+
+def test_rank_may_finish_its_work_after_an_interrupt(spawn):
+    spawn.write("program.py", LISTEN)
+    process = spawn.start("-n", 2, "--grace", 600, "program.py", f"{signal.SIGINT:d}")
+    expect(process, 2, b"ready\n")
+    process.send_signal(signal.SIGINT)
+    expect(process, 2, b"SIGINT\n")
+    spawn.write("enough", "")
+    assert process.wait() == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_terminating_signal_is_passed_on_and_is_the_exit_code(spawn, number):
+    spawn.write("program.py", LISTEN)
+    process = spawn.start("-n", 2, "--grace", 600, "program.py", f"{number:d}")
+    expect(process, 2, b"ready\n")
+    process.send_signal(number)
+    expect(process, 2, number.name.encode() + b"\n")
+    spawn.write("enough", "")
+    assert process.wait() == 128 + number
+    assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGWINCH]
+)
+def test_other_signals_are_passed_on_and_the_run_goes_on(spawn, number):
+    spawn.write("program.py", LISTEN)
+    process = spawn.start("-n", 2, "program.py", f"{number:d}")
+    expect(process, 2, b"ready\n")
+    for _ in range(2):
+        process.send_signal(number)
+        expect(process, 2, number.name.encode() + b"\n")
+    spawn.write("enough", "")
+    assert process.wait() == 0
+
+
+def test_signal_reaches_the_children_of_ranks(spawn):
+    spawn.write("listen.py", LISTEN)
+    code = (
+        "import signal, subprocess, sys\n"
+        f"signal.signal({signal.SIGUSR1:d}, lambda *_: None)\n"
+        f"subprocess.run([sys.executable, 'listen.py', '{signal.SIGUSR1:d}'])"
+    )
+    process = spawn.start("-n", 1, "-c", code)
+    expect(process, 1, b"ready\n")
+    process.send_signal(signal.SIGUSR1)
+    expect(process, 1, b"SIGUSR1\n")
+    spawn.write("enough", "")
+    assert process.wait() == 0
+
+
+def test_ignored_hangup_stays_ignored_everywhere(spawn):
+    code = (
+        "import signal\n"
+        "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)\n"
+        "print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)\n"
+        "input()"
+    )
+    command = ["nohup", *spawn.command("-n", 1, "-c", code)]
+    reader, writer = os.pipe()
+    process = spawn.start(command=command, stdin=reader)
+    os.close(reader)
+    expect(process, 2, b"True\n")
+    process.send_signal(signal.SIGHUP)
+    os.write(writer, b"\n")
+    os.close(writer)
+    assert process.wait() == 0
+
+
+def test_stop_key_stops_all_ranks_until_continued(spawn):
+    spawn.write(
+        "program.py", "import os\nprint(os.getpid())\nwhile not os.path.exists('enough'): 0"
+    )
+    with Terminal(spawn, "-n", 2, "program.py") as terminal:
+        process = terminal.process
+        pids = [process.pid, *(int(process.stdout.readline()) for _ in range(2))]
+        process.send_signal(signal.SIGTSTP)
+        spawn.wait_for(lambda: all(state(pid) == "T" for pid in pids))
+        process.send_signal(signal.SIGCONT)
+        spawn.wait_for(lambda: all(state(pid) != "T" for pid in pids))
+        spawn.write("enough", "")
+        assert process.wait() == 0
+
+
+def test_typed_lines_reach_rank_zero_only(spawn):
+    code = (
+        "import os, sys\n"
+        "print('ready')\n"
+        "for line in sys.stdin: print(os.environ['RANK'], line, end='')\n"
+        "print('end')"
+    )
+    with Terminal(spawn, "-n", 2, "-c", code) as terminal:
+        lines = [terminal.process.stdout.readline() for _ in range(3)]
+        assert sorted(lines) == [b"end\n", b"ready\n", b"ready\n"]
+        terminal.type(b"one\n")
+        expect(terminal.process, 1, b"0 one\n")
+        terminal.type(b"two\n")
+        expect(terminal.process, 1, b"0 two\n")
+        terminal.type(b"\x04")
+        expect(terminal.process, 1, b"end\n")
+        assert terminal.process.wait() == 0
+
+
+def test_output_to_a_terminal_is_passed_on(spawn):
+    master, slave = pty.openpty()
+    code = "import sys; print('out'); print('err', file=sys.stderr)"
+    process = spawn.start("-n", 1, "-c", code, stdout=slave, stderr=slave)
+    os.close(slave)
+    seen = b""
+    while seen.count(b"\n") < 2:
+        seen += os.read(master, 1024)
+    os.close(master)
+    assert seen == b"out\r\nerr\r\n"
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("moment", ["running", "starting"])
+def test_killed_launcher_leaves_nothing_behind(spawn, moment):
+    code = (
+        "import os, subprocess, time\n"
+        "subprocess.Popen(['sleep', '600'])\n"
+        "print(os.environ['COBRE_SHM_NAME'])\n"
+        "time.sleep(600)"
+    )
+    size = 8 if moment == "running" else 64
+    process = spawn.start("-n", size, "-c", code)
+    seen = [process.stdout.readline() for _ in range(size if moment == "running" else 1)]
+    process.kill()
+    spawn.wait_for(lambda: not spawn.processes())
+    assert not Path("/dev/shm", seen[0].decode().strip().lstrip("/")).exists()
+
+
+def test_killed_guard_does_not_disturb_the_run(spawn):
+    code = "import os; print(os.getpid()); input()"
+    reader, writer = os.pipe()
+    process = spawn.start("-n", 1, "-c", code, stdin=reader)
+    os.close(reader)
+    rank = int(process.stdout.readline())
+    (guard,) = set(spawn.processes()) - {process.pid, rank}
+    os.kill(guard, signal.SIGKILL)
+    os.write(writer, b"\n")
+    os.close(writer)
+    assert process.wait() == 0
+    assert process.stderr.read() == b""
+
+
+def test_ranks_die_with_the_launcher_even_without_the_guard(spawn):
+    code = "import os, time\nprint(os.getpid(), os.environ['COBRE_SHM_NAME'])\ntime.sleep(600)"
+    process = spawn.start("-n", 2, "-c", code)
+    lines = [process.stdout.readline().split() for _ in range(2)]
+    ranks = {int(pid) for pid, _ in lines}
+    (guard,) = set(spawn.processes()) - {process.pid} - ranks
+    os.kill(guard, signal.SIGKILL)
+    process.kill()
+    spawn.wait_for(lambda: not spawn.processes())
+    # Nobody was left to remove the name.
+    Path("/dev/shm", lines[0][1].decode().lstrip("/")).unlink()
+
+
+def test_signal_while_ranks_are_being_started_ends_the_run(spawn):
+    process = spawn.start("-n", 32, "-c", "import time; print('up', flush=True); time.sleep(600)")
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+
+
+def test_interrupt_before_any_rank_is_started_is_quiet(spawn):
+    code = (
+        "import os, signal, sys\n"
+        "from cobre_shm.spawn import __main__ as command\n"
+        "def interrupt(words): os.kill(os.getpid(), signal.SIGINT)\n"
+        "command.resolve_program = interrupt\n"
+        "sys.exit(command.main(['-n', '2', '-c', 'pass']))"
+    )
+    done = spawn.run(command=[sys.executable, "-c", code])
+    assert done.returncode == 130
+    assert done.stderr == b""
