@@ -131,7 +131,10 @@ def _read_parquet(path: Path, name: str) -> Any:
         raise require("pyarrow") from error
     try:
         with path.open("rb") as file:
-            return parquet.read_table(file).to_pydict()
+            # Without threads: Arrow's may still be starting when a rank that found a mistake ends,
+            # and the C++ runtime then aborts the process.
+            table = parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
+            return table.to_pydict()
     except (ValueError, OSError) as error:
         # pyarrow's own errors derive from these two.
         reason = str(error).splitlines()[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from cobre_shm.sddp import (
@@ -411,3 +414,18 @@ def test_unreadable_expression_is_reported(shipped_copy, expression, error, word
     write_json(shipped_copy, "constraints/generic_constraints.json", {"constraints": [constraint]})
     with pytest.raises(error, match=words):
         load_case(shipped_copy)
+
+
+_COUNT_THREADS = """
+import os, sys
+import pyarrow.parquet
+from cobre_shm.sddp import load_case, shipped_case_path
+before = len(os.listdir("/proc/self/task"))
+load_case(shipped_case_path())
+sys.exit(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_reading_starts_no_threads():
+    """A process that ends while a foreign thread pool starts is aborted by the C++ runtime."""
+    assert subprocess.run([sys.executable, "-c", _COUNT_THREADS], check=False).returncode == 0
