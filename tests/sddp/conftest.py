@@ -27,9 +27,9 @@ def comm():
 @pytest.fixture(scope="session")
 def reference_cases() -> Path:
     """The directory with cases of the reference program and its results on them."""
-    path = Path(os.environ.get("COBRE_TEST_CASES", _DEFAULT_CASES))
+    path = Path(os.environ.get("REFERENCE_CASES", _DEFAULT_CASES))
     if not (path / "expected.json").is_file():
-        pytest.skip(f"no reference cases in {path}; set COBRE_TEST_CASES")
+        pytest.skip(f"no reference cases in {path}; set REFERENCE_CASES")
     return path
 
 

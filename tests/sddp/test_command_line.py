@@ -14,12 +14,6 @@ from cobre_shm.sddp.__main__ import main
 from tests.sddp.editing import edit
 
 
-@pytest.fixture(autouse=True)
-def only_known_variables(monkeypatch):
-    """Remove what only the tests read: a command line warns of variables it does not know."""
-    monkeypatch.delenv("COBRE_TEST_CASES", raising=False)
-
-
 def run(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "-m", "cobre_shm.sddp", *map(str, arguments)],
