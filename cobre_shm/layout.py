@@ -1,5 +1,7 @@
 """The layout of a group's segment: a descriptor without behaviour.
 
+It is the same in a POSIX object and in a memfd.
+
     offset                     bytes             part
     0                          4096              header
     4096                       512 * size        control blocks, one per rank
@@ -121,6 +123,7 @@ OPERATIONS = {
 
 # Poison word: kind | rank << 8 | (value + 2**31) << 32; zero means healthy.
 DIED, LEFT, ABORTED, INTERRUPTED, TIMED_OUT, STOPPED, CONFLICT, RAISED = 1, 2, 3, 4, 5, 6, 7, 8
+DAMAGED = 9
 
 
 def recorder_offset(size: int) -> int:

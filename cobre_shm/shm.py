@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from cobre_shm.failpoints import ENABLED, armed, reach
 from cobre_shm.kernels import context, exchange
 from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
+from cobre_shm.segment.handover import new_segment
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words
 from cobre_shm.segment.lateness import lateness
@@ -50,11 +52,14 @@ _PROCESS_CHECK_SECS = 0.25
 # A rank that stays late is named again after so many times the first interval.
 _REPEAT_WARNING = 6
 
+# What Segment.random_name() gives.
+_GROUP_NAME = re.compile(r"/cobre-[0-9a-f]{24}")
+
 _living: weakref.WeakSet[ShmCommunicator] = weakref.WeakSet()
 
 
 class ShmCommunicator(Communicator):
-    """Ranks on one machine, over a POSIX shared memory segment.
+    """Ranks on one machine, over a shared memory segment.
 
     Construction is collective: it returns when all ranks have joined, and the segment's name is
     gone by then. See ``segment/join.py`` for joining, ``kernels/exchange.py`` for the
@@ -221,20 +226,31 @@ class ShmCommunicator(Communicator):
         self._run(exchange.barrier, layout.REGION | hashed << 32, dtype_tag(element), items)
         self._regions += 1
         name = f"{self._segment.region_prefix}{self._regions}"
-        return ShmRegion(self, name, extents, element)
+        return ShmRegion(self, name, extents, element, may_be_unnamed=self._segment.may_be_unnamed)
 
     def split_local(self) -> ShmCommunicator:
         """See :meth:`Communicator.split_local`: all ranks, in a group of its own."""
         self._check_usable()
         self._run(exchange.barrier, layout.SPLIT, 0, 0)
+        if self._segment.is_unnamed:
+            # There was no room for this group's segment; another one is handed over likewise.
+            with new_segment(self, self.slot_bytes) as handed:
+                return self._join_again(handed)
         name = np.zeros(64, dtype=np.uint8)
         if self.rank == 0:
             text = Segment.random_name().encode()
             name[: len(text)] = np.frombuffer(text, dtype=np.uint8)
         self.broadcast(name)
+        told = name.tobytes().rstrip(b"\0").decode("ascii", "replace")
+        if not _GROUP_NAME.fullmatch(told):
+            self._fail(poison(self._segment, layout.DAMAGED, self.rank))
+        return self._join_again(told)
+
+    def _join_again(self, name: str) -> ShmCommunicator:
+        """Join a group of all ranks that is configured as this one is."""
         return ShmCommunicator(
             ShmConfig(
-                name=name.tobytes().rstrip(b"\0").decode(),
+                name=name,
                 rank=self.rank,
                 size=self.size,
                 timeout_secs=self._timeout,
@@ -374,6 +390,9 @@ class _Watch:
         arrived = [
             words.load(segment.control(rank) + layout.ARRIVED) for rank in range(segment.size)
         ]
+        # Nobody can be two rounds ahead. Otherwise words that jump would count as progress.
+        if arrived[self._rank] != epoch or not all(0 <= seen <= epoch + 1 for seen in arrived):
+            return poison(segment, layout.DAMAGED, self._rank)
         if sum(arrived) != self._progress:
             self._progress, self._since = sum(arrived), now
             self._next_warning = self._stall_warn
@@ -381,7 +400,7 @@ class _Watch:
             return poison(segment, layout.TIMED_OUT, self._rank)
         elif now - self._since > self._next_warning:
             self._next_warning += _REPEAT_WARNING * self._stall_warn
-            if next(r for r in range(segment.size) if arrived[r] >= epoch) == self._rank:
+            if not any(seen >= epoch for seen in arrived[: self._rank]):
                 line = lateness(segment, self._rank, epoch, now - self._since)
                 print(line, file=sys.stderr, flush=True)
         if now - self._checked < _PROCESS_CHECK_SECS:

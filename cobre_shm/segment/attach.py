@@ -1,9 +1,9 @@
 """Reaching a running group's segment from outside, to read it.
 
-A segment has no name once its ranks have joined, but the launcher and every rank keep it open:
-``/proc/PID/fd`` leads to it. Linux lets only the same user (and root) follow these links, and the
-file itself is checked as when a rank joins. It is opened and mapped for reading, so there is no
-way from here to disturb a rank.
+A segment has no name once its ranks have joined, or never had one (a memfd), but the launcher and
+every rank keep it open: ``/proc/PID/fd`` leads to it. Linux lets only the same user (and root)
+follow these links, and the file itself is checked as when a rank joins. It is opened and mapped
+for reading, so there is no way from here to disturb a rank.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Self
 
 from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
-from cobre_shm.segment.posix import DIRECTORY, UntrustedObject, open_read_only
+from cobre_shm.segment.posix import DIRECTORY, UntrustedObject, open_descriptor
 from cobre_shm.segment.segment import Segment
 
 __all__ = ["ObservedSegment", "own_processes", "segments_open_in"]
 
 _DELETED = " (deleted)"
+# Segments and regions without a name; other programs have memfds too.
+_MEMFD = "/memfd:cobre-"
 
 
 class ObservedSegment(Segment):
@@ -37,13 +39,12 @@ class ObservedSegment(Segment):
             InitializationFailed: It is of another version, layout or pid namespace.
         """
         try:
-            fd, nbytes = open_read_only(path, layout.CONTROL)
+            fd, nbytes = open_descriptor(path, layout.CONTROL)
         except (UntrustedObject, OSError):
             return None
         try:
             segment = cls(name, fd, nbytes)
         except OSError:
-            os.close(fd)
             return None
         # The monitor shall not be found as one of the group's processes.
         segment.close_descriptor()
@@ -106,10 +107,15 @@ def _open(name: str, path: Path, *, is_wanted: bool) -> ObservedSegment | None:
 
 
 def _shared_descriptors(pid: int) -> Iterator[tuple[Path, str]]:
-    """The descriptors of a process that are open on shared memory, and the names they had."""
+    """The descriptors of a process that are open on shared memory, and the names they had.
+
+    Memory that never had a name is shown by its label, with a slash as if it were one.
+    """
     with suppress(OSError):
         for path in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
                 target = str(path.readlink()).removesuffix(_DELETED)
                 if target.startswith(f"{DIRECTORY}/"):
                     yield path, target.removeprefix(str(DIRECTORY))
+                elif target.startswith(_MEMFD):
+                    yield path, target.replace("memfd:", "", 1)

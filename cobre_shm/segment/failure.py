@@ -47,6 +47,12 @@ def failure(segment: Segment, first: Poison, timeout: float) -> CollectiveFailed
         return CollectiveFailed(
             f"The launcher ended the group: {name}", context={"signal": first.value}
         )
+    if first.kind == layout.DAMAGED:
+        return CollectiveFailed(
+            "The words by which the ranks meet are damaged: a process outside the group, or a "
+            "stray pointer in one of its ranks, has written into the segment",
+            context={"segment": segment.name},
+        )
     return _rank_failed(segment, first)
 
 

@@ -11,6 +11,12 @@ Actors: ranks 0..size-1 of the same user on one machine, perhaps a launcher.
 4. Rank 0 waits until all are ATTACHED, removes the name and stores joined = 1 <SYNC joined>. The
    others wait for that. So once any rank returns from here, nothing is left to leak.
 
+Where the file system of POSIX objects is too small, the launcher makes a memfd instead and the
+name is ``fd:N``, a descriptor that each rank has inherited. Then step 1 is a check of what is
+there, for it was made ready before any rank was started: nobody looks for it, and there is no name
+in step 4. Everything else is the same. A process finds its own pid in its block when it uses its
+descriptor a second time: that is an error of its own and does not harm the group.
+
 A segment whose creator is dead is no group: who looks for one goes on looking. Rank 0 removes it,
 and so does a rank that looked in vain, when all of its processes are dead; likewise one of this
 user that is not made ready in time, whose creator was killed in the middle. A segment with a
@@ -27,6 +33,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
@@ -34,7 +41,8 @@ from cobre_shm.failpoints import reach
 from cobre_shm.segment.failure import failure
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive, start_time
-from cobre_shm.segment.segment import Segment, remove_unready
+from cobre_shm.segment.segment import Segment, remove_unready, system_error
+from cobre_shm.segment.unnamed import descriptor_of
 
 __all__ = ["join", "leave"]
 
@@ -47,7 +55,7 @@ def join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Se
     """Attach to the group ``name`` as ``rank`` and wait for all ranks.
 
     Args:
-        name: POSIX name.
+        name: POSIX name, or ``fd:N`` for an inherited descriptor.
         rank: Of this process.
         size: Number of ranks.
         slot_bytes: Bytes of a slot, if rank 0 makes the segment.
@@ -55,9 +63,16 @@ def join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Se
 
     Raises:
         InitializationFailed: With ``context["code"]`` NameInUse, IncompatibleSegment,
-            SizeMismatch, DuplicateRank, JoinTimeout or RankFailed; nothing is left.
+            SizeMismatch, DuplicateRank, JoinTimeout, RankFailed or SystemError; nothing is left.
         AllocationFailed: The memory is not there.
     """
+    try:
+        return _join(name, rank, size, slot_bytes, timeout)
+    except OSError as error:
+        raise system_error(name, error) from error
+
+
+def _join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Segment:
     segment, is_ours = _find_or_create(name, rank, size, slot_bytes, timeout)
     try:
         _claim(segment, rank, size)
@@ -69,8 +84,9 @@ def join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Se
     except BaseException as error:
         if not isinstance(error, InitializationFailed):
             poison(segment, layout.INTERRUPTED, rank)
-        if not segment.creator_is_alive():
-            segment.unlink()
+        with suppress(OSError):
+            if not segment.creator_is_alive():
+                segment.unlink()
         leave(segment, rank, unlink=is_ours)
         raise
     # The descriptor stays open: without a name, /proc/PID/fd is the way in for a monitor.
@@ -88,18 +104,18 @@ def leave(segment: Segment, rank: int, *, unlink: bool = False) -> None:
     segment.words.store(block + layout.STATE, layout.CLOSED)  # <SYNC state>
     segment.wake_all()
     if unlink:
-        segment.unlink()
-    held = segment.words.load(block + layout.GUARDED) == 1
-    if not held or segment.death_mutex(rank).unlock():
-        segment.close()
-    else:
-        segment.close_descriptor()
+        with suppress(OSError):
+            segment.unlink()
+    segment.death_mutex(rank).unlock()
+    segment.close()
 
 
 def _find_or_create(
     name: str, rank: int, size: int, slot_bytes: int, timeout: float
 ) -> tuple[Segment, bool]:
     """Return the segment, and whether this process made it."""
+    if descriptor_of(name) is not None:
+        return Segment.inherit(name), False
     begun = time.monotonic()
     while True:
         if rank == 0:
@@ -110,16 +126,19 @@ def _find_or_create(
         segment = Segment.open(name)
         waited = time.monotonic() - begun
         if segment is not None:
-            if segment.creator_is_alive() and (segment.launched or rank != 0):
-                return segment, False
-            if rank == 0:
-                _refuse_living(segment)
-                _remove_dead(segment)
-                continue
-            if waited > timeout and not segment.living_process():
-                _remove_dead(segment)
-            else:
+            try:
+                if segment.creator_is_alive() and (segment.launched or rank != 0):
+                    return segment, False
+                if rank == 0:
+                    _refuse_living(segment)
+                    _remove_dead(segment)
+                    continue
+                if waited > timeout and not segment.living_process():
+                    _remove_dead(segment)
+            except BaseException:
                 segment.close()
+                raise
+            segment.close()
         elif waited > (_UNREADY_SECS if rank == 0 else timeout) and remove_unready(name):
             _notice(name, "which was never made ready")
             continue
@@ -176,6 +195,15 @@ def _claim(segment: Segment, rank: int, size: int) -> None:
         if owner == 0:
             words.store(block + layout.START, start_time(os.getpid()))
             words.store(block + layout.PID, os.getpid())
+    if owner == os.getpid() and segment.is_unnamed:
+        raise InitializationFailed(
+            "shm",
+            f"Segment {segment.name} has served a communicator of this process already, and "
+            "serves only one",
+            operation="attach",
+            context={"code": "NameInUse", "segment": segment.name, "pid": owner},
+            suggestion="Make one communicator, and others from it with split_local()",
+        )
     if owner:
         poison(segment, layout.CONFLICT, rank, os.getpid())
         raise InitializationFailed(
@@ -189,15 +217,15 @@ def _claim(segment: Segment, rank: int, size: int) -> None:
     reach("claimed", rank)
     # The kernel watches threads: only the main thread lives as long as the process.
     if threading.current_thread() is threading.main_thread():
-        segment.death_mutex(rank).try_lock()
-        words.store(block + layout.GUARDED, 1)
+        words.store(block + layout.GUARDED, int(segment.death_mutex(rank).try_lock()))
     words.store(block + layout.STATE, layout.ATTACHED)  # <SYNC state>
     reach("attached", rank)
 
 
 def _abandon(segment: Segment, is_ours: bool) -> None:
     if is_ours:
-        segment.unlink()
+        with suppress(OSError):
+            segment.unlink()
     segment.close()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
 
 __all__ = ["RobustMutex", "futex_wake_all", "map_shared", "unmap"]
 
@@ -76,10 +77,20 @@ class RobustMutex:
     The kernel keeps a list per thread of the robust mutexes it holds. When the thread ends in any
     way, it sets OWNER_DIED in the futex word of each (Documentation/locking/robust-futexes of
     Linux).
+
+    The list runs through the mutexes themselves, and glibc follows its links without a look. In a
+    segment that somebody has scribbled over, that would be a write to anywhere. So which mutexes
+    this process holds is kept in private memory, and one whose links do not lead to its
+    neighbours there is never touched again: it stays held, and must stay mapped.
     """
 
     def __init__(self, address: int) -> None:
         self._address = address
+
+    @staticmethod
+    def is_any_held(address: int, nbytes: int) -> bool:
+        """Whether this process holds one in that memory, which then must not be unmapped."""
+        return any(address <= node < address + nbytes for node in _held)
 
     def initialise(self) -> None:
         """Make a free mutex; once, before anybody else can see the memory."""
@@ -91,20 +102,76 @@ class RobustMutex:
         _LIBC.pthread_mutexattr_destroy(attribute)
 
     def try_lock(self) -> bool:
-        """Lock if it is free; what a dead owner left behind counts as free."""
-        code = _LIBC.pthread_mutex_trylock(self._address)
-        if code == errno.EBUSY:
+        """Lock if it is free; what a dead owner left behind counts as free, damage does not."""
+        kind = _kind_of(self._address)
+        if kind not in _KINDS:
             return False
+        code = _LIBC.pthread_mutex_trylock(self._address)
+        if code not in (0, errno.EOWNERDEAD):
+            return False
+        _held[self._address + _NODE] = threading.get_native_id(), kind
         if code == errno.EOWNERDEAD:
-            code = _LIBC.pthread_mutex_consistent(self._address)
-        self._check(code)
+            _LIBC.pthread_mutex_consistent(self._address)
         return True
 
     def unlock(self) -> bool:
-        """Unlock; False when the calling thread is not the owner."""
-        return int(_LIBC.pthread_mutex_unlock(self._address)) == 0
+        """Unlock; False when the calling thread is not the owner, or the mutex is damaged."""
+        node = self._address + _NODE
+        owner, kind = _held.get(node, (0, 0))
+        if owner != threading.get_native_id() or _kind_of(self._address) != kind:
+            return False
+        if kind == _ROBUST_KIND and not _is_in_place(node, owner):
+            return False
+        if _LIBC.pthread_mutex_unlock(self._address):
+            return False
+        del _held[node]
+        return True
 
     @staticmethod
     def _check(code: int) -> None:
         if code:
             raise OSError(code, os.strerror(code))
+
+
+# Of pthread_mutex_t, which is part of the binary interface: where its kind stands, the two kinds
+# that the above makes (shared between processes, and robust if the C library agreed), and where
+# its node of the list of held mutexes. A node is the pointer to the next one; the pointer to the
+# previous one stands before it.
+_KIND = 16
+_SHARED_KIND, _ROBUST_KIND = 128, 128 | 16
+_KINDS = (_SHARED_KIND, _ROBUST_KIND)
+_NODE = 32
+
+# Mutexes that this process holds: address of the node, thread, kind.
+_held: dict[int, tuple[int, int]] = {}
+_threads = threading.local()
+
+
+def _kind_of(address: int) -> int:
+    return ctypes.c_int32.from_address(address + _KIND).value
+
+
+def _pointer_at(address: int) -> int:
+    return ctypes.c_uint64.from_address(address).value
+
+
+def _is_in_place(node: int, thread: int) -> bool:
+    """Whether a held mutex's links lead to its neighbours in this thread's list, and back."""
+    nodes = {other for other, (owner, _) in _held.items() if owner == thread and other != node}
+    nodes.add(_head_of_list())
+    following, previous = _pointer_at(node), _pointer_at(node - 8)
+    if not {following, previous} <= nodes:
+        return False
+    return _pointer_at(previous) == node == _pointer_at(following - 8)
+
+
+def _head_of_list() -> int:
+    """Where this thread's list begins: what comes before the newest, here a private one."""
+    if not hasattr(_threads, "head"):
+        memory = ctypes.create_string_buffer(64)
+        mutex = RobustMutex(ctypes.addressof(memory))
+        mutex.initialise()
+        _LIBC.pthread_mutex_trylock(mutex._address)
+        _threads.head = _pointer_at(mutex._address + _NODE - 8)
+        _LIBC.pthread_mutex_unlock(mutex._address)
+    return int(_threads.head)

@@ -27,6 +27,7 @@ _FAILURES = {
     layout.STOPPED: "the launcher stopped it (signal {1})",
     layout.CONFLICT: "pid {1} asked to be rank {0} too",
     layout.RAISED: "rank {0} raised an exception",
+    layout.DAMAGED: "the words by which the ranks meet are damaged",
 }
 
 

@@ -15,6 +15,9 @@ from cobre_shm.segment.segment import Segment
 __all__ = ["Poison", "poison", "read_poison"]
 
 
+_KINDS = range(layout.DIED, layout.DAMAGED + 1)
+
+
 class Poison(NamedTuple):
     """What the poison word says.
 
@@ -46,6 +49,15 @@ def poison(segment: Segment, kind: int, rank: int, value: int = 0) -> Poison:
 
 
 def read_poison(segment: Segment) -> Poison | None:
-    """Return the first failure of the group, or None."""
+    """Return the first failure of the group, or None.
+
+    Whoever uses the rank as an index may: a word that nobody of the group can have written comes
+    back as DAMAGED.
+    """
     word = segment.words.load(layout.HEADER_POISON)  # <SYNC poison>
-    return Poison(*layout.unpack_poison(word)) if word else None
+    if not word:
+        return None
+    first = Poison(*layout.unpack_poison(word))
+    if first.kind not in _KINDS or first.rank >= segment.size:
+        return Poison(layout.DAMAGED, 0, 0)
+    return first

@@ -14,10 +14,11 @@ from cobre_shm.errors import AllocationFailed
 __all__ = [
     "DIRECTORY",
     "UntrustedObject",
+    "check_ours",
     "create_object",
     "how_to_enlarge",
+    "open_descriptor",
     "open_object",
-    "open_read_only",
     "remove_object",
     "remove_objects",
     "unlink_object",
@@ -41,14 +42,23 @@ def create_object(name: str, nbytes: int) -> int:
         memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
     except posix_ipc.ExistentialError as error:
         raise FileExistsError(f"shared memory object {name} exists") from error
+    except (posix_ipc.Error, OSError) as error:
+        raise AllocationFailed(
+            nbytes,
+            f"{name} cannot be created: {error}",
+            context={"mount": str(DIRECTORY)},
+            suggestion=(
+                f"Check that {DIRECTORY} is mounted and writable for uid {os.geteuid()}, and that "
+                "this process may open more files (ulimit -n)."
+            ),
+        ) from error
     try:
         # ftruncate alone would succeed on a full file system and end in SIGBUS later.
         os.ftruncate(memory.fd, nbytes)
         os.posix_fallocate(memory.fd, 0, nbytes)
     except BaseException as error:
         memory.close_fd()
-        with suppress(posix_ipc.ExistentialError):
-            posix_ipc.unlink_shared_memory(name)
+        remove_object(name)
         if isinstance(error, OSError | OverflowError):
             raise _allocation_failed(nbytes, error) from error
         raise
@@ -70,14 +80,14 @@ def open_object(name: str, minimum_bytes: int) -> tuple[int, int]:
         raise UntrustedObject(f"shared memory object {name} cannot be opened: {error}") from error
     try:
         status = os.fstat(fd)
-        _check_ours(DIRECTORY / name.lstrip("/"), status, minimum_bytes)
+        check_ours(DIRECTORY / name.lstrip("/"), status, minimum_bytes)
     except BaseException:
         os.close(fd)
         raise
     return fd, status.st_size
 
 
-def open_read_only(path: Path, minimum_bytes: int) -> tuple[int, int]:
+def open_descriptor(path: Path, minimum_bytes: int, *, writable: bool = False) -> tuple[int, int]:
     """Open the object behind ``path``, a descriptor of some process; return its fd and size.
 
     Raises:
@@ -85,11 +95,12 @@ def open_read_only(path: Path, minimum_bytes: int) -> tuple[int, int]:
         UntrustedObject: As for :func:`open_object`.
     """
     # Before opening: a pipe's writer would take us for its reader.
-    _check_ours(path, path.stat(), minimum_bytes)
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    check_ours(path, path.stat(), minimum_bytes)
+    access = os.O_RDWR if writable else os.O_RDONLY
+    fd = os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
-        _check_ours(path, status, minimum_bytes)
+        check_ours(path, status, minimum_bytes)
     except BaseException:
         os.close(fd)
         raise
@@ -103,14 +114,21 @@ def unlink_object(name: str, fd: int) -> None:
     except FileNotFoundError:
         return
     if os.path.samestat(status, os.fstat(fd)):
-        with suppress(posix_ipc.ExistentialError):
-            posix_ipc.unlink_shared_memory(name)
+        remove_object(name)
 
 
 def remove_object(name: str) -> None:
-    """Remove ``name``, which must be one that only this group can have. Idempotent."""
+    """Remove ``name``, which must be one that only this group can have. Idempotent.
+
+    Raises:
+        PermissionError: It stays.
+        OSError: It stays, for another reason.
+    """
     with suppress(posix_ipc.ExistentialError):
-        posix_ipc.unlink_shared_memory(name)
+        try:
+            posix_ipc.unlink_shared_memory(name)
+        except posix_ipc.PermissionsError as error:
+            raise PermissionError(f"{name} cannot be removed: {error}") from error
 
 
 def remove_objects(prefix: str) -> None:
@@ -119,7 +137,13 @@ def remove_objects(prefix: str) -> None:
         remove_object(f"/{path.name}")
 
 
-def _check_ours(path: Path, status: os.stat_result, minimum_bytes: int) -> None:
+def check_ours(path: Path, status: os.stat_result, minimum_bytes: int) -> None:
+    """Check that an object is one that we could have made.
+
+    Raises:
+        FileNotFoundError: It is too small.
+        UntrustedObject: Not a regular file, another user's, open to others, or with other names.
+    """
     if not stat.S_ISREG(status.st_mode):
         raise UntrustedObject(f"{path} is not a regular file")
     if status.st_uid != os.geteuid():

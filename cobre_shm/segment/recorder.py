@@ -134,7 +134,7 @@ def _read_ring(segment: Segment, rank: int) -> list[Entry]:
         oldest += 1
     kept = [
         _entry(place)
-        for sequence in range(max(1, oldest), recorded)
+        for sequence in range(max(1, oldest, recorded - layout.RECORDER_ENTRIES), recorded)
         # In a damaged segment anything may stand there.
         if (place := places[(sequence - 1) % layout.RECORDER_ENTRIES])[0] == sequence
     ]

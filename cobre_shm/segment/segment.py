@@ -18,12 +18,14 @@ from cobre_shm.segment.posix import (
     UntrustedObject,
     create_object,
     open_object,
+    remove_object,
     unlink_object,
 )
 from cobre_shm.segment.process import boot_id, is_alive, pid_namespace, start_time
+from cobre_shm.segment.unnamed import create_unnamed, descriptor_of, open_inherited
 from cobre_shm.segment.words import Words
 
-__all__ = ["DEFAULT_SLOT_BYTES", "Segment", "remove_unready"]
+__all__ = ["DEFAULT_SLOT_BYTES", "Segment", "remove_unready", "system_error"]
 
 DEFAULT_SLOT_BYTES = 128 * 1024
 # The control mutex is held for a few microseconds. Whoever holds it longer is stopped.
@@ -34,7 +36,7 @@ class Segment:
     """A segment that this process has mapped.
 
     Attributes:
-        name: POSIX name, with its slash.
+        name: POSIX name, with its slash, or ``fd:N`` for an inherited descriptor.
         size: Number of ranks.
         slot_bytes: Bytes of one slot.
         nbytes: Bytes of the segment.
@@ -47,7 +49,11 @@ class Segment:
         self.name = name
         self.nbytes = nbytes
         self._fd: int | None = fd
-        self.words = Words(map_shared(fd, nbytes, writable=self._is_writable))
+        try:
+            self.words = Words(map_shared(fd, nbytes, writable=self._is_writable))
+        except OSError:
+            os.close(fd)
+            raise
         self.size = 0
         self.slot_bytes = 0
 
@@ -79,9 +85,40 @@ class Segment:
         """
         nbytes = layout.segment_bytes(size, slot_bytes)
         fd = create_object(name, nbytes)
-        segment = cls(name, fd, nbytes)
-        reach("create", 0)
-        words = segment.words
+        segment = None
+        try:
+            segment = cls(name, fd, nbytes)
+            reach("create", 0)
+            segment._make_ready(size, slot_bytes, launched=launched)
+        except OSError as error:
+            remove_object(name)
+            if segment is not None:
+                segment.close()
+            raise system_error(name, error) from error
+        return segment
+
+    @classmethod
+    def create_unnamed(
+        cls, size: int, *, slot_bytes: int = DEFAULT_SLOT_BYTES, launched: bool = False
+    ) -> Self:
+        """Create the segment of a new group as a memfd, which ranks must be handed.
+
+        Args:
+            size: Number of ranks.
+            slot_bytes: As for :meth:`create`.
+            launched: As for :meth:`create`.
+
+        Raises:
+            AllocationFailed: The memory is not there; nothing is left.
+        """
+        nbytes = layout.segment_bytes(size, slot_bytes)
+        fd = create_unnamed(cls.random_name(), nbytes)
+        segment = cls(f"fd:{fd}", fd, nbytes)
+        segment._make_ready(size, slot_bytes, launched=launched)
+        return segment
+
+    def _make_ready(self, size: int, slot_bytes: int, *, launched: bool) -> None:
+        words = self.words
         words.store(layout.HEADER_CREATOR_PID, os.getpid())
         words.store(layout.HEADER_CREATOR_START, start_time(os.getpid()))
         words.store_bytes(layout.HEADER_BOOT_ID, boot_id())
@@ -90,16 +127,15 @@ class Segment:
         words.store(layout.HEADER_LAYOUT_HASH, layout.LAYOUT_HASH)
         words.store(layout.HEADER_SIZE, size)
         words.store(layout.HEADER_SLOT_BYTES, slot_bytes)
-        words.store(layout.HEADER_SEGMENT_BYTES, nbytes)
+        words.store(layout.HEADER_SEGMENT_BYTES, self.nbytes)
         words.store(layout.HEADER_LAUNCHED, int(launched))
         words.store(layout.HEADER_PID_NAMESPACE, pid_namespace())
-        segment.size, segment.slot_bytes = size, slot_bytes
-        segment._control_mutex().initialise()
+        self.size, self.slot_bytes = size, slot_bytes
+        self._control_mutex().initialise()
         for rank in range(size):
-            segment.death_mutex(rank).initialise()
+            self.death_mutex(rank).initialise()
         words.store(0, layout.MAGIC)  # <SYNC ready>: release, everything above is there
         reach("ready", 0)
-        return segment
 
     @classmethod
     def open(cls, name: str) -> Self | None:
@@ -116,18 +152,45 @@ class Segment:
             raise _incompatible(name, str(error)) from error
         segment = cls(name, fd, nbytes)
         try:
-            # One load: the creator may store the word at any moment.
-            word = segment.words.load(0)  # <SYNC ready>: acquire
-            if word == 0:
-                segment.close()
-                return None
-            if word != layout.MAGIC:
-                raise _incompatible(name, "it does not begin with the magic word")
-            segment._check_header()
-        except InitializationFailed:
+            if segment._is_ready():
+                return segment
+        except (InitializationFailed, OSError):
+            segment.close()
+            raise
+        segment.close()
+        return None
+
+    @classmethod
+    def inherit(cls, name: str) -> Self:
+        """Open the segment ``fd:N``, which the creator made ready before it handed it on.
+
+        Raises:
+            InitializationFailed: It is not open, not ours, not a segment, or of a dead run.
+        """
+        try:
+            fd, nbytes = open_inherited(descriptor_of(name) or 0, layout.CONTROL)
+        except UntrustedObject as error:
+            raise _incompatible(name, str(error)) from error
+        segment = cls(name, fd, nbytes)
+        try:
+            if not segment._is_ready():
+                raise _incompatible(name, "it was never made ready")
+            if not segment.creator_is_alive():
+                raise _incompatible(name, f"it is of a dead run (pid {segment.creator[0]})")
+        except (InitializationFailed, OSError):
             segment.close()
             raise
         return segment
+
+    def _is_ready(self) -> bool:
+        # One load: the creator may store the word at any moment.
+        word = self.words.load(0)  # <SYNC ready>: acquire
+        if word == 0:
+            return False
+        if word != layout.MAGIC:
+            raise _incompatible(self.name, "it does not begin with the magic word")
+        self._check_header()
+        return True
 
     def _check_header(self) -> None:
         words = self.words
@@ -204,6 +267,21 @@ class Segment:
         return self.words.load(layout.HEADER_LAUNCHED) == 1
 
     @property
+    def is_unnamed(self) -> bool:
+        """Whether it is a memfd, which was handed to the ranks and never had a name."""
+        return descriptor_of(self.name) is not None
+
+    @property
+    def may_be_unnamed(self) -> bool:
+        """Whether the group's regions may be memfds, where no POSIX object fits."""
+        return self.launched or self.is_unnamed
+
+    @property
+    def descriptor(self) -> int:
+        """The file descriptor; -1 when it is closed."""
+        return -1 if self._fd is None else self._fd
+
+    @property
     def region_prefix(self) -> str:
         """Beginning of the names of the group's regions; nobody else can have it."""
         return f"/cobre-{self.words.load_bytes(layout.HEADER_NONCE, 16).hex()}-"
@@ -230,7 +308,7 @@ class Segment:
         Under the control lock: of several processes that clean up after a dead creator one
         removes the name, and none of them a newer segment of the same name.
         """
-        if self._fd is not None:
+        if self._fd is not None and not self.is_unnamed:
             with self.control_lock():
                 unlink_object(self.name, self._fd)
 
@@ -241,9 +319,14 @@ class Segment:
             self._fd = None
 
     def close(self) -> None:
-        """Unmap. Nobody may hold a robust mutex of it or use its addresses any more."""
+        """Unmap. Nobody may use its addresses any more.
+
+        What holds a robust mutex stays mapped until the process ends: the kernel and the C
+        library will write into it.
+        """
         self.close_descriptor()
-        if self.words.address:
+        address = self.words.address
+        if address and not RobustMutex.is_any_held(address, self.nbytes):
             unmap(self.words.address, self.nbytes)
             self.words = Words(0)
 
@@ -263,15 +346,32 @@ def remove_unready(name: str) -> bool:
         os.close(fd)
 
 
+def system_error(name: str, error: OSError) -> InitializationFailed:
+    """Return the error for a call of the operating system that was refused."""
+    return InitializationFailed(
+        "shm",
+        f"Segment {name}: the operating system refused: {error}",
+        operation="attach",
+        source=error,
+        context={"code": "SystemError", "segment": name},
+    )
+
+
 def _incompatible(name: str, why: str) -> InitializationFailed:
     """Return the error for a segment that is not one of ours."""
+    suggestion = (
+        "Choose another COBRE_SHM_NAME, or remove the file if nothing uses it: "
+        f"rm {DIRECTORY / name.lstrip('/')}"
+    )
+    if descriptor_of(name) is not None:
+        suggestion = (
+            "The form fd:N is what the launcher (python -m cobre_shm.spawn) gives to its ranks: "
+            "use it there, with descriptor N left open, or set COBRE_SHM_NAME=/NAME"
+        )
     return InitializationFailed(
         "shm",
         f"Segment {name} cannot be used: {why}",
         operation="attach",
         context={"code": "IncompatibleSegment", "segment": name},
-        suggestion=(
-            "Choose another COBRE_SHM_NAME, or remove the file if nothing uses it: "
-            f"rm {DIRECTORY / name.lstrip('/')}"
-        ),
+        suggestion=suggestion,
     )

@@ -97,7 +97,8 @@ VARIABLES: tuple[Variable, ...] = (
         "COBRE_SHM_NAME",
         "shm",
         SegmentName(),
-        "Name of the POSIX shared memory segment, the same on all ranks of the node",
+        "Name of the POSIX shared memory segment, the same on all ranks of the node; "
+        "or `fd:N`, a memfd inherited from the launcher",
         default=None,
         example="/my-run",
         required=True,

@@ -88,11 +88,12 @@ class MpiConfig:
 
 @dataclass(frozen=True)
 class ShmConfig:
-    """A group of processes on one node that meet in a POSIX shared memory segment.
+    """A group of processes on one node that meet in a shared memory segment.
 
     Attributes:
         name: Of the segment, the same on all ranks; 1 to 250 bytes, no NUL, no slash but a
-            leading one, which may be left out and is always there afterwards.
+            leading one, which may be left out and is always there afterwards. Or ``fd:N``: the
+            launcher's memfd, inherited as descriptor N.
         rank: Of this process, ``0 <= rank < size``.
         size: Number of ranks, 1 to 1024.
         timeout_secs: Seconds for which a collective may stand still; above 0, ``inf`` allowed.

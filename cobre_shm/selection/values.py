@@ -144,13 +144,16 @@ class BackendName:
 class SegmentName:
     """Name of a POSIX shared memory object; the leading slash may be left out.
 
+    Or ``fd:N``, a descriptor that this process has inherited; a POSIX name that begins so needs
+    its slash.
+
     The limit leaves room in the 255 bytes of a file name for a suffix.
     """
 
     max_bytes: ClassVar[int] = 250
     expected: ClassVar[str] = (
         f"1 to {max_bytes} bytes without NUL, and without a slash other than a leading one; "
-        "the form fd:N is reserved"
+        "or fd:N for an inherited descriptor"
     )
 
     def parse(self, text: str) -> str:
@@ -159,8 +162,12 @@ class SegmentName:
 
     def check(self, value: Any) -> str:
         """Return the name with its leading slash, so that all spellings name one segment."""
-        if not isinstance(value, str) or re.fullmatch(r"fd:[0-9]*", value):
+        if not isinstance(value, str):
             raise ValueError(value)
+        if value.startswith("fd:"):
+            if re.fullmatch(r"fd:[0-9]{1,9}", value) is None:
+                raise ValueError(value)
+            return f"fd:{int(value.removeprefix('fd:'))}"
         bare = value.removeprefix("/")
         if not 1 <= len(os.fsencode(bare)) <= self.max_bytes or bare in (".", ".."):
             raise ValueError(value)

@@ -31,7 +31,7 @@ def rank_environment(base: Mapping[str, str], name: str, rank: int, size: int) -
 
     Args:
         base: The launcher's own environment; what the user set there wins over the defaults.
-        name: Name of the shared memory segment.
+        name: Name of the shared memory segment, or ``fd:N`` for an inherited descriptor.
         rank: The rank, ``0 <= rank < size``.
         size: Number of ranks.
     """

@@ -19,6 +19,7 @@ passed on and followed by the same two steps, each after the grace time, or at t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import selectors
@@ -31,7 +32,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cobre_shm.errors import BackendNotAvailable, CobreError, InitializationFailed
+from cobre_shm.errors import AllocationFailed, BackendNotAvailable, CobreError, InitializationFailed
 from cobre_shm.spawn.environment import rank_environment
 from cobre_shm.spawn.errors import ProgramNotRunnable
 from cobre_shm.spawn.guard import Guard
@@ -98,9 +99,8 @@ def launch(job: Job) -> int:
         raise BackendNotAvailable(
             "shm", ["local"], install_hint='pip install "cobre-shm[shm]"'
         ) from error
-    name = WatchedSegment.random_name()
     try:
-        segment = WatchedSegment.create(name, job.size, launched=True)
+        segment = _make_segment(WatchedSegment, job.size)
     except CobreError:
         raise
     except Exception as error:
@@ -113,10 +113,33 @@ def launch(job: Job) -> int:
         ) from error
     try:
         with Guard(segment.unlink) as guard:
-            return _Launcher(job, name, segment, guard).run()
+            return _Launcher(job, segment, guard).run()
     finally:
         segment.unlink()
         segment.close()
+
+
+def _make_segment(kind: type[WatchedSegment], size: int) -> WatchedSegment:
+    """Make the segment, of memory without a name where that of POSIX objects is too small."""
+    try:
+        return kind.create(kind.random_name(), size, launched=True)
+    except AllocationFailed as error:
+        mount, free = error.context.get("mount"), error.context.get("free_bytes")
+        if mount is None:
+            raise
+        line = (
+            f"cobre_shm.spawn: {mount} has {free} bytes free, {error.requested_bytes} are needed: "
+            "using memory without a name (memfd) instead\n"
+        )
+        try:
+            segment = kind.create_unnamed(size, launched=True)
+        except AllocationFailed as refused:
+            # The first error says what helps.
+            raise error from refused
+        # Nobody need read it.
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())
+        return segment
 
 
 def _open_standard_descriptors() -> None:
@@ -142,9 +165,8 @@ class _Step:
 
 
 class _Launcher:
-    def __init__(self, job: Job, name: str, segment: WatchedSegment, guard: Guard) -> None:
+    def __init__(self, job: Job, segment: WatchedSegment, guard: Guard) -> None:
         self._job = job
-        self._name = name
         self._segment = segment
         self._guard = guard
         self._selector = selectors.DefaultSelector()
@@ -200,8 +222,9 @@ class _Launcher:
             rank = Rank(
                 number,
                 [*interpreter(), *self._job.arguments],
-                rank_environment(os.environ, self._name, number, size),
+                rank_environment(os.environ, self._segment.name, number, size),
                 stdin=typed if number == 0 else subprocess.DEVNULL,
+                descriptors=[self._segment.descriptor] if self._segment.is_unnamed else [],
                 before_exec=before_exec,
             )
         except (OSError, subprocess.SubprocessError) as error:

@@ -51,6 +51,7 @@ class Rank:
         command: What it runs.
         environment: All of its environment.
         stdin: A descriptor to read from, None to inherit ours, or ``subprocess.DEVNULL``.
+        descriptors: What else it inherits, under the same numbers.
         before_exec: Called in the forked child.
 
     Attributes:
@@ -68,6 +69,7 @@ class Rank:
         environment: Mapping[str, str],
         *,
         stdin: int | None,
+        descriptors: Sequence[int],
         before_exec: Callable[[], None],
     ) -> None:
         self.number = number
@@ -82,6 +84,7 @@ class Rank:
                 stdout=stdout_end,
                 stderr=stderr_end,
                 env=environment,
+                pass_fds=descriptors,
                 process_group=0,
                 preexec_fn=before_exec,
             )

@@ -143,7 +143,10 @@ def test_read_settings_variables_of_other_backend_are_not_taken_for_misspellings
         ("COBRE_SHM_NAME", "..", "1 to 250 bytes"),
         ("COBRE_SHM_NAME", "n" * 251, "1 to 250 bytes"),
         ("COBRE_SHM_NAME", "\u00e9" * 126, "1 to 250 bytes"),
-        ("COBRE_SHM_NAME", "fd:7", "fd:N is reserved"),
+        ("COBRE_SHM_NAME", "fd:", "fd:N for an inherited descriptor"),
+        ("COBRE_SHM_NAME", "fd:x", "fd:N for an inherited descriptor"),
+        ("COBRE_SHM_NAME", "fd:-1", "fd:N for an inherited descriptor"),
+        ("COBRE_SHM_NAME", "fd:" + "9" * 10, "fd:N for an inherited descriptor"),
     ],
 )
 def test_shm_variable_out_of_range_names_variable_value_and_range(name, value, named_range):

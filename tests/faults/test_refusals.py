@@ -1,0 +1,230 @@
+"""What the kernel may refuse to a container: what is lost then, and that nothing else is."""
+
+import ctypes
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cobre_shm.errors import CollectiveFailed, InvalidCommunicator, RankFailed
+from cobre_shm.segment.segment import Segment
+from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.shm import ShmCommunicator
+from tests.faults import programs, refusing
+from tests.support.ranks import results_of, run_ranks
+
+_SYS_SET_ROBUST_LIST = 273
+_NOT_PERMITTED = "seccomp filters are not permitted here"
+
+
+def refused_or_skipped(names, code):
+    """Install a filter in this rank; return whether it is permitted."""
+    try:
+        refusing.refuse(names, code)
+    except OSError:
+        return False
+    return True
+
+
+def forget_held_mutexes():
+    """Have the kernel mark nothing when this thread ends, as if it knew no robust mutexes."""
+    ctypes.CDLL(None).syscall(_SYS_SET_ROBUST_LIST, None, 24)
+
+
+def die_unmarked(comm, victim):
+    forget_held_mutexes()
+    assert programs.work_until_failure(comm, 1, turns=20) is None
+    if comm.rank == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return programs.work_until_failure(comm, 1)
+
+
+def die_unguarded(comm, name, victim):
+    """The group is made in another thread, which the kernel must not watch."""
+    made = []
+    config = ShmConfig(name=name, rank=comm.rank, size=comm.size)
+    thread = threading.Thread(target=lambda: made.append(ShmCommunicator(config)))
+    thread.start()
+    thread.join()
+    (other,) = made
+    # The thread is gone and its rank is not.
+    assert programs.work_until_failure(other, 1, turns=20) is None
+    if comm.rank == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    found = programs.work_until_failure(other, 1)
+    other.close()
+    return found
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_death_is_found_in_the_process_table_where_mutexes_are_not_marked(victim):
+    outcomes = run_ranks(die_unmarked, 3, "shm", victim)
+    assert_blamed(outcomes, victim)
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_death_is_found_of_a_rank_that_another_thread_made(victim):
+    outcomes = run_ranks(die_unguarded, 3, "shm", Segment.random_name(), victim)
+    assert_blamed(outcomes, victim)
+
+
+def assert_blamed(outcomes, victim):
+    assert outcomes[victim].signal == signal.SIGKILL
+    for outcome in outcomes:
+        if outcome.rank != victim:
+            assert outcome.error is None, outcome.traceback
+            error, later = outcome.result
+            assert type(error) is type(later) is RankFailed
+            assert (error.rank, error.pid) == (victim, outcomes[victim].pid)
+
+
+def wait_without_futex(comm, late, code):
+    if not refused_or_skipped(["futex_wait", "futex_wake"], code):
+        return None
+    assert ctypes.CDLL(None, use_errno=True).syscall(202, None, 0, 0, None, None, 0) == -1
+    assert ctypes.get_errno() == code
+    comm.barrier()
+    if comm.rank == late:
+        time.sleep(0.5)
+    begun = time.monotonic()
+    comm.barrier()
+    waited = time.monotonic() - begun
+    assert programs.work_until_failure(comm, 20_000, turns=20) is None
+    return waited
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_ranks_wait_for_each_other_where_futex_is_refused(code):
+    waited = results_of(run_ranks(wait_without_futex, 3, "shm", 1, code))
+    if None in waited:
+        pytest.skip(_NOT_PERMITTED)
+    assert min(waited[0], waited[2]) > 0.3
+
+
+def die_without_futex(comm, victim):
+    if not refused_or_skipped(["futex_wait", "futex_wake"], errno.ENOSYS):
+        return None
+    return die_unmarked(comm, victim)
+
+
+def test_death_is_found_where_futex_is_refused():
+    outcomes = run_ranks(die_without_futex, 3, "shm", 1)
+    if outcomes[0].result is None and outcomes[0].error is None:
+        pytest.skip(_NOT_PERMITTED)
+    assert_blamed(outcomes, 1)
+
+
+_PROGRAM = """
+import os, sys
+import numpy as np
+import cobre_shm
+with cobre_shm.create_communicator() as comm:
+    total = comm.allreduce(np.ones(1000))
+    region = comm.create_shared_region(10)
+    region.fence()
+    region.close()
+    comm.barrier()
+    print(int(total[0]), flush=True)
+    if len(sys.argv) > 1 and comm.rank == 1:
+        os.kill(os.getpid(), 9)
+    comm.barrier()
+"""
+
+
+@pytest.mark.parametrize(("code", "how"), [("ENOSYS", "ends"), ("EPERM", "dies")])
+def test_launcher_works_where_the_newer_system_calls_are_refused(tmp_path, code, how):
+    script = tmp_path / "program.py"
+    script.write_text(_PROGRAM)
+    calls = "memfd_create,pidfd_open,set_robust_list"
+    launcher = [sys.executable, "-m", "cobre_shm.spawn", "-n", "2", str(script)]
+    done = subprocess.run(
+        [sys.executable, refusing.__file__, code, calls, *launcher, *["die"] * (how == "dies")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    if done.returncode == refusing.NOT_PERMITTED:
+        pytest.skip(_NOT_PERMITTED)
+    assert done.stdout.count("2\n") == 2, done.stderr
+    if how == "ends":
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 128 + signal.SIGKILL, done.stderr
+        assert "SIGKILL" in done.stderr
+
+
+def two_threads(comm):
+    """A thread waits in a collective; what others in this process may do meanwhile."""
+    total = []
+    told = []
+    if comm.rank == 0:
+        thread = threading.Thread(target=lambda: total.append(comm.allreduce(np.ones(3))))
+        thread.start()
+        while not comm._lock.locked():
+            time.sleep(0.001)
+        for intrude in (comm.barrier, lambda: comm.broadcast(np.zeros(2)), comm.close):
+            try:
+                intrude()
+            except InvalidCommunicator as error:
+                told.append(str(error))
+        ShmCommunicator(ShmConfig(name=Segment.random_name(), rank=0, size=1)).close()
+    time.sleep(0.5)
+    if comm.rank == 0:
+        thread.join()
+    else:
+        total.append(comm.allreduce(np.ones(3)))
+    comm.barrier()
+    return [float(value) for value in total[0]], told
+
+
+def test_second_thread_in_a_collective_is_refused_and_the_first_completes():
+    for rank, (total, told) in enumerate(results_of(run_ranks(two_threads, 3))):
+        assert total == [3.0, 3.0, 3.0]
+        assert len(told) == (3 if rank == 0 else 0)
+        assert all("Another thread" in text for text in told)
+
+
+def race_of_threads(comm, turns):
+    """Many threads of each rank try the same communicator at any moment: all refused or whole."""
+    refused, done, stop = [], [], threading.Event()
+
+    def intrude():
+        while not stop.is_set():
+            try:
+                # What passes the door and publishes nothing.
+                comm._run(lambda context: 0)
+            except InvalidCommunicator:
+                refused.append(1)
+            time.sleep(0.0001)
+
+    threads = [threading.Thread(target=intrude) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(turns):
+        while True:
+            try:
+                done.append(float(comm.allreduce(np.full(3, 1.0))[0]))
+                break
+            except InvalidCommunicator:
+                continue
+            except CollectiveFailed:
+                stop.set()
+                raise
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return set(done)
+
+
+def test_threads_that_race_for_a_communicator_do_not_corrupt_it():
+    for values in results_of(run_ranks(race_of_threads, 2, "shm", 300)):
+        assert values == {2.0}
