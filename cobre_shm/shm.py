@@ -83,7 +83,6 @@ class ShmCommunicator(Communicator):
         self.rank = config.rank
         self.size = config.size
         self.is_leader = config.rank == 0
-        self.slot_bytes = config.slot_bytes
         self._timeout = config.timeout_secs
         self._stall_warn = config.stall_warn_secs
         self._regions = 0
@@ -172,15 +171,14 @@ class ShmCommunicator(Communicator):
 
     def _reduce_with_numpy(self, send: Array, recv: Array, op: ReduceOp) -> None:
         """Gather blocks and reduce them in rank order, for dtypes without a compiled kernel."""
-        per_block = self.slot_bytes // send.itemsize
+        per_block = min(self.slot_bytes // send.itemsize, send.size)
         source, target = send.reshape(-1), recv.reshape(-1)
+        blocks = np.empty((self.size, per_block), dtype=send.dtype)
         displs = np.arange(self.size) * per_block
-        blocks = np.empty((self.size, min(per_block, send.size)), dtype=send.dtype)
         # The exchange of blocks says which reduction they are for, and of what total length.
         call = layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), send.size
         for start in range(0, send.size, per_block):
             count = min(per_block, send.size - start)
-            displs = np.arange(self.size) * blocks.shape[1]
             self._run(
                 exchange.allgatherv,
                 *call,

@@ -62,7 +62,7 @@ def work(comm, victim):
             pass
         comm.barrier()
     except CobreError as error:
-        return facts(error)
+        return {**facts(error), "regions": comm._segment.region_prefix}
     return None
 
 
@@ -86,7 +86,8 @@ def run_case(size, phase, victim, sequence):
         }
         for outcome in outcomes
     ]
-    print(json.dumps({"place": place, "size": size, "victim": victim, "ranks": ranks}), flush=True)
+    case = {"place": place, "name": name, "size": size, "victim": victim, "ranks": ranks}
+    print(json.dumps(case), flush=True)
 
 
 def cases(sizes):

@@ -70,8 +70,15 @@ def test_every_survivor_is_told_who_died(outcomes):
 
 
 def test_nothing_is_left_in_shared_memory(outcomes):
-    names = [path.name for path in Path("/dev/shm").iterdir() if path.name.startswith("cobre")]
-    assert names == []
+    names = {case["name"].lstrip("/") for case in outcomes}
+    told = (rank["told"] or {} for case in outcomes for rank in survivors(case))
+    prefixes = {facts["regions"].lstrip("/") for facts in told if "regions" in facts}
+    left = {path.name for path in Path("/dev/shm").iterdir()}
+    assert not left & names
+    assert not {name[: name.rfind("-") + 1] for name in left} & prefixes
+    assert len(names) == len(outcomes)
+    assert any("region" in case["place"] for case in outcomes)
+    assert len(prefixes) > len(outcomes) / 2
 
 
 def test_places_cost_nothing_unless_enabled():
