@@ -92,8 +92,8 @@ class ShmRegion(SharedRegion):
             error = self._show(mmap.ACCESS_WRITE)
         reach("region_mapped", comm.rank)
         failed, _ = self._tell(error, _BY_NAME)
-        if comm.rank == 0:
-            self._remove(name)
+        # Every rank: rank 0 may be killed before it comes to this line.
+        self._remove(name)
         return error or self._refused() if failed else None
 
     def _create(self, name: str) -> tuple[AllocationFailed | None, Whereabouts]:
