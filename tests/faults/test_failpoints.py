@@ -19,10 +19,10 @@ from tests.faults import failpoints_run
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def outcomes():
+@pytest.fixture(scope="module", params=["3", pytest.param("2 8", marks=pytest.mark.slow)])
+def outcomes(request):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.failpoints_run", "3"],
+        [sys.executable, "-m", "tests.faults.failpoints_run", *request.param.split()],
         cwd=ROOT,
         env={**os.environ, "COBRE_FAIL": "on"},
         capture_output=True,

@@ -17,12 +17,14 @@ class Residue:
         children: Ids of child processes of this process, zombies included.
         descriptors: Open file descriptors, with what they are open on.
         threads: Names of the threads of this process.
+        mappings: Of shared memory of this project into this process.
     """
 
     segments: frozenset[str] = frozenset()
     children: frozenset[int] = frozenset()
     descriptors: frozenset[tuple[int, str]] = frozenset()
     threads: frozenset[str] = frozenset()
+    mappings: frozenset[str] = frozenset()
 
     def __sub__(self, other: Residue) -> Residue:
         return Residue(
@@ -43,6 +45,9 @@ def snapshot() -> Residue:
         descriptors=_descriptors(),
         threads=frozenset(
             f"{thread.name} ({thread.native_id})" for thread in threading.enumerate()
+        ),
+        mappings=frozenset(
+            line for line in Path("/proc/self/maps").read_text().splitlines() if "cobre-" in line
         ),
     )
 

@@ -45,7 +45,9 @@ def replaced(values: tuple, index: int, value: Hashable) -> tuple:
 EPOCHS = 4
 
 
-def exchange_model(size, *, slot_sets=2, arrival=lambda arrived, e: arrived >= e, skip=False):
+def exchange_model(
+    size, *, slot_sets=2, arrival=lambda arrived, e: arrived >= e, skip=False, swap=False
+):
     """All ranks run epochs 1..EPOCHS; a slot holds the epoch it was written for.
 
     State of a rank: (epoch, step). Steps: 0 write slot, 1 publish, then one step per peer to
@@ -73,7 +75,7 @@ def exchange_model(size, *, slot_sets=2, arrival=lambda arrived, e: arrived >= e
                     yield arrived, slots, replaced(ranks, rank, (epoch, step + 1))
             else:
                 peer = step - (size + 1)
-                found = slots[peer * slot_sets + parity]
+                found = slots[peer * slot_sets + (parity ^ swap)]
                 if found != epoch:
                     raise Violation(f"rank {rank} read {found} of rank {peer} in epoch {epoch}")
                 following = (epoch, step + 1) if peer + 1 < size else (epoch + 1, 0)
@@ -94,6 +96,7 @@ def test_exchange_round_reads_what_was_written_for_its_epoch(size):
         pytest.param({"slot_sets": 1}, id="one slot set"),
         pytest.param({"arrival": lambda arrived, e: arrived == e}, id="== for >="),
         pytest.param({"skip": True}, id="one wait dropped"),
+        pytest.param({"swap": True}, id="parity swapped"),
         pytest.param({"arrival": lambda arrived, e: arrived >= e - 1}, id="old epoch accepted"),
     ],
 )
@@ -334,3 +337,68 @@ def test_join_leaves_no_name_once_anybody_is_inside(size):
 def test_join_protocol_broken_is_caught(broken):
     with pytest.raises(Violation):
         explore(*join_model(3, **broken))
+
+
+# -- a region's name: gone after any ending that somebody survives -------------------------------
+
+
+def region_model(size, *, all_remove=True, failed_remove=True):
+    """Rank 0 makes a named region, the others map it, all agree, and remove the name.
+
+    State: (name exists, rounds published by each rank, ranks, crashes left). Steps of a rank: 0
+    makes it (rank 0); 1 publishes round 1, 2 waits for it; 3 maps (the others); 4 publishes round
+    2, 5 waits for it; 6 removes. A rank that sees a dead one while it waits poisons the group,
+    removes the name and fails; one that is to publish in a poisoned group likewise.
+    """
+    rounds = {1: 1, 4: 2}
+
+    def successors(state):
+        name, published, ranks, crashes = state
+        for rank, at in enumerate(ranks):
+            if at in (DONE, FAILED, CRASHED):
+                continue
+            if crashes:
+                yield name, published, replaced(ranks, rank, CRASHED), crashes - 1
+            failing = (name and not failed_remove, published, replaced(ranks, rank, FAILED))
+            if at == 0:
+                yield name or rank == 0, published, replaced(ranks, rank, 1), crashes
+            elif at in rounds and FAILED in ranks:
+                yield *failing, crashes
+            elif at in rounds:
+                told = replaced(published, rank, rounds[at])
+                yield name, told, replaced(ranks, rank, at + 1), crashes
+            elif at in (2, 5):
+                if min(published) >= (1 if at == 2 else 2):
+                    yield name, published, replaced(ranks, rank, at + 1), crashes
+                elif CRASHED in ranks or FAILED in ranks:
+                    yield *failing, crashes
+            elif at == 3:
+                if rank != 0 and not name and FAILED not in ranks:
+                    raise Violation(f"rank {rank} finds no name to map: {state}")
+                yield name, published, replaced(ranks, rank, 4), crashes
+            else:
+                after = name and not (all_remove or rank == 0)
+                yield after, published, replaced(ranks, rank, DONE), crashes
+
+    def is_final(state):
+        name, _, ranks, _ = state
+        return all(at in (DONE, FAILED, CRASHED) for at in ranks) and not name
+
+    return (False, (0,) * size, (0,) * size, 1), successors, is_final
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_region_leaves_no_name_when_somebody_survives(size):
+    assert explore(*region_model(size)) > 40
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param({"all_remove": False}, id="only rank 0 removes the name"),
+        pytest.param({"failed_remove": False}, id="who fails does not remove it"),
+    ],
+)
+def test_region_protocol_broken_is_caught(broken):
+    with pytest.raises(Violation):
+        explore(*region_model(3, **broken))
