@@ -1,0 +1,71 @@
+"""What a rank looks at between the slices of a long wait."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from cobre_shm import layout
+from cobre_shm.segment.lateness import lateness
+from cobre_shm.segment.poison import Poison, poison, read_poison
+from cobre_shm.segment.process import is_alive
+from cobre_shm.segment.segment import Segment
+
+__all__ = ["Patience"]
+
+# How often a waiting rank asks the process table; the kernel's death marks are seen sooner.
+_PROCESS_CHECK_SECS = 0.25
+# A rank that stays late is named again after so many times the first interval.
+_REPEAT_WARNING = 6
+
+
+class Patience:
+    """One wait of one rank: the time limit, the late, the dead, and the failure of the group.
+
+    Time runs only while nothing moves: any rank's progress starts it anew.
+    """
+
+    def __init__(self, segment: Segment, rank: int, timeout: float, stall_warn: float) -> None:
+        self._segment = segment
+        self._rank = rank
+        self._timeout = timeout
+        self._stall_warn = self._next_warning = stall_warn
+        self._progress = -1
+        self._since = self._checked = time.monotonic()
+
+    def look(self, epoch: int) -> Poison | None:
+        """Return the group's first failure, if it has one now."""
+        segment, words = self._segment, self._segment.words
+        first = read_poison(segment)
+        if first is not None:
+            return first
+        now = time.monotonic()
+        arrived = [
+            words.load(segment.control(rank) + layout.ARRIVED) for rank in range(segment.size)
+        ]
+        # Nobody can be two rounds ahead. Otherwise words that jump would count as progress.
+        if arrived[self._rank] != epoch or not all(0 <= seen <= epoch + 1 for seen in arrived):
+            return poison(segment, layout.DAMAGED, self._rank)
+        if sum(arrived) != self._progress:
+            self._progress, self._since = sum(arrived), now
+            self._next_warning = self._stall_warn
+        elif now - self._since > self._timeout:
+            return poison(segment, layout.TIMED_OUT, self._rank)
+        elif now - self._since > self._next_warning:
+            self._next_warning += _REPEAT_WARNING * self._stall_warn
+            if not any(seen >= epoch for seen in arrived[: self._rank]):
+                line = lateness(segment, self._rank, epoch, now - self._since)
+                print(line, file=sys.stderr, flush=True)
+        if now - self._checked < _PROCESS_CHECK_SECS:
+            return None
+        self._checked = now
+        for rank in range(segment.size):
+            if arrived[rank] >= epoch:
+                continue
+            block = segment.control(rank)
+            if words.load(block + layout.STATE) == layout.CLOSED:
+                return poison(segment, layout.LEFT, rank)
+            pid, start = words.load(block + layout.PID), words.load(block + layout.START)
+            if not is_alive(pid, start):
+                return poison(segment, layout.DIED, rank)
+        return None
