@@ -25,10 +25,6 @@ class Words:
         """Store a signed word."""
         ctypes.c_int64.from_address(self.address + offset).value = value
 
-    def load_u32(self, offset: int) -> int:
-        """Return the unsigned 32-bit word at ``offset``."""
-        return ctypes.c_uint32.from_address(self.address + offset).value
-
     def load_bytes(self, offset: int, count: int) -> bytes:
         """Return ``count`` bytes from ``offset``; not atomic."""
         return ctypes.string_at(self.address + offset, count)

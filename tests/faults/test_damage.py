@@ -18,6 +18,7 @@ from cobre_shm.segment.failure import failure, mismatch
 from cobre_shm.segment.join import leave
 from cobre_shm.segment.lateness import lateness
 from cobre_shm.segment.libc import RobustMutex
+from cobre_shm.segment.patience import Patience
 from cobre_shm.segment.poison import Poison, read_poison
 from cobre_shm.segment.posix import DIRECTORY
 from cobre_shm.segment.recorder import entries, last_entry
@@ -303,3 +304,15 @@ def test_random_words_during_a_run_end_in_errors_and_not_in_crashes(size):
             endings.append(outcome.result or ("InitializationFailed", ""))
     # The noise was noticed: without that nothing was tested.
     assert any(how != "completed" for how, _ in endings), endings
+
+
+@pytest.mark.parametrize(
+    ("own", "peer", "is_possible"),
+    [(5, 4, True), (5, 5, True), (5, 6, True), (5, 7, False), (5, -1, False), (4, 5, False)],
+)
+def test_epoch_that_nobody_can_have_reached_fails_the_group(segment, own, peer, is_possible):
+    for rank, epoch in enumerate((own, peer)):
+        segment.words.store(segment.control(rank) + layout.ARRIVED, epoch)
+    first = Patience(segment, 0, 60.0, 60.0).look(5)
+    assert first == (None if is_possible else Poison(layout.DAMAGED, 0, 0))
+    assert read_poison(segment) == first

@@ -74,29 +74,6 @@ def test_open_returns_none_when_absent():
     assert Segment.open("/cobre-test-no-such-segment") is None
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        0,
-        layout.HEADER_VERSION,
-        layout.HEADER_LAYOUT_HASH,
-        layout.HEADER_SIZE,
-        layout.HEADER_SLOT_BYTES,
-        layout.HEADER_SEGMENT_BYTES,
-        layout.HEADER_PID_NAMESPACE,
-    ],
-)
-def test_open_refuses_every_flipped_byte_of_the_descriptor(segment, name, field):
-    for byte in range(field, field + 8):
-        original = segment.words.load_bytes(byte, 1)
-        segment.words.store_bytes(byte, bytes([original[0] ^ 0x41]))
-        with pytest.raises(InitializationFailed) as caught:
-            Segment.open(name)
-        assert caught.value.context["code"] == "IncompatibleSegment"
-        segment.words.store_bytes(byte, original)
-    Segment.open(name).close()
-
-
 def test_open_refuses_a_truncated_segment(segment, name):
     os.truncate(path_of(name), segment.nbytes - 4096)
     with pytest.raises(InitializationFailed, match="segment bytes"):
