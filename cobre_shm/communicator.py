@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import NoReturn, Self
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from cobre_shm.datatypes import ReduceOp
+from cobre_shm.datatypes import Array, Counts, ReduceOp
+from cobre_shm.validate import (
+    check_allgatherv,
+    check_allreduce,
+    check_broadcast,
+    check_gather_buffers,
+)
 
 __all__ = ["Array", "Communicator", "Counts", "SharedRegion"]
-
-Array: TypeAlias = NDArray[Any]
-Counts: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
 
 class SharedRegion(ABC):
@@ -187,6 +191,38 @@ class Communicator(ABC):
         Raises:
             CollectiveMismatch, RankFailed, CollectiveTimeout: As in :meth:`allgatherv`.
         """
+
+    def allgatherv_init(
+        self, send: Array, recv: Array, counts: Counts, displs: Counts | None = None
+    ) -> Callable[[], Array]:
+        """Return a plan: ``plan()`` is ``allgatherv(send, recv, counts, displs)``.
+
+        A plan is a collective whose arguments are checked once. It reads and writes the buffers
+        as they are when it is called, and keeps them alive. Making it is not collective, calling
+        it is. Other ranks may call the method instead.
+
+        Raises:
+            InvalidBufferSize, InvalidDatatype: As the method would.
+        """
+        check_gather_buffers(self.size, send, recv, displs)
+        check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        return partial(self.allgatherv, send, recv, counts, displs)
+
+    def allreduce_init(
+        self, send: Array, recv: Array, op: ReduceOp | str = ReduceOp.SUM
+    ) -> Callable[[], Array]:
+        """Return a plan for ``allreduce(send, recv, op)``; see :meth:`allgatherv_init`."""
+        check_allreduce(send, recv, op)
+        return partial(self.allreduce, send, recv, op)
+
+    def broadcast_init(self, buf: Array, root: int = 0) -> Callable[[], Array]:
+        """Return a plan for ``broadcast(buf, root)``; see :meth:`allgatherv_init`."""
+        check_broadcast(self.size, self.rank, buf, root)
+        return partial(self.broadcast, buf, root)
+
+    def barrier_init(self) -> Callable[[], None]:
+        """Return a plan for ``barrier()``; see :meth:`allgatherv_init`."""
+        return self.barrier
 
     @abstractmethod
     def create_shared_region(

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cobre_shm.communicator import Array, Counts
-from cobre_shm.datatypes import ReduceOp, is_movable, is_reducible
+from cobre_shm.datatypes import Array, Counts, ReduceOp, is_movable, is_reducible
 from cobre_shm.errors import InvalidBufferSize, InvalidDatatype, InvalidRoot
 
 __all__ = [

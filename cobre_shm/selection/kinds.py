@@ -101,6 +101,8 @@ class ShmConfig:
             several steps. A multiple of 4096, the page. Rank 0's value holds for all.
         stall_warn_secs: Seconds after which the ranks that wait name a late one on stderr; above
             0, ``inf`` for never.
+        tuning: File of switch points (``python -m cobre_shm.tune`` writes one), or ``auto`` for
+            the one of this machine. None: the defaults. Rank 0's value holds for all.
 
     Raises:
         InitializationFailed: A field is out of range.
@@ -112,11 +114,15 @@ class ShmConfig:
     rank: int
     size: int
     timeout_secs: float = 60.0
-    slot_bytes: int = 131072
+    slot_bytes: int = 262144
     stall_warn_secs: float = 10.0
+    tuning: str | None = None
 
     def __post_init__(self) -> None:
-        _store(self, _checked("shm", _values(self), _field_of(self)))
+        values = _values(self)
+        if self.tuning is None:
+            del values["tuning"]
+        _store(self, _checked("shm", values, _field_of(self)))
         slots = Integer(layout.PAGE_BYTES, layout.MAX_SLOT_BYTES)
         try:
             object.__setattr__(self, "slot_bytes", slots.check(self.slot_bytes))
