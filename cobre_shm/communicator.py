@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Self, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from cobre_shm.arrays import check_shape, private_array
 from cobre_shm.datatypes import ReduceOp
 
 __all__ = ["Array", "Communicator", "Counts", "SharedRegion"]
@@ -198,6 +199,46 @@ class Communicator(ABC):
             AllocationFailed: The memory is not there; on every rank, nothing is left.
             CollectiveMismatch: Ranks asked for different shapes or dtypes.
         """
+
+    def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
+        """Return a new array of this rank's own, its contents unspecified. Collective.
+
+        An ordinary ``numpy.ndarray``, which no other rank can change. Where ranks share memory it
+        is a *shared array*: it comes from memory that all ranks have mapped, so that collectives
+        on it, and on contiguous parts of it, can do without copies. Elsewhere it is private.
+
+        Shapes and dtypes may differ between ranks; room is taken for the largest. The memory is
+        used again when all ranks have dropped their array of this call, and its last view. An
+        array outlives ``close()``.
+
+        Raises:
+            AllocationFailed: The memory is not there; on every rank where it is shared.
+            InvalidBufferSize, InvalidDatatype: Of shape and dtype; before any peer is involved.
+            CollectiveMismatch, RankFailed, CollectiveTimeout: As in :meth:`allgatherv`.
+        """
+        extents, element = check_shape("empty", shape, dtype)
+        self.barrier()
+        return private_array(extents, element)
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
+        """As :meth:`empty`, every byte zero."""
+        array = self.empty(shape, dtype)
+        array.reshape(-1).view(np.uint8).fill(0)
+        return array
+
+    def full(
+        self, shape: int | tuple[int, ...], fill_value: Any, dtype: DTypeLike | None = None
+    ) -> Array:
+        """As :meth:`empty`, every element ``fill_value``; ``dtype`` None is that of the value.
+
+        Raises:
+            ValueError, TypeError: The value is none of that dtype; found before any peer is
+                involved.
+        """
+        value = np.asarray(fill_value, dtype)
+        array = self.empty(shape, value.dtype)
+        array[...] = value
+        return array
 
     @abstractmethod
     def split_local(self) -> Communicator:

@@ -111,6 +111,7 @@ MAX_SLOT_BYTES = 1 << 30
 
 # Operation codes of the first call word.
 BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV, COUNTS, REGION, SPLIT = 1, 2, 3, 4, 5, 6, 7
+ARRAY = 8
 OPERATIONS = {
     BARRIER: "barrier",
     BROADCAST: "broadcast",
@@ -119,6 +120,7 @@ OPERATIONS = {
     COUNTS: "allgatherv (counts)",
     REGION: "create_shared_region",
     SPLIT: "split_local",
+    ARRAY: "empty (shared array)",
 }
 
 # Poison word: kind | rank << 8 | (value + 2**31) << 32; zero means healthy.

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cobre_shm import layout
+from cobre_shm.arrays import check_shape
 from cobre_shm.communicator import Array, Communicator, Counts
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
@@ -34,6 +35,7 @@ from cobre_shm.segment.patience import Patience
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.region import ShmRegion
 from cobre_shm.segment.segment import Segment
+from cobre_shm.segment.shared_heap import SharedHeap
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.validate import (
     check_allgatherv,
@@ -80,7 +82,8 @@ class ShmCommunicator(Communicator):
         self.is_leader = config.rank == 0
         self._timeout = config.timeout_secs
         self._stall_warn = config.stall_warn_secs
-        self._regions = 0
+        self._memories = 0
+        self._heap: SharedHeap | None = None
         self._unusable: CollectiveFailed | InvalidCommunicator | None = None
         self._lock = threading.Lock()
         self._segment = join(
@@ -217,9 +220,31 @@ class ShmCommunicator(Communicator):
         hashed = zlib.crc32(repr(extents).encode()) >> 1
         items = int(np.prod(extents, dtype=object))
         self._run(exchange.barrier, layout.REGION | hashed << 32, dtype_tag(element), items)
-        self._regions += 1
-        name = f"{self._segment.region_prefix}{self._regions}"
-        return ShmRegion(self, name, extents, element, may_be_unnamed=self._segment.may_be_unnamed)
+        return ShmRegion(
+            self,
+            self._new_memory_name(),
+            extents,
+            element,
+            may_be_unnamed=self._segment.may_be_unnamed,
+        )
+
+    def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
+        """See :meth:`Communicator.empty`: this rank's array in the shared heap."""
+        self._check_usable()
+        extents, element = check_shape("empty", shape, dtype)
+        self._run(exchange.barrier, layout.ARRAY, 0, 0)
+        if self._heap is None:
+            self._heap = self._new_heap(self.size)
+        return self._heap.array(extents, element)
+
+    def _new_heap(self, areas: int) -> SharedHeap:
+        return SharedHeap(
+            self, areas, self._new_memory_name, may_be_unnamed=self._segment.may_be_unnamed
+        )
+
+    def _new_memory_name(self) -> str:
+        self._memories += 1
+        return f"{self._segment.region_prefix}{self._memories}"
 
     def split_local(self) -> ShmCommunicator:
         """See :meth:`Communicator.split_local`: all ranks, in a group of its own."""
@@ -270,6 +295,8 @@ class ShmCommunicator(Communicator):
         )
         self._lock.release()
         _living.discard(self)
+        if self._heap is not None:
+            self._heap.close()
         leave(self._segment, self.rank)
 
     def __exit__(

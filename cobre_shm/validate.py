@@ -7,12 +7,12 @@ and displacements as int64 arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cobre_shm.arrays import check_shape
 from cobre_shm.communicator import Array, Counts
 from cobre_shm.datatypes import ReduceOp, is_movable, is_reducible
 from cobre_shm.errors import InvalidBufferSize, InvalidDatatype, InvalidRoot
@@ -160,15 +160,7 @@ def check_broadcast(size: int, rank: int, buf: Any, root: int) -> Array:
 
 def check_region(shape: int | tuple[int, ...], dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Check the shape and dtype of a shared region."""
-    op = "create_shared_region"
-    dtype = np.dtype(dtype)
-    if not is_movable(dtype):
-        raise InvalidDatatype(op, f"dtype {dtype}: only fixed-size elements can be shared")
-    extents = tuple(shape) if isinstance(shape, Iterable) else (shape,)
-    for extent in extents:
-        if not isinstance(extent, int | np.integer) or isinstance(extent, bool) or extent < 0:
-            raise InvalidBufferSize(op, "non-negative integers", repr(shape), what="shape")
-    return tuple(int(extent) for extent in extents), dtype
+    return check_shape("create_shared_region", shape, dtype)
 
 
 def _exports_buffer(obj: Any) -> bool:

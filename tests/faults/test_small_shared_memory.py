@@ -166,6 +166,31 @@ def test_regions_do_without_the_mount_and_fail_on_all_ranks_or_none(small, size)
     assert sum("refused on another rank" in line for line in lines) == size - 1
 
 
+ARRAYS = """
+import cobre_shm
+from cobre_shm.errors import AllocationFailed
+with cobre_shm.create_communicator() as comm:
+    array = comm.full(1_000_000, comm.rank + 1.0)
+    try:
+        comm.empty(1 << 35)
+    except AllocationFailed as error:
+        print(error, flush=True)
+    total = comm.allreduce(array)
+    assert set(total) == {comm.size * (comm.size + 1) / 2}, total
+assert set(array) == {comm.rank + 1.0}
+"""
+
+
+@pytest.mark.parametrize("size", [2, SIZE])
+def test_shared_arrays_do_without_the_mount_and_fail_on_all_ranks_or_none(small, size):
+    process = small("-m", "cobre_shm.spawn", "-n", size, "-c", ARRAYS)
+    out, err = process.communicate(timeout=WATCHDOG_SECS)
+    assert process.returncode == 0, err
+    lines = out.splitlines()
+    assert len(lines) == size
+    assert all(f"Allocation of {8 << 35} bytes" in line for line in lines), lines
+
+
 SPLIT = """
 import os
 import numpy as np
