@@ -55,8 +55,9 @@ class SharedRegion(ABC):
     def freeze(self) -> None:
         """Fence, then make ``array`` read-only on the followers. Collective.
 
-        Views that a follower took of ``array`` before must not be written afterwards; a new
-        ``array`` stands in the attribute.
+        On a follower a new ``array`` stands in the attribute, and writing to it is a
+        ``ValueError``. Views that it took before must not be written afterwards: where memory is
+        really shared that ends the process (SIGSEGV), so that nobody reads what it would write.
         """
 
     @abstractmethod

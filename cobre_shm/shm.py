@@ -27,10 +27,12 @@ from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import ENABLED, armed, reach
 from cobre_shm.kernels import context, exchange
 from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
+from cobre_shm.segment.common import MemorySource
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
 from cobre_shm.segment.handover import new_segment
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words
+from cobre_shm.segment.pages import PagePolicy
 from cobre_shm.segment.patience import Patience
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.region import ShmRegion
@@ -82,7 +84,6 @@ class ShmCommunicator(Communicator):
         self.is_leader = config.rank == 0
         self._timeout = config.timeout_secs
         self._stall_warn = config.stall_warn_secs
-        self._memories = 0
         self._heap: SharedHeap | None = None
         self._unusable: CollectiveFailed | InvalidCommunicator | None = None
         self._lock = threading.Lock()
@@ -90,6 +91,12 @@ class ShmCommunicator(Communicator):
             config.name, config.rank, config.size, config.slot_bytes, config.timeout_secs
         )
         self.slot_bytes = self._segment.slot_bytes
+        self._memory = MemorySource(
+            self,
+            self._segment.region_prefix,
+            may_be_unnamed=self._segment.may_be_unnamed,
+            pages=PagePolicy(config.hugepages, config.numa_interleave),
+        )
         self._context = _new_context(self._segment, config.rank)
         _living.add(self)
 
@@ -220,13 +227,7 @@ class ShmCommunicator(Communicator):
         hashed = zlib.crc32(repr(extents).encode()) >> 1
         items = int(np.prod(extents, dtype=object))
         self._run(exchange.barrier, layout.REGION | hashed << 32, dtype_tag(element), items)
-        return ShmRegion(
-            self,
-            self._new_memory_name(),
-            extents,
-            element,
-            may_be_unnamed=self._segment.may_be_unnamed,
-        )
+        return ShmRegion(self, self._memory, extents, element)
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
         """See :meth:`Communicator.empty`: this rank's array in the shared heap."""
@@ -238,13 +239,7 @@ class ShmCommunicator(Communicator):
         return self._heap.array(extents, element)
 
     def _new_heap(self, areas: int) -> SharedHeap:
-        return SharedHeap(
-            self, areas, self._new_memory_name, may_be_unnamed=self._segment.may_be_unnamed
-        )
-
-    def _new_memory_name(self) -> str:
-        self._memories += 1
-        return f"{self._segment.region_prefix}{self._memories}"
+        return SharedHeap(self, areas, self._memory)
 
     def split_local(self) -> ShmCommunicator:
         """See :meth:`Communicator.split_local`: all ranks, in a group of its own."""
@@ -274,6 +269,8 @@ class ShmCommunicator(Communicator):
                 timeout_secs=self._timeout,
                 slot_bytes=self.slot_bytes,
                 stall_warn_secs=self._stall_warn,
+                hugepages=self._memory.pages.hugepages,
+                numa_interleave=self._memory.pages.interleave,
             )
         )
 
@@ -297,6 +294,7 @@ class ShmCommunicator(Communicator):
         _living.discard(self)
         if self._heap is not None:
             self._heap.close()
+        self._memory.remove_names()
         leave(self._segment, self.rank)
 
     def __exit__(

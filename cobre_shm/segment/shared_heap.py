@@ -24,8 +24,6 @@ After ``close`` nothing can be allocated. The range goes with the last array of 
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -36,9 +34,11 @@ from cobre_shm.arrays import bytes_of_shape
 from cobre_shm.communicator import Array, Communicator
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.errors import AllocationFailed, InvalidCommunicator
-from cobre_shm.segment.common import CommonMemory
+from cobre_shm.segment.common import MemorySource
 from cobre_shm.segment.free_space import FreeSpace
-from cobre_shm.segment.libc import map_shared, reserve, unmap
+from cobre_shm.segment.libc import map_shared, reserve
+from cobre_shm.segment.mapping import Mapping, array_at
+from cobre_shm.segment.pages import populate, share_of
 
 __all__ = ["Block", "SharedHeap"]
 
@@ -54,14 +54,6 @@ _RECENT = 13
 _TOO_MANY_BYTES = 1 << 60
 
 
-class _Range:
-    """Addresses that go when nobody refers to this object any more, or with ``release()``."""
-
-    def __init__(self, base: int, nbytes: int) -> None:
-        self.release = weakref.finalize(self, unmap, base, nbytes)
-        self.release.atexit = False
-
-
 class Block:
     """Memory at ``offset`` of every area. This rank drops it by forgetting this object.
 
@@ -70,31 +62,16 @@ class Block:
         nbytes: Its length, of which the caller may have asked for less.
     """
 
-    __slots__ = ("_dropped", "_range", "nbytes", "offset")
+    __slots__ = ("_dropped", "_mapping", "nbytes", "offset")
 
-    def __init__(self, offset: int, nbytes: int, range_: _Range, dropped: set[int]) -> None:
+    def __init__(self, offset: int, nbytes: int, mapping: Mapping, dropped: set[int]) -> None:
         self.offset = offset
         self.nbytes = nbytes
-        self._range = range_
+        self._mapping = mapping
         self._dropped = dropped
 
     def __del__(self) -> None:
         self._dropped.add(self.offset)
-
-
-class _Lease:
-    """What the arrays of a block hang on, in the form that numpy reads."""
-
-    __slots__ = ("__array_interface__", "_block")
-
-    def __init__(self, block: Block, address: int, nbytes: int) -> None:
-        self._block = block
-        self.__array_interface__ = {
-            "version": 3,
-            "typestr": "|u1",
-            "shape": (nbytes,),
-            "data": (address, False),
-        }
 
 
 class SharedHeap:
@@ -103,8 +80,7 @@ class SharedHeap:
     Args:
         comm: The group.
         areas: ``comm.size``, or 1 for blocks that belong to no rank.
-        new_name: Returns a POSIX name that nobody else uses, the same on all ranks.
-        may_be_unnamed: Whether memory without a name serves where no POSIX object fits.
+        source: Where its memory comes from.
 
     Attributes:
         areas: Number of areas.
@@ -116,36 +92,28 @@ class SharedHeap:
         AllocationFailed: Some rank has not enough addresses; on every rank.
     """
 
-    def __init__(
-        self,
-        comm: Communicator,
-        areas: int,
-        new_name: Callable[[], str],
-        *,
-        may_be_unnamed: bool = False,
-    ) -> None:
+    def __init__(self, comm: Communicator, areas: int, source: MemorySource) -> None:
         self.areas = areas
         self.nbytes = 0
         self._comm = comm
-        self._new_name = new_name
-        self._may_be_unnamed = may_be_unnamed
+        self._source = source
         self._own_area = comm.rank if areas > 1 else 0
         self._free = FreeSpace()
         self._live: dict[int, int] = {}  # bytes by offset, in the order of allocation
         self._dropped: set[int] = set()  # private: what this rank no longer needs
         self._turn = 0  # of the next allocation; -1 while one is under way
-        self.base, largest = _reserve(areas)
-        self._range: _Range | None = _Range(self.base, areas * largest) if largest else None
+        self._mapping, largest = _reserve(areas)
         agreed = comm.allreduce(np.array([largest], dtype=np.int64), op=ReduceOp.MIN)
         self.stride = int(agreed[0])
         if not self.stride:
-            if self._range is not None:
-                self._range.release()
+            if self._mapping is not None:
+                self._mapping.release()
             raise AllocationFailed(
                 areas * _SMALLEST_STRIDE,
                 f"{areas} x {_SMALLEST_STRIDE} addresses are not there on every rank",
                 suggestion="Raise the limit on address space (ulimit -v).",
             )
+        self.base = self._mapping.address if self._mapping is not None else 0
 
     def allocate(self, nbytes: int) -> Block:
         """Return a new block, which every rank gets at the same offset. Collective.
@@ -158,7 +126,7 @@ class SharedHeap:
             InvalidCommunicator: The heap is closed, or an exception (KeyboardInterrupt) has come
                 between a rank's earlier allocation and its end; on every rank.
         """
-        if self._range is None:
+        if self._mapping is None:
             raise InvalidCommunicator("The communicator is closed")
         turn, self._turn = self._turn, -1
         needed, recent = self._agree(min(nbytes, _TOO_MANY_BYTES), turn)
@@ -171,7 +139,7 @@ class SharedHeap:
             # Of the chunk it says more than the caller asked for.
             raise AllocationFailed(nbytes, error.detail, suggestion=error.suggestion) from error
         self._live[offset] = needed
-        block = Block(offset, needed, self._range, self._dropped)
+        block = Block(offset, needed, self._mapping, self._dropped)
         self._turn = turn + 1
         return block
 
@@ -187,9 +155,7 @@ class SharedHeap:
 
     def view(self, block: Block, area: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return ``block`` in an area as an array. The block lives as long as any view of it."""
-        address = self.address(area, block.offset)
-        lease = _Lease(block, address, bytes_of_shape(shape, dtype))
-        return np.asarray(lease).view(dtype).reshape(shape)
+        return array_at(self.address(area, block.offset), shape, dtype, block, writable=True)
 
     def address(self, area: int, offset: int) -> int:
         """Return where the byte at ``offset`` of an area is in this process."""
@@ -202,7 +168,7 @@ class SharedHeap:
 
     def close(self) -> None:
         """Let go of the range; arrays that live keep it. Idempotent; not collective."""
-        self._range = None
+        self._mapping = None
         self.base = 0
 
     def _agree(self, nbytes: int, turn: int) -> tuple[int, list[int]]:
@@ -267,13 +233,7 @@ class SharedHeap:
     def _map_chunk(self, nbytes: int) -> None:
         """Map new memory, ``nbytes`` at the end of every area; on all ranks or on none."""
         try:
-            CommonMemory(
-                self._comm,
-                self._new_name(),
-                self.areas * nbytes,
-                lambda fd: self._map(fd, nbytes),
-                may_be_unnamed=self._may_be_unnamed,
-            )
+            self._source.share(self.areas * nbytes, lambda fd: self._map(fd, nbytes))
         except BaseException:
             for area in range(self.areas):
                 reserve(nbytes, at=self.address(area, self.nbytes))
@@ -282,20 +242,28 @@ class SharedHeap:
         self.nbytes += nbytes
 
     def _map(self, fd: int, nbytes: int) -> None:
+        pages = self._source.pages
         for area in range(self.areas):
             address = self.address(area, self.nbytes)
             map_shared(fd, nbytes, offset=area * nbytes, at=address)
+            pages.apply(address, nbytes, spread=self.areas == 1)
+        first, last = 0, nbytes
+        if self.areas == 1:
+            first, last = share_of(nbytes, self._comm.rank, self._comm.size)
+        address = self.address(self._own_area, self.nbytes) + first
+        populate(fd, self._own_area * nbytes + first, address, last - first)
+        pages.collapse(address, last - first)
 
 
-def _reserve(areas: int) -> tuple[int, int]:
-    """Return the address and the stride of as many addresses as this process may have; 0 if few."""
+def _reserve(areas: int) -> tuple[Mapping | None, int]:
+    """Reserve as many addresses as this process may have, and return the stride; 0 if too few."""
     stride = _LARGEST_STRIDE
     while stride >= _SMALLEST_STRIDE:
         try:
-            return reserve(areas * stride), stride
+            return Mapping(areas * stride), stride
         except OSError:
             stride //= 2
-    return 0, 0
+    return None, 0
 
 
 def _round_up(nbytes: int, unit: int) -> int:

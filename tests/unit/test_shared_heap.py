@@ -234,7 +234,7 @@ def test_stride_is_what_every_rank_can_reserve():
 def no_addresses(comm, poor):
     with pytest.MonkeyPatch.context() as patch:
         if comm.rank == poor:
-            patch.setattr(shared_heap, "reserve", _refuse)
+            patch.setattr(shared_heap, "Mapping", _refuse)
         with pytest.raises(AllocationFailed) as caught:
             comm.empty(10)
     assert reserved_and_mapped(comm._segment.region_prefix) == (0, 0)
