@@ -19,6 +19,7 @@ import numpy.typing as npt
 from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.sddp.case import Case, share_case, with_iterations
+from cobre_shm.sddp.cut_store import CutStore
 from cobre_shm.sddp.cuts import CutPool, average_cut, opening_weights, ordered_sum
 from cobre_shm.sddp.distribution import ItemGather, Shares
 from cobre_shm.sddp.errors import SolverError
@@ -109,6 +110,7 @@ class _Trainer:
         self.trials = ItemGather(self.shares, case.stages * self.state_size + 1, comm)
         self.found = ItemGather(self.shares, 1 + self.state_size, comm)
         self.pool = CutPool(case.stages, passes, self.state_size)
+        self.store = CutStore(comm, 1 + self.state_size)
         self.history: list[Iteration] = []
         self.timing: list[list[float]] = []
         self.retries = 0
@@ -259,7 +261,7 @@ class _Trainer:
             except SolverError as error:
                 failure = error
             batch = self.found.gather(failure)
-            self.pool.add(t, iteration, batch)
+            self.pool.add(t, iteration, self.store.keep(batch))
             self.solvers[t].add_cuts(batch[:, 0].copy(), batch[:, 1:])
             if t == 0 and self.bound_solver is not None:
                 self.bound_solver.add_cuts(batch[:, 0].copy(), batch[:, 1:])
