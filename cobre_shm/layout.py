@@ -118,6 +118,8 @@ MAX_SLOT_BYTES = 1 << 30
 
 # Operation codes of the first call word.
 BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV, COUNTS, REGION, SPLIT = 1, 2, 3, 4, 5, 6, 7
+ARRAY = 8
+ALLREDUCE_SHARED = 9
 OPERATIONS = {
     BARRIER: "barrier",
     BROADCAST: "broadcast",
@@ -126,6 +128,8 @@ OPERATIONS = {
     COUNTS: "allgatherv (counts)",
     REGION: "create_shared_region",
     SPLIT: "split_local",
+    ARRAY: "empty (shared array)",
+    ALLREDUCE_SHARED: "allreduce_shared",
 }
 
 # Poison word: kind | rank << 8 | (value + 2**31) << 32; zero means healthy.

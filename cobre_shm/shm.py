@@ -22,23 +22,35 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cobre_shm import fastcall, layout
+from cobre_shm.arrays import check_shape
 from cobre_shm.communicator import Array, Communicator, Counts
 from cobre_shm.cpus import cgroup_quota
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import ENABLED, armed, reach
 from cobre_shm.kernels import context
-from cobre_shm.kernels.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, CLAIM, Kernel
+from cobre_shm.kernels.entry import (
+    ALLGATHERV,
+    ALLREDUCE,
+    ALLREDUCE_COMMON,
+    BARRIER,
+    BROADCAST,
+    CLAIM,
+    Kernel,
+)
 from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
 from cobre_shm.plan import make_plan
+from cobre_shm.segment.common import MemorySource
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
 from cobre_shm.segment.handover import new_segment
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words
+from cobre_shm.segment.pages import PagePolicy
 from cobre_shm.segment.patience import Patience
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.region import ShmRegion
 from cobre_shm.segment.segment import Segment
+from cobre_shm.segment.shared_heap import SharedHeap
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.tuning import NAMES, SPIN_PAUSES, default_tuning, load_tuning
 from cobre_shm.validate import (
@@ -46,6 +58,7 @@ from cobre_shm.validate import (
     check_allreduce,
     check_broadcast,
     check_gather_buffers,
+    check_reduction,
     check_region,
 )
 
@@ -53,6 +66,8 @@ __all__ = ["ShmCommunicator"]
 
 # Upper bound of the adaptive spin, in pauses (about 50 us): shorter than any time slice.
 _SPIN_LIMIT_MAX = 2000
+# Results of allreduce_shared that are kept, of as many dtypes and lengths.
+_RESULTS = 8
 # What Segment.random_name() gives.
 _GROUP_NAME = re.compile(r"/cobre-[0-9a-f]{24}")
 
@@ -105,7 +120,10 @@ class ShmCommunicator(_State, Communicator):
         self.is_leader = config.rank == 0
         self._timeout = config.timeout_secs
         self._stall_warn = config.stall_warn_secs
-        self._regions = 0
+        self._heap: SharedHeap | None = None
+        self._common: SharedHeap | None = None
+        self._results: dict[tuple[int, int], Array] = {}
+        self._tuning = config.tuning
         chosen = load_tuning(config.tuning) if config.tuning else {}
         self._segment = join(
             config.name,
@@ -116,10 +134,18 @@ class ShmCommunicator(_State, Communicator):
             lambda segment: _tuning_words(segment, chosen),
         )
         self.slot_bytes = self._segment.slot_bytes
+        self._memory = MemorySource(
+            self,
+            self._segment.region_prefix,
+            may_be_unnamed=self._segment.may_be_unnamed,
+            pages=PagePolicy(config.hugepages, config.numa_interleave),
+        )
+        self._private = np.zeros(3 * config.size + 3, dtype=np.int64)
         self._scratch = np.empty(context.SCRATCH_BYTES + layout.LINE_BYTES, dtype=np.uint8)
-        self._arguments = np.zeros(config.size + 3, dtype=np.int64)
         state = _new_context(self._segment, config.rank, self._scratch)
-        fastcall.serve(ShmCommunicator, state, self._arguments[3:], self._arguments)
+        displs, arguments, sources = np.split(self._private, (config.size, config.size + 3))
+        state[context.SOURCES] = sources.ctypes.data
+        fastcall.serve(ShmCommunicator, state, displs, arguments)
         self._known = fastcall.Known(state)
         self._address = state.ctypes.data
         self._context = state
@@ -227,6 +253,46 @@ class ShmCommunicator(_State, Communicator):
                 send.dtype, op, layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), reduction
             )
         return recv
+
+    def allreduce_shared(self, send: Array, op: ReduceOp | str = ReduceOp.SUM) -> Array:
+        """See :meth:`Communicator.allreduce_shared`."""
+        self._check_usable()
+        source, op = check_reduction("allreduce_shared", send, op)
+        reduction = reduction_address(source.dtype, op)
+        if not reduction:
+            return super().allreduce_shared(send, op)
+        result = self._common_result(source)
+        self._run(
+            ALLREDUCE_COMMON,
+            0,
+            layout.ALLREDUCE_SHARED | op << 8,
+            dtype_tag(source.dtype),
+            source.size,
+            _address(source),
+            _address(result),
+            source.itemsize,
+            reduction,
+        )
+        return result.reshape(source.shape)
+
+    def _common_result(self, source: Array) -> Array:
+        """The read-only vector in common memory for results like ``source``; perhaps collective.
+
+        All ranks call with the same dtypes and lengths in the same order, so they find and forget
+        the same ones.
+        """
+        key = dtype_tag(source.dtype), source.size
+        found = self._results.pop(key, None)
+        if found is None:
+            self._run(BARRIER, 0, layout.ALLREDUCE_SHARED, *key)
+            if self._common is None:
+                self._common = self._new_heap(1)
+            if len(self._results) == _RESULTS:
+                del self._results[next(iter(self._results))]
+            found = self._common.array((source.size,), source.dtype)
+            found.flags.writeable = False
+        self._results[key] = found
+        return found
 
     def _reduce_with_numpy(self, send: Array, recv: Array, op: ReduceOp) -> None:
         """Gather blocks and reduce them in rank order, for dtypes without a compiled kernel."""
@@ -357,9 +423,21 @@ class ShmCommunicator(_State, Communicator):
         hashed = zlib.crc32(repr(extents).encode()) >> 1
         items = int(np.prod(extents, dtype=object))
         self._run(BARRIER, 0, layout.REGION | hashed << 32, dtype_tag(element), items)
-        self._regions += 1
-        name = f"{self._segment.region_prefix}{self._regions}"
-        return ShmRegion(self, name, extents, element, may_be_unnamed=self._segment.may_be_unnamed)
+        return ShmRegion(self, self._memory, extents, element)
+
+    def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
+        """See :meth:`Communicator.empty`: this rank's array in the shared heap."""
+        self._check_usable()
+        extents, element = check_shape("empty", shape, dtype)
+        self._run(BARRIER, 0, layout.ARRAY, 0, 0)
+        if self._heap is None:
+            self._heap = self._new_heap(self.size)
+            self._context[context.HEAP] = self._heap.base
+            self._context[context.HEAP_STRIDE] = self._heap.stride
+        return self._heap.array(extents, element)
+
+    def _new_heap(self, areas: int) -> SharedHeap:
+        return SharedHeap(self, areas, self._memory)
 
     def split_local(self) -> ShmCommunicator:
         """See :meth:`Communicator.split_local`: all ranks, in a group of its own."""
@@ -389,6 +467,9 @@ class ShmCommunicator(_State, Communicator):
                 timeout_secs=self._timeout,
                 slot_bytes=self.slot_bytes,
                 stall_warn_secs=self._stall_warn,
+                tuning=self._tuning,
+                hugepages=self._memory.pages.hugepages,
+                numa_interleave=self._memory.pages.interleave,
             )
         )
 
@@ -410,6 +491,11 @@ class ShmCommunicator(_State, Communicator):
             "The communicator is closed", context={"backend": "shm", "rank": self.rank}
         )
         _living.discard(self)
+        self._results.clear()
+        for heap in (self._heap, self._common):
+            if heap is not None:
+                heap.close()
+        self._memory.remove_names()
         leave(self._segment, self.rank)
 
     def __exit__(

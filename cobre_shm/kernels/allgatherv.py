@@ -19,11 +19,10 @@ from cobre_shm.kernels.rounds import begin, end, next_round, observe, own_line, 
 from cobre_shm.kernels.sharing import (
     ALL_SEND,
     ending_round,
-    is_probing,
     probe,
     source,
 )
-from cobre_shm.kernels.switches import PIECE_BYTES, gather_chunk, is_streaming
+from cobre_shm.kernels.switches import PIECE_BYTES, gather_chunk, is_probing, is_streaming
 from cobre_shm.kernels.waiting import arrival_line
 
 __all__ = ["allgatherv"]

@@ -29,7 +29,6 @@ from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.parts import part_start, reduce_part
 from cobre_shm.kernels.rounds import begin, end, next_round, observe, own_line, publish, slot
 from cobre_shm.kernels.sharing import (
-    is_probing,
     is_shared_allreduce,
     probe,
     shared_allreduce,
@@ -39,6 +38,7 @@ from cobre_shm.kernels.switches import (
     direct_chunk,
     is_chain,
     is_direct,
+    is_probing,
     is_streaming,
     scatter_chunk,
     streams_directly,

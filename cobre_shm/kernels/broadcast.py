@@ -16,12 +16,11 @@ from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.rounds import begin, end, next_round, observe, own_line, publish, slot
 from cobre_shm.kernels.sharing import (
     ending_round,
-    is_probing,
     is_shared,
     probe,
     source,
 )
-from cobre_shm.kernels.switches import broadcast_chunk, is_streaming
+from cobre_shm.kernels.switches import broadcast_chunk, is_probing, is_streaming
 from cobre_shm.kernels.waiting import arrival_line
 
 __all__ = ["broadcast"]

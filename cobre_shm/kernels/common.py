@@ -19,8 +19,8 @@ from cobre_shm.kernels.failing import COPY_IN, copy_or_fail
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.parts import part_start, reduce_part
 from cobre_shm.kernels.rounds import begin, next_round, observe, publish, slot
-from cobre_shm.kernels.sharing import ALL_SEND, ending_round, is_probing, probe, reduce_from
-from cobre_shm.kernels.switches import is_streaming, scatter_chunk
+from cobre_shm.kernels.sharing import ALL_SEND, ending_round, probe, reduce_from
+from cobre_shm.kernels.switches import is_probing, is_streaming, scatter_chunk
 
 __all__ = ["allreduce_common"]
 

@@ -42,6 +42,7 @@ from cobre_shm import layout
 from cobre_shm.kernels import context
 from cobre_shm.kernels.atomics import exchange_seq_cst, load_plain, store_plain, store_release
 from cobre_shm.kernels.jit import inlined
+from cobre_shm.kernels.switches import is_probing
 from cobre_shm.kernels.system import coarse_monotonic_ns, monotonic_ns
 from cobre_shm.kernels.waiting import arrival_line, publish_arrival, wait_all_arrived
 
@@ -94,7 +95,9 @@ def begin(ctx: Any, what: int, tag: int, count: int, nbytes: int) -> int:
     """
     if claim(ctx, 0) != context.READY:
         return context.TAKEN
-    store_plain(own_line(ctx) + layout.SIGNATURE, what * _K1 ^ tag * _K2 ^ count * _K3)
+    # A rank without the heap that the others have would take their probe for a payload.
+    signature = what * _K1 ^ tag * _K2 ^ count * _K3 ^ is_probing(ctx, nbytes)
+    store_plain(own_line(ctx) + layout.SIGNATURE, signature)
     sequence = ctx[context.SEQUENCE] + 1
     ctx[context.SEQUENCE] = sequence
     entry = ctx[context.RECORDER] + ((sequence - 1) & (layout.RECORDER_ENTRIES - 1)) * (

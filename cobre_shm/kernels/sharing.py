@@ -35,7 +35,6 @@ __all__ = [
     "ALL_SEND",
     "APART",
     "ending_round",
-    "is_probing",
     "is_shared",
     "is_shared_allreduce",
     "probe",
@@ -46,12 +45,6 @@ __all__ = [
 
 # What a probe found, as bits.
 ALL_SEND, ALL_RECV, APART = 1, 2, 4
-
-
-@inlined
-def is_probing(ctx: Any, nbytes: int) -> bool:
-    """Whether a collective of ``nbytes`` begins with a probe."""
-    return ctx[context.HEAP] != 0 and nbytes >= ctx[context.TUNING + tuning.SHARE_BYTES]
 
 
 @inlined

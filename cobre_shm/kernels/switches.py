@@ -20,6 +20,7 @@ __all__ = [
     "gather_chunk",
     "is_chain",
     "is_direct",
+    "is_probing",
     "is_streaming",
     "scatter_chunk",
     "streams_directly",
@@ -43,6 +44,12 @@ def _at_most_a_slot(ctx: Any, nbytes: int) -> int:
 def is_streaming(ctx: Any, nbytes: int) -> bool:
     """Whether what all ranks write leaves the caches anyway, so that stores go past them."""
     return nbytes * ctx[context.SIZE] >= _word(ctx, tuning.STREAM_BYTES)
+
+
+@inlined
+def is_probing(ctx: Any, nbytes: int) -> bool:
+    """Whether a collective of ``nbytes`` begins with a probe."""
+    return ctx[context.HEAP] != 0 and nbytes >= ctx[context.TUNING + tuning.SHARE_BYTES]
 
 
 @inlined

@@ -101,6 +101,10 @@ class ShmConfig:
             several steps. A multiple of 4096, the page. Rank 0's value holds for all.
         stall_warn_secs: Seconds after which the ranks that wait name a late one on stderr; above
             0, ``inf`` for never.
+        hugepages: Whether to ask for huge pages for shared regions and arrays: ``auto`` where
+            they are large and the system leaves it to programs, ``never``, ``always``.
+        numa_interleave: Whether to spread regions over all memory nodes, rather than to have each
+            rank's block on the node of that rank.
         tuning: File of switch points (``python -m cobre_shm.tune`` writes one), or ``auto`` for
             the one of this machine. None: the defaults. Rank 0's value holds for all.
 
@@ -116,6 +120,8 @@ class ShmConfig:
     timeout_secs: float = 60.0
     slot_bytes: int = 262144
     stall_warn_secs: float = 10.0
+    hugepages: str = "auto"
+    numa_interleave: bool = False
     tuning: str | None = None
 
     def __post_init__(self) -> None:
