@@ -30,7 +30,6 @@ def make_plan(
     result: Any,
     start: Callable[[], Any],
     finish: Callable[[], Any],
-    kept: tuple[Any, ...],
 ) -> Callable[[], Any]:
     """Return a callable that runs ``kernel`` with ``args`` and returns ``result``.
 
@@ -41,9 +40,9 @@ def make_plan(
         args: Its arguments.
         nbytes: Of the payload.
         result: What a call returns.
-        start: The same operation in Python, for a communicator that is busy or unusable.
+        start: The same operation in Python, for a communicator that is busy or unusable. It
+            keeps alive what the plan needs: the communicator and all buffers.
         finish: Goes on with one that has begun and come back unfinished.
-        kept: What must live as long as the plan, the communicator and its buffers among them.
     """
     if not is_installed(cls):
         return start
@@ -60,7 +59,7 @@ def make_plan(
     new_function = ctypes.pythonapi.PyCFunction_NewEx
     new_function.restype = ctypes.py_object
     new_function.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p]
-    holder = (words, start_call, finish_call, result, *kept)
+    holder = (words, start_call, finish_call, result)
     return new_function(_definition(), holder, None)  # type: ignore[no-any-return]
 
 

@@ -405,14 +405,14 @@ class ShmCommunicator(_State, Communicator):
     def _plan(
         self, kernel: Kernel, args: tuple[int, ...], nbytes: int, result: Any, kept: tuple[Any, ...]
     ) -> Callable[[], Any]:
-        def run(resume: int) -> Any:
+        def run(resume: int, _kept: tuple[Any, ...]) -> Any:
             self._check_usable()
             self._run(kernel, resume, *args)
             return result
 
-        start, finish = partial(run, 0), partial(run, 1)
+        start, finish = partial(run, 0, kept), partial(run, 1, kept)
         words = self._address, kernel, args, nbytes
-        return make_plan(type(self), *words, result, start, finish, (self, *kept))
+        return make_plan(type(self), *words, result, start, finish)
 
     def create_shared_region(
         self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64
