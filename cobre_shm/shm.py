@@ -12,7 +12,7 @@ import time
 import traceback
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -438,6 +438,17 @@ class ShmCommunicator(_State, Communicator):
 
     def _new_heap(self, areas: int) -> SharedHeap:
         return SharedHeap(self, areas, self._memory)
+
+    def use_switch_points(self, points: Mapping[str, int]) -> None:
+        """Use other switch points from now on, for measuring them. Collective.
+
+        Args:
+            points: By the names of ``cobre_shm.tuning``; equal on all ranks.
+        """
+        self.barrier()
+        for name, value in points.items():
+            self._context[context.TUNING + NAMES.index(name)] = value
+        self.barrier()
 
     def split_local(self) -> ShmCommunicator:
         """See :meth:`Communicator.split_local`: all ranks, in a group of its own."""
