@@ -28,13 +28,14 @@ def plants(count, buses):
 
 
 def plant(h, count, buses):
-    later = st.none() if h + 1 == count else st.one_of(st.none(), st.just(h + 1))
+    last = h + 1 == count
+    later = st.none() if last else st.sampled_from((None, h + 1))
     generation = {
         "productivity_mw_per_m3s": number(0.5, 2.0),
         "max_turbined_m3s": number(5, 60),
         "max_generation_mw": number(10, 80),
     }
-    target = st.fixed_dictionaries({"downstream_id": later, "max_flow_m3s": number(1, 10)})
+    target = st.fixed_dictionaries({"downstream_id": st.just(h + 1), "max_flow_m3s": number(1, 10)})
     return st.fixed_dictionaries(
         {
             "bus_id": st.integers(0, buses - 1),
@@ -42,7 +43,7 @@ def plant(h, count, buses):
             "reservoir": st.fixed_dictionaries({"max_storage_hm3": number(0, 40)}),
             "outflow": st.fixed_dictionaries({"min_outflow_m3s": number(0.5, 10)}),
             "generation": st.fixed_dictionaries(generation),
-            "diversion": st.one_of(st.none(), target),
+            "diversion": st.none() if last else st.one_of(st.none(), target, target),
         }
     )
 
@@ -50,7 +51,8 @@ def plant(h, count, buses):
 @st.composite
 def systems(draw):
     """Draw the numbers of a system of at most three stages with at most three openings each."""
-    buses, stages, count = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(0, 2))
+    buses, stages = draw(st.integers(1, 2)), draw(st.sampled_from((3, 3, 2, 1)))
+    count = draw(st.sampled_from((2, 2, 1, 0)))
     per_stage = range(stages)
     lagged = count > 0 and draw(st.booleans())
     # Without the penalty a negative inflow has no solution.
@@ -58,10 +60,10 @@ def systems(draw):
     cvar = st.fixed_dictionaries({"alpha": number(0.25, 1, 0.25), "lambda": number(0, 1, 0.25)})
     return {
         "stages": stages,
-        "openings": draw(st.integers(1, 3)),
+        "openings": draw(st.sampled_from((3, 2, 1))),
         "hours": draw(st.lists(number(20, 200, 10), min_size=1, max_size=2)),
         "rate": draw(number(0, 0.2, 0.05)),
-        "cvar": draw(st.one_of(st.none(), cvar)),
+        "cvar": draw(st.one_of(st.none(), cvar, cvar)),
         "penalty": penalty,
         "plants": draw(plants(count, buses)),
         "storage": [draw(number(0, 40)) for _ in range(count)],
@@ -73,7 +75,7 @@ def systems(draw):
             for t in (-1, *per_stage)
         ],
         "load": [
-            (b, t, draw(number(0, 90)), draw(number(0, 10)))
+            (b, t, draw(number(10, 90)), draw(number(0, 10)))
             for b in range(buses)
             for t in per_stage
         ],
@@ -148,9 +150,8 @@ def write_system(path, system):
     hydros = []
     for h, item in enumerate(system["plants"]):
         diversion = item["diversion"]
-        has_target = diversion is not None and diversion["downstream_id"] is not None
         parts = {key: value for key, value in item.items() if key != "diversion"}
-        hydros.append(hydro_plant(h, **parts, **({"diversion": diversion} if has_target else {})))
+        hydros.append(hydro_plant(h, **parts, **({"diversion": diversion} if diversion else {})))
     write_json(path, "system/hydros.json", {"hydros": hydros})
     initial = {
         "storage": [
