@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +20,18 @@ from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.sddp.case import Case, share_case, with_iterations
 from cobre_shm.sddp.checkpoint import (
-    FILE_NAME,
     Checkpoint,
     decode,
     encode,
     read_checkpoint,
     write_checkpoint,
 )
-from cobre_shm.sddp.config import CheckpointSchedule, Config
 from cobre_shm.sddp.cuts import CutPool, average_cut, opening_weights, ordered_sum
 from cobre_shm.sddp.distribution import ItemGather, Shares, gather_items
 from cobre_shm.sddp.errors import SolverError
 from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.noise_bounds import noise_bounds
+from cobre_shm.sddp.plan import INTERRUPTED, Plan, make_plan
 from cobre_shm.sddp.scenarios import draw_opening, opening_tree
 from cobre_shm.sddp.sharing import on_rank_zero, share_failure
 from cobre_shm.sddp.solver import Place, StageSolver
@@ -50,7 +48,6 @@ from cobre_shm.sddp.warm_start import share_policy
 Floats = npt.NDArray[np.float64]
 
 _REASONS = ("", "iteration_limit", "time_limit", "bound_stalling")
-_INTERRUPTED = "interrupted"
 
 Progress = Callable[[Iteration], None]
 
@@ -102,7 +99,7 @@ def train(
         case = share_case(case, comm)
     if iterations is not None:
         case = with_iterations(case, iterations)
-    plan = _plan(case.config, output_dir, checkpoint_every, resume, warm_start)
+    plan = make_plan(case.config, output_dir, checkpoint_every, resume, warm_start)
     if output_dir is not None:
         from cobre_shm.sddp.results import prepare_output, write_training
 
@@ -115,54 +112,8 @@ def train(
     return result
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Where a training begins and what it leaves behind on its way; None is not at all.
-
-    Attributes:
-        directory: The output directory.
-        schedule: When to write checkpoints.
-        resume_from: The checkpoint to go on from, if it exists.
-        warm_start: The policy directory with cuts to begin with.
-    """
-
-    directory: Path | None
-    schedule: CheckpointSchedule | None
-    resume_from: Path | None
-    warm_start: Path | None
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """Where checkpoints are written."""
-        return None if self.directory is None else self.directory / "policy" / FILE_NAME
-
-
-def _plan(
-    config: Config,
-    output_dir: str | Path | None,
-    every: int | None,
-    resume: bool | None,
-    warm_start: str | Path | None,
-) -> _Plan:
-    directory = None if output_dir is None else Path(output_dir)
-    schedule = config.checkpoints if every is None else CheckpointSchedule(every, every)
-    resumes = config.policy_mode == "resume" if resume is None else resume
-    if directory is None and (every is not None or resumes):
-        raise ValueError("checkpoints need an output directory")
-    base = directory or Path()
-    if warm_start is None and config.policy_mode == "warm_start":
-        warm_start = base / config.policy_path
-    read = config.policy_path if config.policy_mode == "resume" else "policy"
-    return _Plan(
-        directory=directory,
-        schedule=schedule,
-        resume_from=base / read / FILE_NAME if resumes else None,
-        warm_start=None if warm_start is None else Path(warm_start),
-    )
-
-
 class _Trainer:
-    def __init__(self, case: Case, comm: Communicator, plan: _Plan) -> None:
+    def __init__(self, case: Case, comm: Communicator, plan: Plan) -> None:
         self.case, self.comm, self.plan = case, comm, plan
         horizon = case.horizon
         passes, self.state_size = case.config.forward_passes, case.state_size
@@ -255,9 +206,8 @@ class _Trainer:
 
     def _save(self, reason: str) -> None:
         """Write a checkpoint if one is due. Collective."""
-        schedule, path = self.plan.schedule, self.plan.checkpoint
-        due = schedule is not None and (reason or schedule.is_due(len(self.history)))
-        if path is None or not (due or reason == _INTERRUPTED):
+        path = self.plan.checkpoint
+        if path is None or not self.plan.writes_checkpoint(len(self.history), reason):
             return
         checkpoint = self._checkpoint()
         on_rank_zero(
@@ -367,7 +317,7 @@ class _Trainer:
                 forward_passes=self.case.config.forward_passes,
             )
         )
-        return _REASONS[int(verdict[1])] or (_INTERRUPTED if peaks_all[2] else "")
+        return _REASONS[int(verdict[1])] or (INTERRUPTED if peaks_all[2] else "")
 
     def _judge(self, iteration: int, start: float) -> tuple[Floats, SolverError | None]:
         """Return lower bound and stop reason on rank 0; NaN where there is an error instead."""
