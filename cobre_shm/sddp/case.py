@@ -159,10 +159,12 @@ def share_case(path: str | Path, comm: Communicator) -> Case:
         findings.check()
         return encode({"name": name, "documents": documents})
 
+    from cobre_shm.sddp.node_arrays import share_openings
+
     shared = decode(on_rank_zero(read, comm))
     case = build_case(shared["name"], CaseFiles(shared["documents"], Findings()))
     assert case is not None, "rank 0 has checked the same documents"
-    return case
+    return share_openings(case, comm)
 
 
 def build_case(name: str, files: CaseFiles) -> Case | None:

@@ -26,13 +26,15 @@ from cobre_shm.sddp.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from cobre_shm.sddp.cut_store import CutStore
 from cobre_shm.sddp.cuts import CutPool, average_cut, opening_weights, ordered_sum
 from cobre_shm.sddp.distribution import ItemGather, Shares, gather_items
 from cobre_shm.sddp.errors import SolverError
 from cobre_shm.sddp.failed_problem import ProblemWriter
+from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise_bounds import noise_bounds
 from cobre_shm.sddp.plan import INTERRUPTED, Plan, make_plan
-from cobre_shm.sddp.scenarios import draw_opening, opening_tree
+from cobre_shm.sddp.scenarios import draw_opening
 from cobre_shm.sddp.sharing import on_rank_zero, share_failure
 from cobre_shm.sddp.solver import Place, StageSolver
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
@@ -118,12 +120,13 @@ class _Trainer:
         horizon = case.horizon
         passes, self.state_size = case.config.forward_passes, case.state_size
         self.scale = cost_scale(case)
-        self.tree = opening_tree(case.statistics, horizon, case.config.tree_seed, len(case.hydros))
+        node = NodeArrays(comm)
+        self.tree = node.opening_tree(case)
         lps = [build_stage(case, t, self.scale) for t in range(case.stages)]
         directory = plan.directory
         writer = None if directory is None else ProblemWriter(case, directory / "failed")
         self.solvers = [
-            StageSolver(lp, noise_bounds(case, lp, noise), writer)
+            StageSolver(lp, node.noise_bounds(case, lp, noise), writer)
             for lp, noise in zip(lps, self.tree, strict=True)
         ]
         self.bound_solver = (
@@ -136,6 +139,7 @@ class _Trainer:
         self.trials = ItemGather(self.shares, case.stages * self.state_size + 1, comm)
         self.found = ItemGather(self.shares, 1 + self.state_size, comm)
         self.pool = CutPool([np.zeros((0, 1 + self.state_size))] * case.stages)
+        self.store = CutStore(comm, 1 + self.state_size)
         self.history: list[Iteration] = []
         self.timing: list[list[float]] = []
         self.retries = 0
@@ -189,7 +193,7 @@ class _Trainer:
         )
 
     def _begin_with(self, given: Sequence[Floats]) -> None:
-        self.pool = CutPool(given)
+        self.pool = CutPool([self.store.keep(cuts) for cuts in given])
         for t, cuts in enumerate(given):
             if len(cuts):
                 self._add_cuts(t, cuts)
@@ -209,29 +213,31 @@ class _Trainer:
         path = self.plan.checkpoint
         if path is None or not self.plan.writes_checkpoint(len(self.history), reason):
             return
-        checkpoint = self._checkpoint()
-        on_rank_zero(
-            lambda: write_checkpoint(path, encode(checkpoint, self.case.digest)),
-            self.comm,
-        )
+        make = self._checkpoint()
+        on_rank_zero(lambda: write_checkpoint(path, encode(make(), self.case.digest)), self.comm)
 
-    def _checkpoint(self) -> Checkpoint:
-        """Return the training as it is after an iteration. Collective."""
+    def _checkpoint(self) -> Callable[[], Checkpoint]:
+        """Gather what the ranks know; return how rank 0 makes a checkpoint of it. Collective."""
         width = sum(solver.basis_size for solver in self.solvers)
         local = np.zeros((len(self.shares.mine), width), dtype=np.int8)
         for i in range(len(local)):
             local[i] = np.concatenate([solver.basis(i) for solver in self.solvers])
+        bases = gather_items(local, self.shares, self.comm)
         timing = self.comm.allgatherv(np.array(self.timing, dtype=np.float64).reshape(-1))
-        bound = self.bound_solver
-        return Checkpoint(
-            history=tuple(self.history),
-            retries=self.retries,
-            given=self.pool.given,
-            cuts=tuple(self.pool.made(t) for t in range(self.case.stages)),
-            bases=gather_items(local, self.shares, self.comm),
-            bound_basis=np.zeros(0, dtype=np.int8) if bound is None else bound.basis(0),
-            timing=timing.reshape(self.comm.size, len(self.history), len(TIMING_COLUMNS)),
-        )
+
+        def make() -> Checkpoint:
+            assert self.bound_solver is not None, "only rank 0 makes checkpoints"
+            return Checkpoint(
+                history=tuple(self.history),
+                retries=self.retries,
+                given=self.pool.given,
+                cuts=tuple(self.pool.made(t) for t in range(self.case.stages)),
+                bases=bases,
+                bound_basis=self.bound_solver.basis(0),
+                timing=timing.reshape(self.comm.size, len(self.history), len(TIMING_COLUMNS)),
+            )
+
+        return make
 
     def _restore(self, saved: Checkpoint) -> None:
         self._begin_with(saved.given)
@@ -240,7 +246,7 @@ class _Trainer:
             # In the batches in which they came, so that the problem grows in the same way.
             for k in range(len(cuts) // passes):
                 batch = cuts[k * passes : (k + 1) * passes]
-                self.pool.add(t, k + 1, batch)
+                self.pool.add(t, k + 1, self.store.keep(batch))
                 self._add_cuts(t, batch)
         ends = np.cumsum([solver.basis_size for solver in self.solvers])
         for i, scenario in enumerate(self.shares.mine):
@@ -369,7 +375,7 @@ class _Trainer:
             except SolverError as error:
                 failure = error
             batch = self.found.gather(failure)
-            self.pool.add(t, iteration, batch)
+            self.pool.add(t, iteration, self.store.keep(batch))
             self._add_cuts(t, batch)
 
     def _add_cuts(self, t: int, batch: Floats) -> None:
