@@ -4,12 +4,16 @@ CobreError
 |-- CaseError                 the case directory cannot be used
 |   |-- MissingFile           a required file is absent
 |   |-- ParseError            a file is not readable JSON or Parquet
-|   |-- SchemaViolation       a field is absent or has the wrong type or shape
+|   |-- SchemaViolation       a field is absent or has the wrong shape
+|   |   |-- TypeMismatch      a field has the wrong type
+|   |   |-- InvalidEnum       a word is none of those allowed
+|   |   `-- DuplicateId       two entities have the same id
 |   |-- OutOfRange            a value breaks a bound
 |   |-- MissingReference      an id names nothing
 |   `-- Unsupported           the format knows it, this program does not
 |-- SolverError               a stage problem could not be solved
 |-- OutputError               the output directory cannot be used
+|-- CheckpointError           a checkpoint or policy cannot be gone on with
 `-- MissingDependency         an optional package is not installed
 """
 
@@ -48,9 +52,27 @@ class ParseError(CaseError):
 
 
 class SchemaViolation(CaseError):
-    """A field is absent or has the wrong type or shape."""
+    """A field is absent or has the wrong shape."""
 
     kind: ClassVar[str] = "SchemaViolation"
+
+
+class TypeMismatch(SchemaViolation):
+    """A field has the wrong type."""
+
+    kind: ClassVar[str] = "TypeMismatch"
+
+
+class InvalidEnum(SchemaViolation):
+    """A word is none of those that are allowed."""
+
+    kind: ClassVar[str] = "InvalidEnum"
+
+
+class DuplicateId(SchemaViolation):
+    """Two entities of one kind have the same id."""
+
+    kind: ClassVar[str] = "DuplicateId"
 
 
 class OutOfRange(CaseError):
@@ -74,17 +96,23 @@ class Unsupported(CaseError):
 class SolverError(CobreError):
     """A stage problem has no optimal solution.
 
-    ``context`` names ``stage``, ``iteration``, ``scenario`` and ``opening``, with the status
-    that the solver reported.
+    ``context`` names ``stage`` (its id), ``iteration``, ``scenario`` and ``opening``, with the
+    status that the solver reported and the file that holds the problem, if one was written.
     """
 
-    kind: ClassVar[str] = "SolverError"
+    kind: ClassVar[str] = "SolverFailure"
 
 
 class OutputError(CobreError):
     """The output directory cannot be created or written."""
 
     kind: ClassVar[str] = "OutputError"
+
+
+class CheckpointError(CobreError):
+    """A checkpoint or a policy is damaged or belongs to something else."""
+
+    kind: ClassVar[str] = "CheckpointFailed"
 
 
 class MissingDependency(CobreError):
@@ -101,11 +129,15 @@ SHARED_ERRORS: dict[str, type[CobreError]] = {
         MissingFile,
         ParseError,
         SchemaViolation,
+        TypeMismatch,
+        InvalidEnum,
+        DuplicateId,
         OutOfRange,
         MissingReference,
         Unsupported,
         SolverError,
         OutputError,
+        CheckpointError,
         MissingDependency,
     )
 }
