@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cobre_shm.errors import CollectiveMismatch as CollectiveMismatch
     from cobre_shm.errors import CollectiveTimeout as CollectiveTimeout
     from cobre_shm.errors import CommError as CommError
+    from cobre_shm.errors import IncompatibleSettings as IncompatibleSettings
     from cobre_shm.errors import InitializationFailed as InitializationFailed
     from cobre_shm.errors import InvalidBackend as InvalidBackend
     from cobre_shm.errors import InvalidBufferSize as InvalidBufferSize
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cobre_shm.errors import InvalidRoot as InvalidRoot
     from cobre_shm.errors import MissingConfiguration as MissingConfiguration
     from cobre_shm.errors import RankFailed as RankFailed
+    from cobre_shm.errors import WorkerError as WorkerError
     from cobre_shm.local import LocalCommunicator as LocalCommunicator
     from cobre_shm.selection.factory import available_backends as available_backends
     from cobre_shm.selection.factory import create_communicator as create_communicator
@@ -53,6 +55,7 @@ _HOME = {
         "CollectiveMismatch",
         "CollectiveTimeout",
         "CommError",
+        "IncompatibleSettings",
         "InitializationFailed",
         "InvalidBackend",
         "InvalidBufferSize",
@@ -61,6 +64,7 @@ _HOME = {
         "InvalidRoot",
         "MissingConfiguration",
         "RankFailed",
+        "WorkerError",
     ),
     "local": ("LocalCommunicator",),
     "selection.factory": ("available_backends", "create_communicator"),

@@ -59,7 +59,7 @@ def train(
         comm: The communicator; it stays open.
         iterations: Replaces the iteration limit of the case.
         output_dir: Where rank 0 writes the result; None writes nothing.
-        progress: Called on rank 0 after every iteration.
+        progress: Called after every iteration, on each rank that gives it.
         should_stop: Asked on every rank after every iteration; if any rank's answer is true,
             all end after that iteration with the reason ``interrupted``.
 
@@ -118,7 +118,7 @@ class _Trainer:
         reason = ""
         while not reason:
             reason = self._iterate(start, should_stop)
-            if progress is not None and self.comm.rank == 0:
+            if progress is not None:
                 progress(self.history[-1])
         seconds = time.perf_counter() - start
         timing = self.comm.allgatherv(np.array(self.timing, dtype=np.float64).reshape(-1))

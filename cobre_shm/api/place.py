@@ -1,0 +1,175 @@
+"""Where the ranks of a call are, as its arguments say.
+
+    comm=...                             the communicator that was given
+    num_workers=1                        this process alone: local
+    num_workers=N                        N workers that this process starts: shm, or tcp
+    coordinator=..., rank=..., size=...  this process is one rank of a tcp group
+    backend="mpi", or a registered name  this process is one rank of a group, started elsewhere
+
+The environment chooses nothing, with one exception: for several workers, ``"auto"`` means tcp where
+``COBRE_TCP_COORDINATOR`` is set.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cobre_shm.communicator import Communicator
+from cobre_shm.errors import IncompatibleSettings
+from cobre_shm.selection.factory import choose, create_communicator
+from cobre_shm.selection.kinds import LocalConfig, MpiConfig, ShmConfig, TcpConfig
+from cobre_shm.selection.registry import read_registry
+from cobre_shm.spawn.calls import check_size
+from cobre_shm.spawn.meeting import Meeting, ShmMeeting, TcpMeeting
+
+__all__ = ["Place", "find_place"]
+
+_COORDINATOR = "COBRE_TCP_COORDINATOR"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the ranks are.
+
+    Attributes:
+        workers: Number of worker processes to start; 0 when this process is a rank itself.
+        backend: Name of the workers' backend.
+        coordinator: Address at which tcp workers meet; None for one of this machine.
+        comm: The communicator that was given, which stays open.
+        config: Configuration or name of the one to make.
+    """
+
+    workers: int = 0
+    backend: str = ""
+    coordinator: str | None = None
+    comm: Communicator | None = None
+    config: Any = None
+
+    @contextmanager
+    def communicator(self) -> Iterator[Communicator]:
+        """Give this process's communicator; one that was made here is closed afterwards."""
+        if self.comm is not None:
+            yield self.comm
+        else:
+            with create_communicator(self.config) as comm:
+                yield comm
+
+    def meeting(self) -> Meeting:
+        """Return how the workers will find each other."""
+        if self.backend == "shm":
+            return ShmMeeting(self.workers)
+        return TcpMeeting(self.workers, _tcp_settings(self.coordinator))
+
+
+def find_place(
+    backend: str,
+    num_workers: int,
+    coordinator: str | None,
+    rank: int | None,
+    size: int | None,
+    comm: Communicator | None,
+) -> Place:
+    """Return where the ranks are. Nothing is started.
+
+    Raises:
+        IncompatibleSettings: The arguments do not go together.
+        InvalidArguments: ``num_workers`` is out of range.
+        BackendError: The backend is not known, or not available.
+    """
+    name = backend.strip().lower()
+    workers = check_size(num_workers, "num_workers")
+    member = {"coordinator": coordinator, "rank": rank, "size": size}
+    given = [key for key, value in member.items() if value is not None]
+    if comm is not None:
+        if given or workers > 1 or name not in ("auto", comm.backend):
+            raise _refuse("comm= is all that is needed: leave out the other arguments", "comm")
+        return Place(comm=comm)
+    if workers > 1:
+        if rank is not None or size is not None:
+            raise _refuse("rank= and size= are for a group that is started elsewhere", "rank")
+        return _worker_place(name, workers, coordinator)
+    if given:
+        if name not in ("auto", "tcp"):
+            raise _refuse(f"{', '.join(given)} are of backend 'tcp', not {backend!r}", "backend")
+        missing = [key for key, value in member.items() if value is None]
+        if coordinator is None or rank is None or size is None:
+            raise _refuse(f"a rank of a tcp group also needs {', '.join(missing)}", missing[0])
+        return Place(config=TcpConfig(coordinator, rank, size))
+    return Place(config=_single(name))
+
+
+def _single(name: str) -> Any:
+    """Configuration of a process that is not told of any other."""
+    if name in ("auto", "local"):
+        return LocalConfig()
+    if name == "shm":
+        return ShmConfig(f"/cobre-{secrets.token_hex(12)}", rank=0, size=1)
+    if name == "mpi":
+        return MpiConfig()
+    if name == "tcp":
+        raise _refuse(
+            "backend 'tcp' needs coordinator=, rank= and size=, or num_workers= above 1", "backend"
+        )
+    return name
+
+
+def _worker_place(name: str, workers: int, coordinator: str | None) -> Place:
+    _check_start_method()
+    if name == "auto":
+        has_address = coordinator is not None or bool(os.environ.get(_COORDINATOR))
+        name = "tcp" if has_address else "shm"
+    # Says so if it is not known or not installed.
+    choose(read_registry(), name, {})
+    if name not in ("shm", "tcp"):
+        raise _refuse(f"workers meet over 'shm' or 'tcp', not over {name!r}", "backend")
+    if name != "tcp" and coordinator is not None:
+        raise _refuse(f"coordinator= is of backend 'tcp', not {name!r}", "coordinator")
+    return Place(workers=workers, backend=name, coordinator=coordinator)
+
+
+def _check_start_method() -> None:
+    """Refuse a process whose user has chosen fork: what it then expects is not what happens."""
+    # Without allow_none, asking would set it.
+    if multiprocessing.get_start_method(allow_none=True) == "fork":
+        raise IncompatibleSettings(
+            "The start method of multiprocessing is 'fork', which workers cannot use: threads and "
+            "locks of this process would be copied in any state",
+            context={"setting": "multiprocessing.set_start_method", "requested_value": "fork"},
+            suggestion="Call multiprocessing.set_start_method('spawn', force=True) first",
+        )
+
+
+def _refuse(message: str, setting: str) -> IncompatibleSettings:
+    return IncompatibleSettings(
+        message[:1].upper() + message[1:],
+        context={"setting": setting},
+        suggestion="See: help(cobre_shm.train)",
+    )
+
+
+def _tcp_settings(coordinator: str | None) -> dict[str, str]:
+    """Variables by which tcp workers of this machine meet."""
+    inherited = {key: value for key, value in os.environ.items() if key.startswith("COBRE_TCP_")}
+    if coordinator is not None:
+        inherited.pop("COBRE_TCP_PORT", None)
+        return {**inherited, _COORDINATOR: coordinator}
+    if inherited.get(_COORDINATOR):
+        return inherited
+    # The system gives a port that nobody has; nothing else takes it within these milliseconds
+    # unless it is asked for by number.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        **inherited,
+        _COORDINATOR: "127.0.0.1",
+        "COBRE_TCP_PORT": str(port),
+        "COBRE_TCP_BIND_ADDR": "127.0.0.1",
+    }
