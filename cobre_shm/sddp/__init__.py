@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cobre_shm.sddp.case import Case as Case
+    from cobre_shm.sddp.case import check_case as check_case
     from cobre_shm.sddp.case import load_case as load_case
     from cobre_shm.sddp.case import share_case as share_case
     from cobre_shm.sddp.errors import CaseError as CaseError
+    from cobre_shm.sddp.errors import DuplicateId as DuplicateId
+    from cobre_shm.sddp.errors import InvalidEnum as InvalidEnum
     from cobre_shm.sddp.errors import MissingDependency as MissingDependency
     from cobre_shm.sddp.errors import MissingFile as MissingFile
     from cobre_shm.sddp.errors import MissingReference as MissingReference
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from cobre_shm.sddp.errors import ParseError as ParseError
     from cobre_shm.sddp.errors import SchemaViolation as SchemaViolation
     from cobre_shm.sddp.errors import SolverError as SolverError
+    from cobre_shm.sddp.errors import TypeMismatch as TypeMismatch
     from cobre_shm.sddp.errors import Unsupported as Unsupported
     from cobre_shm.sddp.simulation import SimulationResult as SimulationResult
     from cobre_shm.sddp.simulation import simulate as simulate
@@ -40,9 +44,11 @@ if TYPE_CHECKING:
 
 # Loaded at first use: reading a case needs no solver, and nothing needs both at import.
 _HOME = {
-    "case": ("Case", "load_case", "share_case"),
+    "case": ("Case", "check_case", "load_case", "share_case"),
     "errors": (
         "CaseError",
+        "DuplicateId",
+        "InvalidEnum",
         "MissingDependency",
         "MissingFile",
         "MissingReference",
@@ -51,6 +57,7 @@ _HOME = {
         "ParseError",
         "SchemaViolation",
         "SolverError",
+        "TypeMismatch",
         "Unsupported",
     ),
     "simulation": ("SimulationResult", "simulate"),

@@ -8,6 +8,7 @@ data or a stage problem without solution, 4 backend or communication, 130 interr
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import signal
 import sys
@@ -32,6 +33,10 @@ BAD_DATA = 3
 BAD_BACKEND = 4
 INTERRUPTED = 130
 
+# Commands beside the training, and the modules with their ``add_arguments`` and ``run``. A case
+# directory of such a name is given as ./NAME.
+_COMMANDS = {"validate": "cobre_shm.sddp.validate"}
+
 
 class _UsageError(Exception):
     """The arguments are wrong; the text is argparse's own."""
@@ -48,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m cobre_shm.sddp",
         description="Train a hydrothermal operation policy. Under the launcher the same line "
-        "runs on every rank.",
+        "runs on every rank. 'validate CASE' checks a case instead.",
     )
     parser.add_argument(
         "case",
@@ -86,8 +91,26 @@ def _positive(text: str) -> int:
     return value
 
 
+def _run_command(name: str, arguments: Sequence[str]) -> int:
+    """Run a command that needs no communicator, and so runs on one process."""
+    command = importlib.import_module(_COMMANDS[name])
+    parser = argparse.ArgumentParser(
+        f"python -m cobre_shm.sddp {name}", description=command.__doc__
+    )
+    command.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    try:
+        return int(command.run(options))
+    except CobreError as error:
+        _print_error(error, options.output_format == "json")
+        return _exit_code(error)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in _COMMANDS:
+        return _run_command(arguments[0], arguments[1:])
     try:
         options = _parser().parse_args(arguments)
     except _UsageError as error:

@@ -6,7 +6,6 @@ positions index states, noise vectors and cuts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.communicator import Communicator
+from cobre_shm.sddp.case_files import CaseFiles
 from cobre_shm.sddp.config import Config, parse_config
 from cobre_shm.sddp.constraints import GenericConstraint, parse_constraints
-from cobre_shm.sddp.documents import Documents, decode, encode, read_documents
+from cobre_shm.sddp.documents import decode, encode, read_documents
 from cobre_shm.sddp.errors import OutOfRange, Unsupported
-from cobre_shm.sddp.fields import Record
+from cobre_shm.sddp.fields import Positions, Record
+from cobre_shm.sddp.findings import Findings
 from cobre_shm.sddp.hydros import apply_production_models, parse_hydros
 from cobre_shm.sddp.overrides import Overrides, parse_overrides
 from cobre_shm.sddp.scenarios import Statistics, parse_statistics
@@ -104,10 +105,33 @@ def load_case(path: str | Path) -> Case:
 
     Raises:
         CaseError: The case is incomplete, wrong, or asks for something that is not supported;
-            the subclass and the context say which file, field and value.
+            the subclass and the context say which file, field and value. The first finding is
+            raised; :func:`check_case` returns all.
         MissingDependency: pyarrow is not installed.
     """
-    return build_case(Path(path).resolve().name, read_documents(path))
+    case, findings, _ = check_case(path)
+    findings.check()
+    assert case is not None
+    return case
+
+
+def check_case(path: str | Path) -> tuple[Case | None, Findings, list[str]]:
+    """Read a case directory and find everything that is wrong with it.
+
+    Args:
+        path: The directory.
+
+    Returns:
+        The case, or None if there are findings; the findings; what has no effect.
+
+    Raises:
+        MissingFile: There is no such directory.
+        MissingDependency: pyarrow is not installed.
+    """
+    findings = Findings()
+    files = CaseFiles(read_documents(path, findings), findings)
+    case = build_case(Path(path).resolve().name, files)
+    return case, findings, files.warnings
 
 
 def share_case(path: str | Path, comm: Communicator) -> Case:
@@ -126,56 +150,61 @@ def share_case(path: str | Path, comm: Communicator) -> Case:
     """
 
     def read() -> bytes:
-        documents = read_documents(path)
+        findings = Findings()
+        documents = read_documents(path, findings)
         name = Path(path).resolve().name
-        build_case(name, documents)
+        build_case(name, CaseFiles(documents, findings))
+        findings.check()
         return encode({"name": name, "documents": documents})
 
     shared = decode(on_rank_zero(read, comm))
-    return build_case(shared["name"], shared["documents"])
+    case = build_case(shared["name"], CaseFiles(shared["documents"], Findings()))
+    assert case is not None, "rank 0 has checked the same documents"
+    return case
 
 
-def build_case(name: str, documents: Documents) -> Case:
-    """Check the documents of a case and return the case.
-
-    Raises:
-        CaseError: As :func:`load_case`.
-    """
-
-    def document(file: str) -> Record:
-        return Record(documents.get(file, {}), file)
-
-    warnings: list[str] = []
-    config = parse_config(document("config.json"))
-    horizon = parse_stages(document("stages.json"))
-    penalties = parse_penalties(document("penalties.json"))
-    buses = parse_buses(document("system/buses.json"), penalties)
-    bus_positions = {bus.id: i for i, bus in enumerate(buses)}
-    lines = parse_lines(document("system/lines.json"), penalties, bus_positions, warnings)
-    thermals = parse_thermals(document("system/thermals.json"), bus_positions)
-    hydros = parse_hydros(document("system/hydros.json"), penalties, bus_positions)
+def build_case(name: str, files: CaseFiles) -> Case | None:
+    """Check the files of a case and return the case, or None if there are findings."""
+    config = parse_config(files.record("config.json"))
+    horizon = parse_stages(files.record("stages.json"))
+    penalties = parse_penalties(files.record("penalties.json"))
+    buses, bus_ids = parse_buses(files.record("system/buses.json"), penalties)
+    lines, line_ids = parse_lines(
+        files.record("system/lines.json"), penalties, bus_ids, files.warnings
+    )
+    thermals, thermal_ids = parse_thermals(files.record("system/thermals.json"), bus_ids)
+    hydros, hydro_ids = parse_hydros(files.record("system/hydros.json"), penalties, bus_ids)
     hydros = apply_production_models(
-        document("system/hydro_production_models.json"), hydros, horizon.stages
+        files.record("system/hydro_production_models.json"), hydros, hydro_ids, horizon.stages
     )
     sources: tuple[Source, ...] = ()
-    if "system/non_controllable_sources.json" in documents:
-        sources = parse_sources(
-            document("system/non_controllable_sources.json"), penalties, bus_positions
+    source_ids = Positions(())
+    if "system/non_controllable_sources.json" in files:
+        sources, source_ids = parse_sources(
+            files.record("system/non_controllable_sources.json"), penalties, bus_ids
         )
     for file, key in (("pumping_stations", "pumping_stations"), ("energy_contracts", "contracts")):
-        record = document(f"system/{file}.json")
-        if any(record.data.get(item) for item in (key, file)):
-            record.refuse(key, file.replace("_", " "))
+        record = files.record(f"system/{file}.json")
+        for item in {key, file}:
+            if record.data.get(item):
+                record.refuse(item, file.replace("_", " "))
     positions = {
-        "bus_id": bus_positions,
-        "line_id": {line.id: i for i, line in enumerate(lines)},
-        "thermal_id": {thermal.id: i for i, thermal in enumerate(thermals)},
-        "hydro_id": {hydro.id: i for i, hydro in enumerate(hydros)},
-        "ncs_id": {source.id: i for i, source in enumerate(sources)},
+        "bus_id": bus_ids,
+        "line_id": line_ids,
+        "thermal_id": thermal_ids,
+        "hydro_id": hydro_ids,
+        "ncs_id": source_ids,
     }
-    statistics = parse_statistics(documents, horizon, positions)
-    overrides = parse_overrides(documents, horizon, positions, warnings)
-    case = Case(
+    statistics = parse_statistics(files, horizon, positions)
+    overrides = parse_overrides(files, horizon, positions)
+    constraints = parse_constraints(files, horizon, positions)
+    initial_state = _parse_initial(
+        files.record("initial_conditions.json"), hydro_ids, statistics.lags
+    )
+    _check_stage_bounds(hydros, thermals, overrides, horizon, files.findings)
+    if len(files.findings):
+        return None
+    return Case(
         name=name,
         config=config,
         horizon=horizon,
@@ -185,59 +214,71 @@ def build_case(name: str, documents: Documents) -> Case:
         hydros=hydros,
         sources=sources,
         overrides=overrides,
-        constraints=parse_constraints(documents, horizon, positions),
+        constraints=constraints,
         statistics=statistics,
-        initial_state=_parse_initial(
-            document("initial_conditions.json"), positions["hydro_id"], statistics.lags
-        ),
-        warnings=tuple(warnings),
+        initial_state=initial_state,
+        warnings=tuple(files.warnings),
     )
-    _check_stage_bounds(case)
-    return case
 
 
-def _parse_initial(document: Record, hydros: Mapping[int, int], lags: int) -> Floats:
+def _parse_initial(document: Record, hydros: Positions, lags: int) -> Floats:
     for key in ("filling_storage", "recent_observations"):
         if document.items(key, []):
-            raise document.error(
-                Unsupported, key, f"{key} is not supported", expected="an empty list"
-            )
-    count = len(hydros)
-    state = np.zeros((1 + lags, count))
-    for record in document.records("storage", []):
-        h = record.reference("hydro_id", hydros, "hydro plant")
-        state[0, h] = record.number("value_hm3", minimum=0.0)
-    for record in document.records("past_inflows", []):
-        h = record.reference("hydro_id", hydros, "hydro plant")
-        values = record.numbers("values_m3s")[:lags]
-        state[1 : 1 + len(values), h] = values
+            document.report(Unsupported, key, f"{key} is not supported", expected="an empty list")
+    state = np.zeros((1 + lags, len(hydros)))
+    storages = [
+        (record.reference("hydro_id", hydros, "hydro plant"), record.number("value_hm3", minimum=0))
+        for record in document.records("storage", [])
+    ]
+    for h, value in storages:
+        if h >= 0:
+            state[0, h] = value
+    inflows = [
+        (record.reference("hydro_id", hydros, "hydro plant"), record.numbers("values_m3s"))
+        for record in document.records("past_inflows", [])
+    ]
+    for h, values in inflows:
+        if h >= 0:
+            newest = values[:lags]
+            state[1 : 1 + len(newest), h] = newest
     return state.reshape(-1)
 
 
-def _check_stage_bounds(case: Case) -> None:
+def _check_stage_bounds(
+    hydros: tuple[Hydro, ...],
+    thermals: tuple[Thermal, ...],
+    overrides: Overrides,
+    horizon: Horizon,
+    findings: Findings,
+) -> None:
     """Check what a table of stage values may have turned around."""
-    for t, stage in enumerate(case.horizon.stages):
+    for t, stage in enumerate(horizon.stages):
         pairs: list[tuple[str, int, str, float, float]] = []
-        for i, hydro in enumerate(case.hydros):
-            at = case.overrides.hydro(hydro, (i, t))
-            pairs.append(("hydro", at.id, "storage_hm3", at.min_storage_hm3, at.max_storage_hm3))
-        for i, thermal in enumerate(case.thermals):
-            plant = case.overrides.thermal(thermal, (i, t))
-            pairs.append(("thermal", plant.id, "generation_mw", plant.min_mw, plant.max_mw))
+        for i, hydro in enumerate(hydros):
+            at = overrides.hydro(hydro, (i, t))
+            if at is not hydro:
+                low, high = at.min_storage_hm3, at.max_storage_hm3
+                pairs.append(("hydro", at.id, "storage_hm3", low, high))
+        for i, thermal in enumerate(thermals):
+            plant = overrides.thermal(thermal, (i, t))
+            if plant is not thermal:
+                pairs.append(("thermal", plant.id, "generation_mw", plant.min_mw, plant.max_mw))
         for kind, entity_id, name, low, high in pairs:
             if low > high:
                 file = f"constraints/{kind}_bounds.parquet"
-                raise OutOfRange(
-                    f"{file}: min_{name} of {kind} {entity_id} at stage {stage.id} exceeds "
-                    f"max_{name}",
-                    context={
-                        "file": file,
-                        "field": f"min_{name}",
-                        "entity_id": entity_id,
-                        "stage_id": stage.id,
-                        "value": low,
-                        "expected": f"at most {high:g}",
-                    },
+                findings.add(
+                    OutOfRange(
+                        f"{file}: min_{name} of {kind} {entity_id} at stage {stage.id} exceeds "
+                        f"max_{name}",
+                        context={
+                            "file": file,
+                            "field": f"min_{name}",
+                            "entity_id": entity_id,
+                            "stage_id": stage.id,
+                            "value": low,
+                            "expected": f"at most {high:g}",
+                        },
+                    )
                 )
 
 

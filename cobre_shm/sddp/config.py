@@ -62,19 +62,17 @@ class Config:
 
 
 def parse_config(document: Record) -> Config:
-    """Read and check ``config.json``.
-
-    Raises:
-        CaseError: A value is wrong, or asks for something that is not supported.
-    """
+    """Read and check ``config.json``."""
     training = document.record("training")
     if not training.boolean("enabled", True):
         training.refuse("enabled", "a case without training")
     _check_sources(training)
     _check_refused(document, training)
+    before = len(document.findings)
     rules = tuple(_parse_rule(record) for record in training.records("stopping_rules"))
-    if not any(rule.kind == "iteration_limit" for rule in rules):
-        raise training.error(
+    readable = len(document.findings) == before
+    if readable and not any(rule.kind == "iteration_limit" for rule in rules):
+        training.report(
             SchemaViolation,
             "stopping_rules",
             "must hold a rule of type 'iteration_limit'",
@@ -110,11 +108,10 @@ def _parse_rule(record: Record) -> StoppingRule:
         return StoppingRule(kind, limit=record.integer("limit", minimum=1))
     if kind == "time_limit":
         return StoppingRule(kind, seconds=record.number("seconds", above=0.0))
-    return StoppingRule(
-        kind,
-        window=record.integer("iterations", minimum=1),
-        tolerance=record.number("tolerance", above=0.0),
-    )
+    if kind == "bound_stalling":
+        window = record.integer("iterations", minimum=1)
+        return StoppingRule(kind, window=window, tolerance=record.number("tolerance", above=0.0))
+    return StoppingRule(kind)
 
 
 def _check_sources(section: Record) -> None:

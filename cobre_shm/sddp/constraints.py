@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cobre_shm.sddp.documents import Documents
-from cobre_shm.sddp.errors import SchemaViolation, Unsupported
-from cobre_shm.sddp.fields import Record, identified, rows
+from cobre_shm.sddp.case_files import CaseFiles
+from cobre_shm.sddp.errors import MissingReference, SchemaViolation, Unsupported
+from cobre_shm.sddp.fields import Positions, Record, identified
 from cobre_shm.sddp.stages import Horizon
 
 CONSTRAINTS = "constraints/generic_constraints.json"
@@ -76,41 +76,32 @@ class GenericConstraint:
 
 
 def parse_constraints(
-    documents: Documents, horizon: Horizon, positions: Mapping[str, Mapping[int, int]]
+    files: CaseFiles, horizon: Horizon, positions: Mapping[str, Positions]
 ) -> tuple[GenericConstraint, ...]:
-    """Read and check the generic constraints; rows of an unknown stage have no effect.
-
-    Raises:
-        CaseError: An expression cannot be read, or names an unknown entity or quantity.
-    """
-    records = identified(
-        Record(documents.get(CONSTRAINTS, {"constraints": []}), CONSTRAINTS), "constraints"
-    )
+    """Read and check the generic constraints; rows of an unknown stage have no effect."""
+    records: list[Record] = []
+    ids = Positions(())
+    if CONSTRAINTS in files:
+        records, ids = identified(files.record(CONSTRAINTS), "constraints")
     bounds: dict[int, dict[int, list[tuple[int | None, float]]]] = {}
-    for row in _bound_rows(documents):
+    for row in files.rows(BOUNDS, ("constraint_id", "stage_id", "bound")):
+        constraint = row.reference("constraint_id", ids, "generic constraint")
         t = horizon.positions.get(row.integer("stage_id"))
         if t is None:
             continue
-        last = len(horizon.stages[t].hours) - 1
+        last = horizon.stages[t].last_block
         block = row.integer("block_id", minimum=0, maximum=last) if "block_id" in row else None
-        by_stage = bounds.setdefault(row.integer("constraint_id"), {})
+        by_stage = bounds.setdefault(constraint, {})
         by_stage.setdefault(t, []).append((block, row.number("bound")))
     return tuple(
-        _parse_constraint(record, bounds.get(record.integer("id"), {}), positions)
-        for record in records
+        _parse_constraint(record, bounds.get(i, {}), positions) for i, record in enumerate(records)
     )
-
-
-def _bound_rows(documents: Documents) -> Iterable[Record]:
-    if BOUNDS not in documents:
-        return ()
-    return rows(documents[BOUNDS], BOUNDS, ("constraint_id", "stage_id", "bound"))
 
 
 def _parse_constraint(
     record: Record,
     bounds: Mapping[int, list[tuple[int | None, float]]],
-    positions: Mapping[str, Mapping[int, int]],
+    positions: Mapping[str, Positions],
 ) -> GenericConstraint:
     slack = record.record("slack", required=False)
     return GenericConstraint(
@@ -121,40 +112,56 @@ def _parse_constraint(
     )
 
 
-def _parse_expression(
-    record: Record, positions: Mapping[str, Mapping[int, int]]
-) -> tuple[Term, ...]:
+def _parse_expression(record: Record, positions: Mapping[str, Positions]) -> tuple[Term, ...]:
     text = record.text("expression")
+    if not isinstance(record.data.get("expression"), str):
+        return ()
     terms: list[Term] = []
     place = 0
     while place < len(text) or not terms:
         match = _TERM.match(text, place)
         if match is None or (terms and match["sign"] is None):
-            raise record.error(
+            record.report(
                 SchemaViolation,
                 "expression",
                 f"not readable at {text[place : place + 20]!r}",
                 value=text,
                 expected="terms like 2.5 * hydro_turbined(3)",
             )
-        name = match["name"]
-        if name not in QUANTITIES:
-            raise record.error(
-                Unsupported,
-                "expression",
-                f"the quantity {name!r} is not supported",
-                value=text,
-                expected="one of " + ", ".join(QUANTITIES),
-            )
-        column = QUANTITIES[name]
-        entity = Record({name: int(match["entity"])}, record.file, f"{record.path}.expression")
-        terms.append(
-            Term(
-                factor=float(match["factor"] or 1.0) * (-1.0 if match["sign"] == "-" else 1.0),
-                quantity=name,
-                entity=entity.reference(name, positions[column], column.removesuffix("_id")),
-                block=None if match["block"] is None else int(match["block"]),
-            )
-        )
+            break
+        terms.append(_parse_term(record, text, match, positions))
         place = match.end()
     return tuple(terms)
+
+
+def _parse_term(
+    record: Record, text: str, match: re.Match[str], positions: Mapping[str, Positions]
+) -> Term:
+    name, entity = match["name"], int(match["entity"])
+    position = -1
+    if name not in QUANTITIES:
+        record.report(
+            Unsupported,
+            "expression",
+            f"the quantity {name!r} is not supported",
+            value=text,
+            expected="one of " + ", ".join(QUANTITIES),
+        )
+    else:
+        column = QUANTITIES[name]
+        position = positions[column].get(entity, -1)
+        if position < 0 and positions[column].complete:
+            what = column.removesuffix("_id")
+            record.report(
+                MissingReference,
+                "expression",
+                f"{name}: there is no {what} with id {entity}",
+                value=text,
+                expected=f"the id of a {what}",
+            )
+    return Term(
+        factor=float(match["factor"] or 1.0) * (-1.0 if match["sign"] == "-" else 1.0),
+        quantity=name,
+        entity=position,
+        block=None if match["block"] is None else int(match["block"]),
+    )

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cobre_shm.sddp.documents import Documents
+from cobre_shm.sddp.case_files import CaseFiles
 from cobre_shm.sddp.errors import OutOfRange, SchemaViolation
-from cobre_shm.sddp.fields import Record
+from cobre_shm.sddp.fields import Positions, Record
 from cobre_shm.sddp.stages import Horizon
 
 Floats = npt.NDArray[np.float64]
@@ -42,33 +42,30 @@ class Correlation:
 
 
 def parse_correlation(
-    documents: Documents,
+    files: CaseFiles,
     horizon: Horizon,
     parts: Mapping[str, tuple[int, ...]],
-    positions: Mapping[str, Mapping[int, int]],
+    positions: Mapping[str, Positions],
 ) -> Correlation | None:
     """Read and check ``scenarios/correlation.json``.
 
     Args:
-        documents: The files of the case.
+        files: The files of the case.
         horizon: The stages.
         parts: For each class of entity the positions that have a noise component, in order.
         positions: Position by id, for each key column.
-
-    Raises:
-        CaseError: A matrix has the wrong shape, or a name is unknown.
     """
-    if _FILE not in documents:
+    if _FILE not in files:
         return None
-    document = Record(documents[_FILE], _FILE)
+    document = files.record(_FILE)
     document.choice("method", ("spectral", "cholesky"), "spectral")
     offsets, offset = {}, 0
     for name, members in parts.items():
         offsets[name] = {position: offset + i for i, position in enumerate(members)}
         offset += len(members)
+    parts_of = document.record("profiles")
     profiles = {
-        name: _parse_groups(document.record("profiles").record(name), offsets, positions)
-        for name in document.record("profiles").data
+        name: _parse_groups(parts_of.record(name), offsets, positions) for name in parts_of.data
     }
     scheduled = {
         entry.integer("stage_id"): entry.text("profile_name")
@@ -81,13 +78,14 @@ def parse_correlation(
     for stage in horizon.stages:
         name = scheduled.get(stage.id, default)
         if name not in profiles:
-            raise document.error(
+            parts_of.report(
                 SchemaViolation,
-                "profiles",
+                name,
                 f"no profile for stage {stage.id}",
                 value=name,
                 expected="one of " + ", ".join(profiles),
             )
+            break
         by_stage[stage.id] = profiles[name]
     return Correlation(by_stage)
 
@@ -95,43 +93,56 @@ def parse_correlation(
 def _parse_groups(
     profile: Record,
     offsets: Mapping[str, Mapping[int, int]],
-    positions: Mapping[str, Mapping[int, int]],
+    positions: Mapping[str, Positions],
 ) -> Groups:
     groups = []
     for group in profile.records("correlation_groups"):
+        before = len(group.findings)
         entities = group.records("entities")
-        kinds = {entity.choice("type", tuple(_ID_COLUMN)) for entity in entities}
-        if len(kinds) > 1:
+        kinds = [entity.choice("type", tuple(_ID_COLUMN)) for entity in entities]
+        if len(set(kinds)) > 1:
             group.refuse("entities", "a correlation group with entities of several types")
+        found = [
+            entity.reference("id", positions[_ID_COLUMN[kind]], f"entity of type {kind}")
+            for entity, kind in zip(entities, kinds, strict=True)
+            if kind in _ID_COLUMN
+        ]
         matrix = _parse_matrix(group, len(entities))
-        kept, members = [], []
-        for i, entity in enumerate(entities):
-            kind = entity.text("type")
-            column = _ID_COLUMN[kind]
-            position = entity.reference("id", positions[column], f"entity of type {kind}")
-            # A load without spread has no noise component to correlate.
-            if position in offsets[kind]:
-                kept.append(i)
-                members.append(offsets[kind][position])
-        if members:
-            groups.append((tuple(members), _square_root(matrix[np.ix_(kept, kept)])))
+        if len(group.findings) > before:
+            continue
+        # A load without spread has no noise component to correlate.
+        kept = [i for i, at in enumerate(found) if at in offsets[kinds[i]]]
+        if kept:
+            members = tuple(offsets[kinds[i]][found[i]] for i in kept)
+            groups.append((members, _square_root(matrix[np.ix_(kept, kept)])))
     return tuple(groups)
 
 
 def _parse_matrix(group: Record, size: int) -> Floats:
+    """Return a group's matrix; zeros with a finding where it is no correlation matrix."""
+    before = len(group.findings)
+    matrix = np.zeros((size, size))
     lines = group.items("matrix")
-    cells = Record({f"matrix[{i}]": line for i, line in enumerate(lines)}, group.file, group.path)
+    cells = Record(
+        {f"matrix[{i}]": line for i, line in enumerate(lines)},
+        group.file,
+        group.findings,
+        group.path,
+    )
     values = [cells.numbers(name) for name in cells.data]
+    if len(group.findings) > before:
+        return matrix
     if len(values) != size or any(len(line) != size for line in values):
-        raise group.error(
+        group.report(
             SchemaViolation,
             "matrix",
             f"must have {size} rows of {size} numbers",
             expected=f"{size} by {size}",
         )
-    matrix = np.array(values, dtype=np.float64).reshape(size, size)
-    if not np.allclose(matrix, matrix.T, atol=1e-9) or np.abs(np.diag(matrix) - 1).max() > 1e-9:
-        raise group.error(
+        return matrix
+    matrix[:] = values
+    if not np.allclose(matrix, matrix.T, atol=1e-9) or (np.abs(np.diag(matrix) - 1) > 1e-9).any():
+        group.report(
             OutOfRange,
             "matrix",
             "must be symmetric with ones on the diagonal",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cobre_shm.sddp.errors import MissingFile, ParseError, Unsupported, require
+from cobre_shm.sddp.findings import Findings
 
 Documents = dict[str, Any]
 
@@ -55,19 +56,20 @@ _DATA_SUFFIXES = {".json", ".parquet", ".csv"}
 _FOLDERS = ("system", "scenarios", "constraints")
 
 
-def read_documents(directory: str | Path) -> Documents:
+def read_documents(directory: str | Path, findings: Findings) -> Documents:
     """Read every file of a case directory.
 
     Args:
         directory: The case directory.
+        findings: Gets a :class:`MissingFile` for each required file that is absent, an
+            :class:`Unsupported` for each data file that this program does not read and a
+            :class:`ParseError` for each file that is not valid JSON or Parquet.
 
     Returns:
         The content of each file by its path inside the directory, with forward slashes.
 
     Raises:
-        MissingFile: The directory or a required file is absent.
-        Unsupported: A data file is present that this program does not read.
-        ParseError: A file is not valid JSON or Parquet.
+        MissingFile: There is no such directory.
         MissingDependency: pyarrow is not installed.
     """
     root = Path(directory)
@@ -78,31 +80,38 @@ def read_documents(directory: str | Path) -> Documents:
         )
     for name in REQUIRED:
         if not (root / name).is_file():
-            raise MissingFile(
-                f"{name}: the file is missing in {str(directory)!r}",
-                context={"file": name, "directory": str(directory)},
-                suggestion=f"A case needs the files {', '.join(REQUIRED)}",
+            findings.add(
+                MissingFile(
+                    f"{name}: the file is missing in {str(directory)!r}",
+                    context={"file": name, "directory": str(directory)},
+                    suggestion=f"A case needs the files {', '.join(REQUIRED)}",
+                )
             )
-    _refuse_unread(root)
+    _refuse_unread(root, findings)
     documents: Documents = {}
     for name in REQUIRED + OPTIONAL:
         path = root / name
         if path.is_file():
             read = _read_json if path.suffix == ".json" else _read_parquet
-            documents[name] = read(path, name)
+            try:
+                documents[name] = read(path, name)
+            except ParseError as error:
+                findings.add(error)
     return documents
 
 
-def _refuse_unread(root: Path) -> None:
+def _refuse_unread(root: Path, findings: Findings) -> None:
     known = {*REQUIRED, *OPTIONAL}
     for folder in _FOLDERS:
         for path in sorted((root / folder).rglob("*")):
             name = path.relative_to(root).as_posix()
             if path.suffix in _DATA_SUFFIXES and name not in known:
-                raise Unsupported(
-                    f"{name}: this file is not supported",
-                    context={"file": name, "field": "", "value": path.name},
-                    suggestion="Remove the file if the case is meant without it",
+                findings.add(
+                    Unsupported(
+                        f"{name}: this file is not supported",
+                        context={"file": name, "field": "", "value": path.name},
+                        suggestion="Remove the file if the case is meant without it",
+                    )
                 )
 
 

@@ -4,7 +4,10 @@ CobreError
 |-- CaseError                 the case directory cannot be used
 |   |-- MissingFile           a required file is absent
 |   |-- ParseError            a file is not readable JSON or Parquet
-|   |-- SchemaViolation       a field is absent or has the wrong type or shape
+|   |-- SchemaViolation       a field is absent or has the wrong shape
+|   |   |-- TypeMismatch      a field has the wrong type
+|   |   |-- InvalidEnum       a word is none of those allowed
+|   |   `-- DuplicateId       two entities have the same id
 |   |-- OutOfRange            a value breaks a bound
 |   |-- MissingReference      an id names nothing
 |   `-- Unsupported           the format knows it, this program does not
@@ -48,9 +51,27 @@ class ParseError(CaseError):
 
 
 class SchemaViolation(CaseError):
-    """A field is absent or has the wrong type or shape."""
+    """A field is absent or has the wrong shape."""
 
     kind: ClassVar[str] = "SchemaViolation"
+
+
+class TypeMismatch(SchemaViolation):
+    """A field has the wrong type."""
+
+    kind: ClassVar[str] = "TypeMismatch"
+
+
+class InvalidEnum(SchemaViolation):
+    """A word is none of those that are allowed."""
+
+    kind: ClassVar[str] = "InvalidEnum"
+
+
+class DuplicateId(SchemaViolation):
+    """Two entities of one kind have the same id."""
+
+    kind: ClassVar[str] = "DuplicateId"
 
 
 class OutOfRange(CaseError):
@@ -101,6 +122,9 @@ SHARED_ERRORS: dict[str, type[CobreError]] = {
         MissingFile,
         ParseError,
         SchemaViolation,
+        TypeMismatch,
+        InvalidEnum,
+        DuplicateId,
         OutOfRange,
         MissingReference,
         Unsupported,

@@ -1,35 +1,88 @@
 """Checked access to the fields of JSON objects and Parquet rows.
 
 Every reader names the file, the field and the entity it was asked for, so that a wrong value is
-reported where it stands and not where it first hurts.
+reported where it stands and not where it first hurts. A finding does not end the reading: the
+reader returns a value that passes every later check, and the rest of the case is checked too.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 from cobre_shm.sddp.errors import (
     CaseError,
+    DuplicateId,
+    InvalidEnum,
     MissingReference,
     OutOfRange,
     SchemaViolation,
+    TypeMismatch,
     Unsupported,
 )
+from cobre_shm.sddp.findings import Findings
 
 _REQUIRED: Any = object()
+# Stands for an integer that could not be read: no id, no stage and no count has this value.
+UNREADABLE = -(2**62)
+
+_Reader = TypeVar("_Reader", bound=Callable[..., Any])
+
+
+def _or(make: Callable[[], Any]) -> Callable[[_Reader], _Reader]:
+    """Make a reader of a record note what it finds wrong and return ``make()`` in its place."""
+
+    def decorate(read: _Reader) -> _Reader:
+        @functools.wraps(read)
+        def collect(record: Record, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return read(record, *args, **kwargs)
+            except CaseError as error:
+                record.findings.add(error)
+                return make()
+
+        return cast(_Reader, collect)
+
+    return decorate
+
+
+class Positions(dict[int, int]):
+    """Position of each entity by its id.
+
+    Attributes:
+        complete: False where some ids could not be read; then no id can be called unknown.
+    """
+
+    def __init__(self, ids: Iterable[int], *, complete: bool = True) -> None:
+        super().__init__((entity_id, i) for i, entity_id in enumerate(ids))
+        self.complete = complete
 
 
 class Record:
-    """One JSON object or table row together with its place in the case directory."""
+    """One JSON object or table row together with its place in the case directory.
+
+    Attributes:
+        data: The fields.
+        file: Path of the file inside the case directory.
+        findings: Where mistakes are noted.
+        path: Place of the record inside the file.
+        entity_id: Id of the entity that the record belongs to, if it has one.
+    """
 
     def __init__(
-        self, data: Mapping[str, Any], file: str, path: str = "", entity_id: int | None = None
+        self,
+        data: Mapping[str, Any],
+        file: str,
+        findings: Findings,
+        path: str = "",
+        entity_id: int | None = None,
     ) -> None:
         self.data = data
         self.file = file
+        self.findings = findings
         self.path = path
         self.entity_id = entity_id
 
@@ -62,9 +115,13 @@ class Record:
             f"{self.file}: {field}{owner}: {problem}", context=context, suggestion=suggestion
         )
 
-    def refuse(self, key: str, what: str) -> NoReturn:
-        """Raise :class:`Unsupported` for the value of ``key``."""
-        raise self.error(Unsupported, key, f"{what} is not supported", value=self.data.get(key))
+    def report(self, cls: type[CaseError], key: str, problem: str, **details: Any) -> None:
+        """Note an error about field ``key``; ``details`` as for :meth:`error`."""
+        self.findings.add(self.error(cls, key, problem, **details))
+
+    def refuse(self, key: str, what: str) -> None:
+        """Note that the value of ``key`` is not supported."""
+        self.report(Unsupported, key, f"{what} is not supported", value=self.data.get(key))
 
     def _get(self, key: str, default: Any, wanted: str) -> Any:
         value = self.data.get(key)
@@ -76,9 +133,10 @@ class Record:
 
     def _wrong_type(self, key: str, value: Any, wanted: str) -> CaseError:
         return self.error(
-            SchemaViolation, key, f"must be {wanted}, not {value!r}", value=value, expected=wanted
+            TypeMismatch, key, f"must be {wanted}, not {value!r}", value=value, expected=wanted
         )
 
+    @_or(lambda: math.nan)
     def number(
         self,
         key: str,
@@ -114,6 +172,7 @@ class Record:
             )
         return result
 
+    @_or(lambda: UNREADABLE)
     def integer(
         self,
         key: str,
@@ -146,6 +205,7 @@ class Record:
             )
         return value
 
+    @_or(str)
     def text(self, key: str, default: Any = _REQUIRED) -> str:
         """Return a string."""
         value = self._get(key, default, "a text")
@@ -153,6 +213,7 @@ class Record:
             raise self._wrong_type(key, value, "a text")
         return value  # type: ignore[no-any-return]
 
+    @_or(bool)
     def boolean(self, key: str, default: bool) -> bool:
         """Return true or false."""
         value = self._get(key, default, "true or false")
@@ -160,6 +221,7 @@ class Record:
             raise self._wrong_type(key, value, "true or false")
         return value
 
+    @_or(str)
     def choice(
         self,
         key: str,
@@ -169,13 +231,13 @@ class Record:
         unsupported: tuple[str, ...] = (),
     ) -> str:
         """Return one of ``allowed``; the words in ``unsupported`` are refused as such."""
-        value = self.text(key, default)
+        value: str = self._get(key, default, "a text")
         if value in unsupported:
-            self.refuse(key, f"{value!r}")
+            raise self.error(Unsupported, key, f"{value!r} is not supported", value=value)
         if value not in allowed:
             wanted = "one of " + ", ".join(allowed)
             raise self.error(
-                SchemaViolation,
+                InvalidEnum if isinstance(value, str) else TypeMismatch,
                 key,
                 f"must be {wanted}, not {value!r}",
                 value=value,
@@ -183,21 +245,33 @@ class Record:
             )
         return value
 
-    def date(self, key: str) -> datetime.date:
-        """Return an ISO date."""
-        value = self.text(key)
+    @_or(lambda: None)
+    def date(self, key: str) -> datetime.date | None:
+        """Return an ISO date, or None for one that cannot be read."""
+        wanted = "a date like 2024-01-31"
+        value = self._get(key, _REQUIRED, wanted)
         try:
             return datetime.date.fromisoformat(value)
-        except ValueError:
-            raise self._wrong_type(key, value, "a date like 2024-01-31") from None
+        except (TypeError, ValueError):
+            raise self._wrong_type(key, value, wanted) from None
 
     def record(self, key: str, *, required: bool = True) -> Record:
         """Return a nested object; an absent optional one counts as empty."""
-        value = self._get(key, _REQUIRED if required else {}, "an object")
+        path = f"{self.path}.{key}" if self.path else key
+        value, findings = self._object(key, _REQUIRED if required else {}), self.findings
+        if value is None:
+            # The object as a whole is wrong: what it lacks is no finding of its own.
+            value, findings = {}, Findings()
+        return Record(value, self.file, findings, path, self.entity_id)
+
+    @_or(lambda: None)
+    def _object(self, key: str, default: Any) -> Mapping[str, Any] | None:
+        value = self._get(key, default, "an object")
         if not isinstance(value, dict):
             raise self._wrong_type(key, value, "an object")
-        return Record(value, self.file, f"{self.path}.{key}" if self.path else key, self.entity_id)
+        return value
 
+    @_or(list)
     def items(self, key: str, default: Any = _REQUIRED) -> list[Any]:
         """Return a list of anything."""
         value = self._get(key, default, "a list")
@@ -210,9 +284,11 @@ class Record:
         path = f"{self.path}.{key}" if self.path else key
         result = []
         for i, item in enumerate(self.items(key, default)):
-            if not isinstance(item, dict):
-                raise self._wrong_type(f"{key}[{i}]", item, "an object")
-            result.append(Record(item, self.file, f"{path}[{i}]", self.entity_id))
+            if isinstance(item, dict):
+                record = Record(item, self.file, self.findings, f"{path}[{i}]", self.entity_id)
+                result.append(record)
+            else:
+                self.findings.add(self._wrong_type(f"{key}[{i}]", item, "an object"))
         return result
 
     def numbers(self, key: str, default: Any = _REQUIRED) -> tuple[float, ...]:
@@ -221,51 +297,51 @@ class Record:
         cells = Record(
             {f"{key}[{i}]": value for i, value in enumerate(values)},
             self.file,
+            self.findings,
             self.path,
             self.entity_id,
         )
         return tuple(cells.number(name) for name in cells.data)
 
-    def reference(self, key: str, positions: Mapping[int, int], what: str) -> int:
-        """Return the position of the entity whose id stands in ``key``."""
+    def reference(self, key: str, positions: Positions, what: str) -> int:
+        """Return the position of the entity whose id stands in ``key``; -1 if it has none."""
         value = self.integer(key)
-        if value not in positions:
-            raise self.error(
+        if value in positions:
+            return positions[value]
+        if value != UNREADABLE and positions.complete:
+            self.report(
                 MissingReference,
                 key,
                 f"there is no {what} with id {value}",
                 value=value,
                 expected=f"the id of a {what}",
             )
-        return positions[value]
+        return -1
 
 
-def identified(document: Record, key: str) -> list[Record]:
-    """Return the objects of list ``key`` sorted by their ``id``, each knowing its id."""
+def identified(document: Record, key: str) -> tuple[list[Record], Positions]:
+    """Return the objects of list ``key`` sorted by their ``id``, and the position of each id.
+
+    Objects without an id of their own are noted and left out.
+    """
+    before = len(document.findings)
     records = document.records(key)
-    seen: set[int] = set()
     for record in records:
         record.entity_id = record.integer("id")
-        if record.entity_id in seen:
-            raise record.error(
-                SchemaViolation,
+    complete = len(document.findings) == before
+    by_id: dict[int, Record] = {}
+    for record in records:
+        if record.entity_id is None or record.entity_id == UNREADABLE:
+            continue
+        if record.entity_id in by_id:
+            record.report(
+                DuplicateId,
                 "id",
                 f"the id {record.entity_id} occurs twice",
                 value=record.entity_id,
                 expected="distinct ids",
             )
-        seen.add(record.entity_id)
-    return sorted(records, key=lambda record: record.entity_id or 0)
-
-
-def rows(table: Mapping[str, list[Any]], file: str, required: tuple[str, ...]) -> Iterator[Record]:
-    """Yield the rows of a table as records; an absent required column is an error."""
-    for column in required:
-        if column not in table:
-            raise SchemaViolation(
-                f"{file}: the column {column!r} is missing",
-                context={"file": file, "field": column, "expected": ", ".join(required)},
-            )
-    names = list(table)
-    for i, values in enumerate(zip(*table.values(), strict=True)):
-        yield Record(dict(zip(names, values, strict=True)), file, f"row {i}")
+        else:
+            by_id[record.entity_id] = record
+    ids = sorted(by_id)
+    return [by_id[entity_id] for entity_id in ids], Positions(ids, complete=complete)

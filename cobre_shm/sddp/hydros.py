@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 from cobre_shm.sddp.errors import OutOfRange
-from cobre_shm.sddp.fields import Record, identified
+from cobre_shm.sddp.fields import Positions, Record, identified
 from cobre_shm.sddp.stages import Stage
-from cobre_shm.sddp.system import HYDRO_COST_NAMES, Hydro, Penalties, positions_of
+from cobre_shm.sddp.system import HYDRO_COST_NAMES, Hydro, Penalties
 
 _MODELS = ("constant_productivity", "linearized_head")
 
 
 def parse_hydros(
-    document: Record, penalties: Penalties, buses: Mapping[int, int]
-) -> tuple[Hydro, ...]:
-    """Read and check ``system/hydros.json``.
-
-    Raises:
-        CaseError: A value is wrong, the cascade runs in a circle, or a plant asks for
-            something that is not supported.
-    """
-    records = identified(document, "hydros")
-    positions = positions_of(records)
+    document: Record, penalties: Penalties, buses: Positions
+) -> tuple[tuple[Hydro, ...], Positions]:
+    """Read and check ``system/hydros.json``."""
+    records, positions = identified(document, "hydros")
     hydros = tuple(_parse_hydro(record, penalties, buses, positions) for record in records)
     for start, record in enumerate(records):
-        below = hydros[start].downstream
-        for _ in hydros:
-            if below is None:
-                break
-            below = hydros[below].downstream
-        if below is not None:
-            raise record.error(
+        if _is_in_circle(hydros, start):
+            record.report(
                 OutOfRange,
                 "downstream_id",
                 "the cascade runs in a circle",
                 value=record.data["downstream_id"],
                 expected="a path that ends",
             )
-    return hydros
+            break
+    return hydros, positions
+
+
+def _is_in_circle(hydros: tuple[Hydro, ...], start: int) -> bool:
+    below = hydros[start].downstream
+    for _ in hydros:
+        # Minus one stands for a plant that does not exist.
+        if below is None or below < 0:
+            return False
+        below = hydros[below].downstream
+    return True
 
 
 def _parse_hydro(
-    record: Record, penalties: Penalties, buses: Mapping[int, int], positions: Mapping[int, int]
+    record: Record, penalties: Penalties, buses: Positions, positions: Positions
 ) -> Hydro:
     for name in ("evaporation", "filling"):
         if name in record:
@@ -88,10 +87,12 @@ def _parse_hydro(
 
 
 def apply_production_models(
-    document: Record, hydros: tuple[Hydro, ...], stages: tuple[Stage, ...]
+    document: Record,
+    hydros: tuple[Hydro, ...],
+    positions: Positions,
+    stages: tuple[Stage, ...],
 ) -> tuple[Hydro, ...]:
     """Give the plants the productivities of ``system/hydro_production_models.json``."""
-    positions = {hydro.id: i for i, hydro in enumerate(hydros)}
     result = list(hydros)
     for model in document.records("production_models", []):
         h = model.reference("hydro_id", positions, "hydro plant")
@@ -106,5 +107,6 @@ def apply_production_models(
                 by_stage.update(
                     (t, productivity) for t, stage in enumerate(stages) if first <= stage.id <= last
                 )
-        result[h] = replace(hydros[h], productivity_by_stage=by_stage)
+        if h >= 0:
+            result[h] = replace(hydros[h], productivity_by_stage=by_stage)
     return tuple(result)

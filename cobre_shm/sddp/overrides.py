@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cobre_shm.sddp.documents import Documents
-from cobre_shm.sddp.fields import Record, rows
+from cobre_shm.sddp.case_files import CaseFiles
+from cobre_shm.sddp.fields import Positions, Record
 from cobre_shm.sddp.stages import Horizon
 from cobre_shm.sddp.system import Bus, Hydro, Line, Source, Thermal
 
@@ -107,7 +107,8 @@ class Overrides:
 
     def thermal(self, thermal: Thermal, key: Key) -> Thermal:
         """Return ``thermal`` as it is at the stage."""
-        return replace(thermal, **self._of("thermal_bounds", key))
+        changes = self._of("thermal_bounds", key)
+        return replace(thermal, **changes) if changes else thermal
 
     def source_at(self, source: Source, key: Key) -> Source:
         """Return ``source`` as it is at the stage; its cost has no stage value."""
@@ -115,50 +116,43 @@ class Overrides:
 
     def hydro(self, hydro: Hydro, key: Key) -> Hydro:
         """Return ``hydro`` as it is at the stage, its productivity excepted."""
-        costs = replace(hydro.costs, **self._of("penalty_overrides_hydro", key))
-        return replace(hydro, costs=costs, **self._of("hydro_bounds", key))
+        bounds, costs = self._of("hydro_bounds", key), self._of("penalty_overrides_hydro", key)
+        if not bounds and not costs:
+            return hydro
+        return replace(hydro, costs=replace(hydro.costs, **costs), **bounds)
 
 
 def parse_overrides(
-    documents: Documents,
-    horizon: Horizon,
-    positions: Mapping[str, Mapping[int, int]],
-    warnings: list[str],
+    files: CaseFiles, horizon: Horizon, positions: Mapping[str, Positions]
 ) -> Overrides:
     """Read every override; rows that name an unknown entity or stage have no effect.
 
     Args:
-        documents: The files of the case.
+        files: The files of the case; columns with values that have no effect add a warning.
         horizon: The stages.
         positions: Position by id, for each key column.
-        warnings: Gets a line for every column with values that have no effect.
-
-    Raises:
-        CaseError: A value has the wrong type or is negative.
     """
     for name, columns in _WITHOUT_EFFECT.items():
         file = f"constraints/{name}.parquet"
-        warnings.extend(
+        files.warnings.extend(
             f"{file}: {column} is ignored, as the reference program does"
             for column in columns
-            if any(value is not None for value in documents.get(file, {}).get(column, ()))
+            if column in files.columns_with_values(file)
         )
-    tables: dict[str, Values] = {}
-    for name, (key, fields) in _TABLES.items():
-        file = f"constraints/{name}.parquet"
-        if file in documents:
-            tables[name] = _parse_table(documents[file], file, key, fields, horizon, positions[key])
 
     def factors(file: str, key: str, names: tuple[str, ...]) -> Mapping[str, Factors]:
         root = file.rsplit("/", 1)[-1].removesuffix(".json")
-        records = Record(documents.get(file, {}), file).records(root, [])
+        records = files.record(file).records(root, [])
         return _parse_factors(records, key, names, horizon, positions[key])
 
     exchange = factors(
         "constraints/exchange_factors.json", "line_id", ("direct_factor", "reverse_factor")
     )
     return Overrides(
-        tables=tables,
+        tables={
+            name: _parse_table(files, name, key, fields, horizon, positions[key])
+            for name, (key, fields) in _TABLES.items()
+        },
         load=factors("scenarios/load_factors.json", "bus_id", ("factor",))["factor"],
         source=factors("scenarios/non_controllable_factors.json", "ncs_id", ("factor",))["factor"],
         direct=exchange["direct_factor"],
@@ -167,24 +161,24 @@ def parse_overrides(
 
 
 def _parse_table(
-    table: Mapping[str, list[Any]],
-    file: str,
+    files: CaseFiles,
+    name: str,
     key: str,
     columns: Mapping[str, str],
     horizon: Horizon,
-    positions: Mapping[int, int],
+    positions: Positions,
 ) -> Values:
     result: dict[Key, dict[str, float]] = {}
-    for row in rows(table, file, (key, "stage_id")):
+    for row in files.rows(f"constraints/{name}.parquet", (key, "stage_id")):
         entity, stage = row.integer(key), row.integer("stage_id")
         if entity not in positions or stage not in horizon.positions or "block_id" in row:
             continue
         values = result.setdefault((positions[entity], horizon.positions[stage]), {})
-        for column, name in columns.items():
+        for column, field in columns.items():
             if column in row:
                 # A negative withdrawal is water from elsewhere.
                 lowest = None if column == "water_withdrawal_m3s" else 0.0
-                values[name] = row.number(column, minimum=lowest)
+                values[field] = row.number(column, minimum=lowest)
     return result
 
 
@@ -193,7 +187,7 @@ def _parse_factors(
     key: str,
     names: tuple[str, ...],
     horizon: Horizon,
-    positions: Mapping[int, int],
+    positions: Positions,
 ) -> Mapping[str, Factors]:
     result: dict[str, dict[Key, tuple[float, ...]]] = {name: {} for name in names}
     for record in records:
@@ -201,11 +195,14 @@ def _parse_factors(
         if entity not in positions or stage not in horizon.positions:
             continue
         t = horizon.positions[stage]
-        blocks = len(horizon.stages[t].hours)
+        last = horizon.stages[t].last_block
+        items = record.records("block_factors")
+        blocks = [item.integer("block_id", minimum=0, maximum=last) for item in items]
         for name in names:
-            values = [1.0] * blocks
-            for item in record.records("block_factors"):
-                block = item.integer("block_id", minimum=0, maximum=blocks - 1)
-                values[block] = item.number(name, 1.0, minimum=0.0)
-            result[name][positions[entity], t] = tuple(values)
+            found = {
+                block: item.number(name, 1.0, minimum=0.0)
+                for block, item in zip(blocks, items, strict=True)
+            }
+            values = tuple(found.get(k, 1.0) for k in range(len(horizon.stages[t].hours)))
+            result[name][positions[entity], t] = values
     return result

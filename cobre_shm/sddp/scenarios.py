@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cobre_shm.sddp.case_files import CaseFiles
 from cobre_shm.sddp.correlation import Correlation, parse_correlation
-from cobre_shm.sddp.documents import Documents
 from cobre_shm.sddp.errors import SchemaViolation, Unsupported
-from cobre_shm.sddp.fields import rows
+from cobre_shm.sddp.fields import UNREADABLE, Positions
+from cobre_shm.sddp.findings import Findings
 from cobre_shm.sddp.noise import Pcg64, forward_seed, normal_vector, opening_seed
 from cobre_shm.sddp.stages import Horizon
 
@@ -77,24 +78,19 @@ class InflowModel:
 
 
 def parse_statistics(
-    documents: Documents, horizon: Horizon, positions: Mapping[str, Mapping[int, int]]
+    files: CaseFiles, horizon: Horizon, positions: Mapping[str, Positions]
 ) -> Statistics:
-    """Read the ``scenarios/`` folder except the block factors.
-
-    Raises:
-        CaseError: A row names an unknown entity, or a value is wrong.
-    """
+    """Read and check the ``scenarios/`` folder except the block factors."""
+    before = len(files.findings)
 
     def moments(file: str, key: str, mean: str, std: str, what: str) -> dict[Key, Moments]:
         name = f"scenarios/{file}.parquet"
-        if name not in documents:
-            return {}
         return {
             (row.reference(key, positions[key], what), row.integer("stage_id")): (
                 row.number(mean),
                 row.number(std, minimum=0.0),
             )
-            for row in rows(documents[name], name, (key, "stage_id", mean, std))
+            for row in files.rows(name, (key, "stage_id", mean, std))
         }
 
     def by_position(values: dict[Key, Moments]) -> dict[Key, Moments]:
@@ -116,73 +112,104 @@ def parse_statistics(
         "load": random_buses,
         "ncs": random_sources,
     }
-    components = sum(len(part) for part in parts.values())
+    inflow = moments("inflow_seasonal_stats", "hydro_id", "mean_m3s", "std_m3s", "hydro plant")
+    readable = len(files.findings) == before
+    components = sum(len(part) for part in parts.values()) if readable else None
     return Statistics(
-        inflow=moments("inflow_seasonal_stats", "hydro_id", "mean_m3s", "std_m3s", "hydro plant"),
-        autoregression=_parse_autoregression(documents, horizon, positions["hydro_id"]),
+        inflow=inflow,
+        autoregression=_parse_autoregression(files, horizon, positions["hydro_id"]),
         load=load,
         source=source,
         random_buses=random_buses,
         random_sources=random_sources,
-        correlation=parse_correlation(documents, horizon, parts, positions),
-        openings=_parse_openings(documents, horizon, components),
+        correlation=parse_correlation(files, horizon, parts, positions),
+        openings=_parse_openings(files, horizon, components),
     )
 
 
 def _parse_autoregression(
-    documents: Documents, horizon: Horizon, hydros: Mapping[int, int]
+    files: CaseFiles, horizon: Horizon, hydros: Positions
 ) -> dict[Key, tuple[tuple[float, ...], float]]:
     file = "scenarios/inflow_ar_coefficients.parquet"
-    if file not in documents:
-        return {}
     required = ("hydro_id", "stage_id", "lag", "coefficient", "residual_std_ratio")
     terms: dict[Key, dict[int, tuple[float, float]]] = {}
-    for row in rows(documents[file], file, required):
+    before, rows = len(files.findings), list(files.rows(file, required))
+    for row in rows:
         key = (row.reference("hydro_id", hydros, "hydro plant"), row.integer("stage_id"))
         lag = row.integer("lag", minimum=1)
-        if lag in terms.setdefault(key, {}):
-            raise row.error(SchemaViolation, "lag", f"lag {lag} occurs twice", value=lag)
-        terms[key][lag] = (
+        values = (
             row.number("coefficient"),
             row.number("residual_std_ratio", above=0.0, maximum=1.0),
         )
+        if key[0] < 0 or lag == UNREADABLE:
+            continue
+        if lag in terms.setdefault(key, {}):
+            row.report(SchemaViolation, "lag", f"lag {lag} occurs twice", value=lag)
+        terms[key][lag] = values
+    if not rows:
+        return {}
+    _check_seasons(horizon, files.findings)
+    if len(files.findings) > before:
+        return {}
+    ids = list(hydros)
     for (h, stage_id), by_lag in terms.items():
         if sorted(by_lag) != list(range(1, len(by_lag) + 1)):
-            raise SchemaViolation(
-                f"{file}: the lags of a plant and stage must be 1, 2, ... without gaps",
-                context={
-                    "file": file,
-                    "field": "lag",
-                    "entity_id": h,
-                    "stage_id": stage_id,
-                    "value": str(sorted(by_lag)),
-                },
+            files.findings.add(
+                SchemaViolation(
+                    f"{file}: the lags of hydro plant {ids[h]} at stage {stage_id} must be "
+                    "1, 2, ... without gaps",
+                    context={
+                        "file": file,
+                        "field": "lag",
+                        "entity_id": ids[h],
+                        "stage_id": stage_id,
+                        "value": str(sorted(by_lag)),
+                        "expected": "1, 2, ... without gaps",
+                    },
+                )
             )
-    _check_seasons(horizon)
     return {
-        key: (tuple(by_lag[lag][0] for lag in sorted(by_lag)), by_lag[1][1])
+        key: (tuple(by_lag[lag][0] for lag in sorted(by_lag)), by_lag[min(by_lag)][1])
         for key, by_lag in terms.items()
     }
 
 
-def _check_seasons(horizon: Horizon) -> None:
+def _check_seasons(horizon: Horizon, findings: Findings) -> None:
     """Refuse seasons for which "one stage back" is not one lag back."""
     if horizon.cycle is None:
         return
-    context = {"file": "stages.json", "field": "season_definitions.cycle_type"}
     if horizon.cycle != "monthly":
-        raise Unsupported(
-            "stages.json: season_definitions.cycle_type: autoregressive inflow needs monthly "
-            f"seasons, not {horizon.cycle!r}",
-            context={**context, "value": horizon.cycle, "expected": "monthly"},
+        findings.add(
+            Unsupported(
+                "stages.json: season_definitions.cycle_type: autoregressive inflow needs monthly "
+                f"seasons, not {horizon.cycle!r}",
+                context={
+                    "file": "stages.json",
+                    "field": "season_definitions.cycle_type",
+                    "value": horizon.cycle,
+                    "expected": "monthly",
+                },
+            )
         )
     groups = [noise_group(horizon, t) for t in range(len(horizon.stages))]
-    if len(set(groups)) != len(groups):
-        raise Unsupported(
-            "stages.json: stages: two stages in one season of one year are not supported with "
-            "autoregressive inflow",
-            context={"file": "stages.json", "field": "stages.season_id"},
-        )
+    for t, group in enumerate(groups):
+        first = groups.index(group)
+        if first < t:
+            findings.add(
+                Unsupported(
+                    "stages.json: stages: autoregressive inflow needs one stage per season and "
+                    f"year, but stages {horizon.stages[first].id} and {horizon.stages[t].id} "
+                    f"are both in season {group[0]} of {group[1]}",
+                    context={
+                        "file": "stages.json",
+                        "field": "stages.season_id",
+                        "entity_id": horizon.stages[t].id,
+                        "value": group[0],
+                        "expected": "one stage per season and year",
+                    },
+                )
+            )
+            return
 
 
 def noise_group(horizon: Horizon, t: int) -> tuple[int, int]:
@@ -192,29 +219,36 @@ def noise_group(horizon: Horizon, t: int) -> tuple[int, int]:
 
 
 def _parse_openings(
-    documents: Documents, horizon: Horizon, components: int
+    files: CaseFiles, horizon: Horizon, components: int | None
 ) -> tuple[Floats, ...] | None:
     file = "scenarios/noise_openings.parquet"
-    if file not in documents:
+    counts = [stage.openings for stage in horizon.stages]
+    if file not in files or components is None or min(counts, default=0) < 1:
         return None
-    tree = [np.full((stage.openings, components), np.nan) for stage in horizon.stages]
-    required = ("stage_id", "opening_index", "entity_index", "value")
-    for row in rows(documents[file], file, required):
+    before = len(files.findings)
+    tree = [np.full((count, components), np.nan) for count in counts]
+    for row in files.rows(file, ("stage_id", "opening_index", "entity_index", "value")):
         t = row.reference("stage_id", horizon.positions, "stage")
-        opening = row.integer("opening_index", minimum=0, maximum=tree[t].shape[0] - 1)
+        opening = row.integer("opening_index", minimum=0, maximum=counts[t] - 1)
         entity = row.integer("entity_index", minimum=0, maximum=components - 1)
-        tree[t][opening, entity] = row.number("value")
+        value = row.number("value")
+        if len(files.findings) == before:
+            tree[t][opening, entity] = value
+    if len(files.findings) > before:
+        return None
     for stage, values in zip(horizon.stages, tree, strict=True):
         if np.isnan(values).any():
             opening, entity = (int(i) for i in np.argwhere(np.isnan(values))[0])
-            raise SchemaViolation(
-                f"{file}: stage {stage.id} lacks opening {opening}, entity {entity}",
-                context={
-                    "file": file,
-                    "field": "value",
-                    "stage_id": stage.id,
-                    "expected": f"{values.shape[0]} openings of {components} entities",
-                },
+            files.findings.add(
+                SchemaViolation(
+                    f"{file}: stage {stage.id} lacks opening {opening}, entity {entity}",
+                    context={
+                        "file": file,
+                        "field": "value",
+                        "stage_id": stage.id,
+                        "expected": f"{values.shape[0]} openings of {components} entities",
+                    },
+                )
             )
     return tuple(tree)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cobre_shm.sddp.errors import OutOfRange, SchemaViolation
-from cobre_shm.sddp.fields import Record, identified
+from cobre_shm.sddp.fields import Positions, Record, identified
 
 _OTHER_SAMPLING = ("lhs", "qmc_sobol", "qmc_halton", "historical_residuals", "selective")
+
+# In the place of a date that could not be read.
+_NO_DATE = datetime.date(1, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,11 @@ class Stage:
     risk: RiskMeasure | None
     discount: float
 
+    @property
+    def last_block(self) -> int | None:
+        """The largest block id; None where the blocks could not be read."""
+        return len(self.hours) - 1 if self.hours else None
+
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
@@ -54,23 +61,20 @@ class Horizon:
     """
 
     stages: tuple[Stage, ...]
-    positions: Mapping[int, int]
+    positions: Positions
     cycle: str | None
 
 
 def parse_stages(document: Record) -> Horizon:
-    """Read and check ``stages.json``.
-
-    Raises:
-        CaseError: A value is wrong, or asks for something that is not supported.
-    """
+    """Read and check ``stages.json``."""
     graph = document.record("policy_graph")
     graph.choice("type", ("finite_horizon",), unsupported=("cyclic",))
     annual_rate = graph.number("annual_discount_rate", minimum=0.0)
-    records = identified(document, "stages")
-    if not records:
-        raise document.error(SchemaViolation, "stages", "must hold at least one stage")
-    positions = {record.integer("id", minimum=0): i for i, record in enumerate(records)}
+    records, positions = identified(document, "stages")
+    if not records and positions.complete:
+        document.report(SchemaViolation, "stages", "must hold at least one stage")
+    for record in records:
+        record.integer("id", minimum=0)
     rates: dict[int, float] = {}
     for transition in graph.records("transitions", []):
         override = transition.number("annual_discount_rate_override", None, minimum=0.0)
@@ -90,8 +94,8 @@ def parse_stages(document: Record) -> Horizon:
 
 def _parse_stage(record: Record, annual_rate: float) -> Stage:
     start, end = record.date("start_date"), record.date("end_date")
-    if end <= start:
-        raise record.error(
+    if start is not None and end is not None and end <= start:
+        record.report(
             OutOfRange,
             "end_date",
             f"must be after start_date ({start}), not {end}",
@@ -100,6 +104,7 @@ def _parse_stage(record: Record, annual_rate: float) -> Stage:
         )
     record.choice("sampling_method", ("saa",), "saa", unsupported=_OTHER_SAMPLING)
     record.choice("block_mode", ("parallel",), "parallel", unsupported=("chronological",))
+    start, end = start or _NO_DATE, end or _NO_DATE
     days = (end - start).days
     return Stage(
         id=record.integer("id"),
@@ -113,19 +118,30 @@ def _parse_stage(record: Record, annual_rate: float) -> Stage:
 
 
 def _parse_blocks(record: Record) -> tuple[float, ...]:
-    blocks = sorted(record.records("blocks"), key=lambda block: block.integer("id"))
-    if not blocks:
-        raise record.error(SchemaViolation, "blocks", "must hold at least one block")
-    for i, block in enumerate(blocks):
-        if block.integer("id") != i:
-            raise block.error(
-                SchemaViolation,
-                "id",
-                f"block ids must be 0 to {len(blocks) - 1} without gaps",
-                value=block.integer("id"),
-                expected=str(i),
-            )
-    return tuple(block.number("hours", above=0.0) for block in blocks)
+    """Return the hours of each block, or nothing where the blocks cannot be told apart."""
+    before = len(record.findings)
+    blocks = record.records("blocks")
+    ids = [block.integer("id") for block in blocks]
+    if len(record.findings) == before:
+        if not blocks:
+            record.report(SchemaViolation, "blocks", "must hold at least one block")
+        for i, (block_id, block) in enumerate(sorted(zip(ids, blocks, strict=True), key=_first)):
+            if block_id != i:
+                block.report(
+                    SchemaViolation,
+                    "id",
+                    f"block ids must be 0 to {len(blocks) - 1} without gaps",
+                    value=block_id,
+                    expected=str(i),
+                )
+                break
+    readable = len(record.findings) == before
+    hours = {i: block.number("hours", above=0.0) for i, block in zip(ids, blocks, strict=True)}
+    return tuple(hours[i] for i in sorted(hours)) if readable else ()
+
+
+def _first(pair: tuple[int, Record]) -> int:
+    return pair[0]
 
 
 def _parse_risk(record: Record) -> RiskMeasure | None:
@@ -133,13 +149,14 @@ def _parse_risk(record: Record) -> RiskMeasure | None:
     if value == "expectation" or value is None:
         return None
     if not isinstance(value, dict) or "cvar" not in value:
-        raise record.error(
+        record.report(
             SchemaViolation,
             "risk_measure",
             "must be 'expectation' or an object 'cvar'",
             value=value,
             expected="'expectation' or {'cvar': {...}}",
         )
+        return None
     cvar = record.record("risk_measure").record("cvar")
     return RiskMeasure(
         tail=cvar.number("alpha", above=0.0, maximum=1.0),

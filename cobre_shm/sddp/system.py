@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from cobre_shm.sddp.errors import OutOfRange, SchemaViolation
-from cobre_shm.sddp.fields import Record, identified
+from cobre_shm.sddp.fields import Positions, Record, identified
 
 _Entity = TypeVar("_Entity")
 
@@ -178,7 +178,7 @@ def parse_penalties(document: Record) -> Penalties:
 def _parse_segments(record: Record) -> tuple[Segment, ...]:
     items = record.records("deficit_segments")
     if not items:
-        raise record.error(SchemaViolation, "deficit_segments", "must hold at least one segment")
+        record.report(SchemaViolation, "deficit_segments", "must hold at least one segment")
     segments = tuple(
         Segment(item.number("depth_mw", math.inf, above=0.0), item.number("cost", above=0.0))
         for item in items
@@ -187,7 +187,7 @@ def _parse_segments(record: Record) -> tuple[Segment, ...]:
         last = i == len(segments) - 1
         if math.isinf(segment.depth_mw) != last:
             wanted = "null in the last segment" if last else "a number before the last segment"
-            raise items[i].error(
+            items[i].report(
                 OutOfRange,
                 "depth_mw",
                 f"must be {wanted}",
@@ -195,7 +195,7 @@ def _parse_segments(record: Record) -> tuple[Segment, ...]:
                 expected=wanted,
             )
         if i and segment.cost < segments[i - 1].cost:
-            raise items[i].error(
+            items[i].report(
                 OutOfRange,
                 "cost",
                 "must not fall from one segment to the next",
@@ -205,18 +205,14 @@ def _parse_segments(record: Record) -> tuple[Segment, ...]:
     return segments
 
 
-def positions_of(records: list[Record]) -> dict[int, int]:
-    """Return the position of each id in a sorted list of entities."""
-    return {record.integer("id"): i for i, record in enumerate(records)}
-
-
 def _entities(
     document: Record, key: str, parse: Callable[[Record], _Entity]
-) -> tuple[_Entity, ...]:
-    return tuple(parse(record) for record in identified(document, key))
+) -> tuple[tuple[_Entity, ...], Positions]:
+    records, positions = identified(document, key)
+    return tuple(parse(record) for record in records), positions
 
 
-def parse_buses(document: Record, penalties: Penalties) -> tuple[Bus, ...]:
+def parse_buses(document: Record, penalties: Penalties) -> tuple[tuple[Bus, ...], Positions]:
     """Read and check ``system/buses.json``."""
 
     def parse(record: Record) -> Bus:
@@ -232,8 +228,8 @@ def parse_buses(document: Record, penalties: Penalties) -> tuple[Bus, ...]:
 
 
 def parse_lines(
-    document: Record, penalties: Penalties, buses: Mapping[int, int], warnings: list[str]
-) -> tuple[Line, ...]:
+    document: Record, penalties: Penalties, buses: Positions, warnings: list[str]
+) -> tuple[tuple[Line, ...], Positions]:
     """Read and check ``system/lines.json``; losses are reported in ``warnings`` and dropped."""
 
     def parse(record: Record) -> Line:
@@ -256,7 +252,7 @@ def parse_lines(
     return _entities(document, "lines", parse)
 
 
-def parse_thermals(document: Record, buses: Mapping[int, int]) -> tuple[Thermal, ...]:
+def parse_thermals(document: Record, buses: Positions) -> tuple[tuple[Thermal, ...], Positions]:
     """Read and check ``system/thermals.json``."""
 
     def parse(record: Record) -> Thermal:
@@ -277,8 +273,8 @@ def parse_thermals(document: Record, buses: Mapping[int, int]) -> tuple[Thermal,
 
 
 def parse_sources(
-    document: Record, penalties: Penalties, buses: Mapping[int, int]
-) -> tuple[Source, ...]:
+    document: Record, penalties: Penalties, buses: Positions
+) -> tuple[tuple[Source, ...], Positions]:
     """Read and check ``system/non_controllable_sources.json``."""
 
     def parse(record: Record) -> Source:

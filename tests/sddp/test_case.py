@@ -8,16 +8,20 @@ import sys
 import pytest
 
 from cobre_shm.sddp import (
+    DuplicateId,
+    InvalidEnum,
     MissingFile,
     MissingReference,
     OutOfRange,
     ParseError,
     SchemaViolation,
+    TypeMismatch,
     Unsupported,
     load_case,
     shipped_case_path,
 )
 from cobre_shm.sddp.documents import REQUIRED, decode, encode, read_documents
+from cobre_shm.sddp.findings import Findings
 from tests.sddp.editing import edit, write_json, write_table
 
 
@@ -98,7 +102,7 @@ def test_unreadable_file_is_named(shipped_copy, name, content):
         (
             "config.json",
             set_path("training", "forward_passes", value="8"),
-            SchemaViolation,
+            TypeMismatch,
             "training.forward_passes",
         ),
         (
@@ -134,7 +138,7 @@ def test_unreadable_file_is_named(shipped_copy, name, content):
         (
             "config.json",
             set_path("modeling", "inflow_non_negativity", "method", value="fold"),
-            SchemaViolation,
+            InvalidEnum,
             "modeling.inflow_non_negativity.method",
         ),
         ("config.json", set_path("policy", value={"mode": "resume"}), Unsupported, "policy.mode"),
@@ -183,7 +187,7 @@ def test_unreadable_file_is_named(shipped_copy, name, content):
         (
             "stages.json",
             set_path("stages", 2, "end_date", value="2030-13-01"),
-            SchemaViolation,
+            TypeMismatch,
             "stages[2].end_date",
         ),
         (
@@ -192,7 +196,7 @@ def test_unreadable_file_is_named(shipped_copy, name, content):
             OutOfRange,
             "stages[2].risk_measure.cvar.alpha",
         ),
-        ("stages.json", set_path("stages", 2, "id", value=1), SchemaViolation, "stages[2].id"),
+        ("stages.json", set_path("stages", 2, "id", value=1), DuplicateId, "stages[2].id"),
         (
             "penalties.json",
             delete_path("hydro", "spillage_cost"),
@@ -250,7 +254,7 @@ def test_unreadable_file_is_named(shipped_copy, name, content):
         (
             "system/hydros.json",
             set_path("hydros", 1, "reservoir", "max_storage_hm3", value=True),
-            SchemaViolation,
+            TypeMismatch,
             "hydros[1].reservoir.max_storage_hm3",
         ),
         (
@@ -394,7 +398,7 @@ def test_correlation_matrix_must_be_one(random_path):
 
 
 def test_documents_survive_the_way_to_other_ranks():
-    documents = read_documents(shipped_case_path())
+    documents = read_documents(shipped_case_path(), Findings())
     assert decode(encode(documents)) == documents
 
 

@@ -1,0 +1,91 @@
+"""``python -m cobre_shm.sddp validate CASE``: everything that is wrong with a case, at once.
+
+Exit codes: 0 the case can be trained, 3 it has findings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from cobre_shm.sddp.envelope import envelope
+from cobre_shm.sddp.errors import CaseError, MissingFile
+
+if TYPE_CHECKING:
+    from cobre_shm.sddp.case import Case
+
+VALID = 0
+INVALID = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of the command."""
+    parser.add_argument("case", metavar="CASE", help="case directory")
+    parser.add_argument(
+        "--output-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: one object with every finding (default: text)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check a case directory, print the findings and return the exit code."""
+    from cobre_shm.sddp.case import check_case
+
+    case: Case | None = None
+    warnings: list[str] = []
+    findings: list[CaseError]
+    try:
+        case, found, warnings = check_case(options.case)
+        findings = list(found)
+    except MissingFile as error:
+        findings = [error]
+    code = INVALID if findings else VALID
+    if options.output_format == "json":
+        answer = envelope(
+            "validate",
+            code,
+            errors=findings,
+            warnings=warnings,
+            data=None if case is None else _sizes(case),
+            summary={"error_count": len(findings), "warning_count": len(warnings)},
+        )
+        print(json.dumps(answer, indent=2))
+    else:
+        print("\n".join(_text(options.case, case, findings, warnings)))
+    return code
+
+
+def _sizes(case: Case) -> dict[str, Any]:
+    return {
+        "case": case.name,
+        "stages": case.stages,
+        "buses": len(case.buses),
+        "lines": len(case.lines),
+        "thermals": len(case.thermals),
+        "hydros": len(case.hydros),
+        "non_controllable_sources": len(case.sources),
+        "generic_constraints": len(case.constraints),
+        "inflow_lags": case.statistics.lags,
+        "forward_passes": case.config.forward_passes,
+    }
+
+
+def _text(
+    directory: str, case: Case | None, findings: list[CaseError], warnings: Iterable[str]
+) -> Iterable[str]:
+    if case is not None:
+        sizes = ", ".join(f"{name} {value}" for name, value in list(_sizes(case).items())[1:])
+        yield f"{directory}: the case is valid ({sizes.replace('_', ' ')})"
+    else:
+        count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+        yield f"{directory}: {count}"
+    for finding in findings:
+        yield f"  {finding.kind}: {finding.message}"
+        if finding.suggestion is not None:
+            yield f"      {finding.suggestion}"
+    for warning in warnings:
+        yield f"  warning: {warning}"
