@@ -84,7 +84,8 @@ def _make(described: Any, arrays: list[npt.NDArray[Any]]) -> Any:
         return tuple(_make(item, arrays) for item in content)
     if kind == "m":
         return {_make(k, arrays): _make(v, arrays) for k, v in content}
-    return _make_dataclass(*content, arrays)
+    name, described = content
+    return _make_dataclass(name, described, arrays)
 
 
 def _make_dataclass(name: str, described: Any, arrays: list[npt.NDArray[Any]]) -> Any:

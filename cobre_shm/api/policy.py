@@ -143,7 +143,10 @@ class Policy:
         except (KeyError, TypeError, ValueError) as error:
             raise SchemaViolation(
                 f"{root}: not a policy: {type(error).__name__}: {error}",
-                context={"file": str(root), "expected": "cuts.parquet and state.json of one policy"},
+                context={
+                    "file": str(root),
+                    "expected": "cuts.parquet and state.json",
+                },
             ) from error
         return cls(stages, cuts, components)
 

@@ -198,11 +198,12 @@ class TrainingResult:
         return f"<div><b>Training of {title}</b><table>{rows}</table>{self._chart()}</div>"
 
     def _rows(self) -> list[tuple[str, str]]:
+        half_width = f"{self.upper_bound_half_width:,.2f}"
         ranks = "1 rank" if self.ranks == 1 else f"{self.ranks} ranks"
         rows = [
             ("stopped", f"after {self.iterations} iterations: {self.stop_reason}"),
             ("lower bound", f"{self.lower_bound:,.2f} $"),
-            ("upper bound", f"{self.upper_bound:,.2f} $ ± {self.upper_bound_half_width:,.2f} (95 %)"),
+            ("upper bound", f"{self.upper_bound:,.2f} $ ± {half_width} (95 %)"),
             ("gap", f"{self.gap_percent:.2f} %"),
             ("cuts", f"{sum(len(cuts) for cuts in self.details.cuts)}"),
             ("time", f"{self.seconds:.2f} s, {self.lp_solves} LPs, {ranks} ({self.backend})"),

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Self
 
 from cobre_shm.errors import CollectiveFailed, WorkerError
@@ -141,7 +142,7 @@ class _Worker:
 
 
 def _start(rank: int, entry: str, descriptor: int, meeting: Meeting) -> subprocess.Popen[bytes]:
-    path = [folder or os.getcwd() for folder in sys.path]
+    path = [folder or str(Path.cwd()) for folder in sys.path]
     words = [*interpreter(), "-c", _BOOT, str(descriptor), str(os.getpid()), entry, *path]
     try:
         return subprocess.Popen(
@@ -293,10 +294,15 @@ class WorkerGroup:
             elif kind is Frame.ERROR:
                 worker.error = decode_exception(payload)
                 self._note_failure(worker)
-            elif self._on_event is not None and not self._failed:
-                if self._on_event(worker.rank, payload):
-                    self._ask_to_stop()
+            elif self._tell(worker.rank, payload):
+                self._ask_to_stop()
         return len(data)
+
+    def _tell(self, rank: int, payload: bytes) -> bool:
+        """Pass an event on; return whether the workers are to stop."""
+        if self._on_event is None or self._failed:
+            return False
+        return self._on_event(rank, payload)
 
     def _stop_streaming(self, worker: _Worker) -> None:
         if worker.is_streaming:

@@ -1,8 +1,8 @@
 """How the workers of one group find each other, as the process that starts them arranges it.
 
-    ShmMeeting    a segment without a name, which the workers inherit: nothing of it can be left
-                  behind, and the process that made it says in it how a worker ended
-    TcpMeeting    a coordinator's address; the connections tell of a worker's end
+ShmMeeting    a segment without a name, which the workers inherit: nothing of it can be left
+              behind, and the process that made it says in it how a worker ended
+TcpMeeting    a coordinator's address; the connections tell of a worker's end
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ShmMeeting:
     def __init__(self, size: int) -> None:
         self._size = size
         self._segment = WatchedSegment.create_unnamed(size, launched=True)
-        self.descriptors = [self._segment.descriptor]
+        self.descriptors: Sequence[int] = [self._segment.descriptor]
 
     def environment(self, rank: int) -> dict[str, str]:
         """See :meth:`Meeting.environment`."""

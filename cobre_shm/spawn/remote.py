@@ -91,15 +91,21 @@ def _plain_arguments(error: BaseException) -> dict[str, Any] | None:
     return found if same else None
 
 
+def _exception_class(found: object) -> type[BaseException]:
+    if isinstance(found, type) and issubclass(found, BaseException):
+        return found
+    raise TypeError(f"not a class of exceptions: {found!r}")
+
+
 def _rebuild(described: dict[str, Any]) -> BaseException:
     module, _, name = described["class"].partition(":")
     plain = described.get("plain")
     if plain is None:
         error: BaseException = pickle.loads(base64.b64decode(described["pickle"]))
     elif module == "builtins":
-        error = getattr(builtins, name)(*plain["args"])
+        error = _exception_class(getattr(builtins, name))(*plain["args"])
     elif module.partition(".")[0] in _OWN:
-        cls = getattr(importlib.import_module(module), name)
+        cls = _exception_class(getattr(importlib.import_module(module), name))
         # As CobreError.__reduce__ does: constructors differ, the attributes are the whole state.
         error = BaseException.__new__(cls)
         error.args = tuple(plain["args"])
