@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.sddp.cuts import StageCuts
-from cobre_shm.sddp.errors import MissingFile, OutOfRange, ParseError, SchemaViolation, require
+from cobre_shm.sddp.errors import MissingFile, OutOfRange, ParseError, SchemaViolation
 
 if TYPE_CHECKING:
     from cobre_shm.sddp.training_result import TrainingResult
@@ -118,9 +118,11 @@ class Policy:
             SchemaViolation: The two files do not belong together.
             MissingDependency: pyarrow is not installed.
         """
+        from cobre_shm.sddp.results import read_table
+
         root = Path(directory)
         described = _read_state(root / "state.json")
-        columns = _read_table(root / "cuts.parquet")
+        columns = read_table(root / "cuts.parquet")
         try:
             components = [
                 (str(item["kind"]), int(item["hydro_id"]), int(item["lag"]), str(item["unit"]))
@@ -165,31 +167,10 @@ def _read_state(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise _missing(path) from error
+        raise MissingFile(
+            f"{path}: there is no such file",
+            context={"file": str(path)},
+            suggestion="Give the folder 'policy' of a training's output directory",
+        ) from error
     except (OSError, ValueError) as error:
         raise ParseError(f"{path}: not readable: {error}", context={"file": str(path)}) from error
-
-
-def _read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise require("pyarrow") from error
-    try:
-        with path.open("rb") as file:
-            # Without threads, as everywhere: Arrow's may be starting while the process ends.
-            table = parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ParseError(f"{path}: not readable: {reason}", context={"file": str(path)}) from error
-    return {name: table[name].to_numpy() for name in table.column_names}
-
-
-def _missing(path: Path) -> MissingFile:
-    return MissingFile(
-        f"{path}: there is no such file",
-        context={"file": str(path)},
-        suggestion="Give the folder 'policy' of a training's output directory",
-    )

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from cobre_shm.communicator import Communicator
 from cobre_shm.sddp.cuts import StageCuts
-from cobre_shm.sddp.errors import OutputError, require
+from cobre_shm.sddp.errors import MissingFile, OutputError, ParseError, require
 from cobre_shm.sddp.sharing import on_rank_zero
 from cobre_shm.sddp.training_result import TIMING_COLUMNS, TrainingResult
 
@@ -98,6 +98,28 @@ def write_table(path: Path, columns: Columns) -> None:
     write_atomically(
         path, lambda file: arrow.parquet.write_table(table, str(file), compression="zstd")
     )
+
+
+def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns of a table that :func:`write_table` wrote.
+
+    Raises:
+        MissingFile: There is no such file.
+        ParseError: It is not readable as Parquet.
+        MissingDependency: pyarrow is not installed.
+    """
+    arrow = _parquet()
+    context = {"file": str(path)}
+    try:
+        with path.open("rb") as file:
+            # Without threads, as in documents.py: Arrow's may be starting while the process ends.
+            table = arrow.parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path}: there is no such file", context=context) from error
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ParseError(f"{path}: not readable: {reason}", context=context) from error
+    return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def write_json(path: Path, value: Any) -> None:

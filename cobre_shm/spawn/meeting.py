@@ -12,7 +12,6 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from cobre_shm.segment.watch import WatchedSegment
 from cobre_shm.spawn.environment import rank_environment
 from cobre_shm.spawn.rank import Ending
 
@@ -59,6 +58,9 @@ class ShmMeeting:
     backend = "shm"
 
     def __init__(self, size: int) -> None:
+        # Only now: a process that starts no workers needs nothing of this backend.
+        from cobre_shm.segment.watch import WatchedSegment
+
         self._size = size
         self._segment = WatchedSegment.create_unnamed(size, launched=True)
         self.descriptors: Sequence[int] = [self._segment.descriptor]

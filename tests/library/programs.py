@@ -79,7 +79,7 @@ _WAYS = {
     "raise": lambda: _raise(ValueError("the reason")),
     "refuse": lambda: _raise(Refusal("no", 3)),
     "unheard": lambda: _raise(Unheard("this", "that")),
-    "file": lambda: open("/no/such/file"),
+    "file": lambda: os.stat("/no/such/file"),
     "exit": lambda: sys.exit(3),
     "leave": lambda: os._exit(0),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
