@@ -120,6 +120,8 @@ async def _serve_http(server: MCPServer[Any], port: int, token: str | None) -> N
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((_LOOPBACK, port))
+        # Whoever reads the line below may connect at once.
+        listener.listen(128)
         number = listener.getsockname()[1]
         print(f"listening on http://{_LOOPBACK}:{number}/mcp", file=sys.stderr, flush=True)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
