@@ -148,7 +148,7 @@ def _check_start_method() -> None:
 
 def _refuse(message: str, setting: str) -> IncompatibleSettings:
     return IncompatibleSettings(
-        message[:1].upper() + message[1:],
+        message,
         context={"setting": setting},
         suggestion="See: help(cobre_shm.train)",
     )

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.api.policy import Policy
-from cobre_shm.sddp.errors import require
+from cobre_shm.sddp.errors import MissingDependency
 from cobre_shm.sddp.training_result import TIMING_COLUMNS, Iteration
 from cobre_shm.sddp.training_result import TrainingResult as Details
 
@@ -133,7 +133,11 @@ def _imported(package: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        raise require(package) from error
+        raise MissingDependency(
+            f"the package {package!r} is not installed",
+            context={"package": package},
+            suggestion=f"pip install {package}",
+        ) from error
 
 
 class TrainingResult:
