@@ -62,6 +62,7 @@ class Case:
         initial_state: float64, one value per state component: the storages in hm3, then for
             each lag, newest first, the past inflows in m3/s.
         warnings: What was read and has no effect.
+        digest: Hash over everything that the course of a training depends on.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Case:
     statistics: Statistics
     initial_state: Floats
     warnings: tuple[str, ...]
+    digest: str
 
     @property
     def stages(self) -> int:
@@ -228,6 +230,7 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
         statistics=statistics,
         initial_state=initial_state,
         warnings=tuple(files.warnings),
+        digest=files.digest(),
     )
 
 

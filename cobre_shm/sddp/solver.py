@@ -6,6 +6,11 @@ the same order: one forward solve, all openings at one trial point, all openings
 The solver's memory is cleared where a chain begins (``StageSolver.begin`` is the only place) and
 only a basis that belongs to the same chain of an earlier pass is given back. So a result depends
 on its chain and not on which rank ran which chains before.
+
+Clearing leaves one thing: HiGHS finds its scale factors at the first solve of a problem and keeps
+them, also for rows that come later. Therefore every problem is solved once before it has cuts, and
+what a problem needs beyond the usual options is tried on a copy. So a problem that is built anew
+from its cuts, after a pause or for a simulation, is the same problem to the last bit.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ except ImportError as error:
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
+Statuses = npt.NDArray[np.int8]
 
 _OPTIONS: dict[str, Any] = {
     "output_flag": False,
@@ -42,8 +48,8 @@ _OPTIONS: dict[str, Any] = {
     "dual_feasibility_tolerance": 1e-7,
     "rebuild_refactor_solution_error_tolerance": 1e-6,
 }
-# Attempts for a problem that HiGHS gives up on, each from a cleared solver. They depend on the
-# problem alone, so every rank count takes the same path.
+# Attempts for a problem that HiGHS gives up on, each from a new solver. They depend on the problem
+# alone, so every rank count takes the same path.
 _RETRIES: tuple[dict[str, Any], ...] = (
     {},
     {
@@ -53,11 +59,18 @@ _RETRIES: tuple[dict[str, Any], ...] = (
     },
     {"presolve": "on"},
 )
-_RESTORED = {"simplex_scale_strategy": 1, **_OPTIONS}
 
 _OPTIMAL = highs.HighsModelStatus.kOptimal
 _ERROR = highs.HighsStatus.kError
 _BASIC = highs.HighsBasisStatus.kBasic
+_STATUSES = sorted(highs.HighsBasisStatus.__members__.values(), key=int)
+
+
+def _new_solver() -> Any:
+    solver = highs._Highs()
+    for name, value in _OPTIONS.items():
+        solver.setOptionValue(name, value)
+    return solver
 
 
 class StageSolver:
@@ -74,10 +87,11 @@ class StageSolver:
         self.solves = 0
         self.retries = 0
         self._noise = noise
-        self._highs = highs._Highs()
-        for name, value in _OPTIONS.items():
-            self._highs.setOptionValue(name, value)
+        self._highs = _new_solver()
         self._pass_model()
+        # For its scale factors only; see above.
+        self._highs.run()
+        self._answer = self._highs
         self._rows = len(lp.row_lower)
         self._cut_columns = np.append(lp.theta_column, lp.next_state_columns).astype(np.int32)
         self._next_state = lp.next_state_columns.tolist()
@@ -142,6 +156,26 @@ class StageSolver:
             )
         self._rows += count
 
+    def basis(self, key: Hashable) -> Statuses:
+        """Return the basis kept under ``key`` as numbers: columns, then all rows of now."""
+        basis, rows = self._bases[key]
+        statuses = [*basis.col_status, *basis.row_status, *[_BASIC] * (self._rows - rows)]
+        return np.array([int(status) for status in statuses], dtype=np.int8)
+
+    @property
+    def basis_size(self) -> int:
+        """Number of statuses in a basis of the problem with its cuts."""
+        return len(self.lp.cost) + self._rows
+
+    def restore_basis(self, key: Hashable, statuses: Statuses) -> None:
+        """Keep under ``key`` a basis that :meth:`basis` of an equal problem returned."""
+        values = [_STATUSES[status] for status in statuses.tolist()]
+        basis, columns = highs.HighsBasis(), len(self.lp.cost)
+        basis.col_status, basis.row_status = values[:columns], values[columns:]
+        # As HiGHS marks a basis of its own: one from elsewhere it would examine and repair.
+        basis.valid, basis.alien, basis.was_alien = True, False, False
+        self._bases[key] = (basis, len(values) - columns)
+
     def begin(self, state: Floats, key: Hashable = None) -> None:
         """Begin a chain at ``state``.
 
@@ -191,27 +225,26 @@ class StageSolver:
         solver.run()
         self.solves += 1
         if solver.getModelStatus() != _OPTIMAL:
-            self._retry(opening, place)
+            solver = self._retry(opening, place)
+        self._answer = solver
         if self._unsaved:
             self._bases[self._key] = (solver.getBasis(), self._rows)
             self._unsaved = False
         objective: float = solver.getObjectiveValue()
         return objective
 
-    def _retry(self, opening: int, place: tuple[int, int]) -> None:
-        solver = self._highs
-        first = solver.getModelStatus()
+    def _retry(self, opening: int, place: tuple[int, int]) -> Any:
+        """Return a solver that has solved the problem as it stands."""
         self.retries += 1
         for options in _RETRIES:
-            solver.clearSolver()
+            solver = _new_solver()
             for name, value in options.items():
                 solver.setOptionValue(name, value)
+            solver.passModel(self._highs.getLp())
             solver.run()
-            for name in options:
-                solver.setOptionValue(name, _RESTORED[name])
             if solver.getModelStatus() == _OPTIMAL:
-                return
-        status = solver.modelStatusToString(first)
+                return solver
+        status = self._highs.modelStatusToString(self._highs.getModelStatus())
         iteration, scenario = place
         raise SolverError(
             f"the problem of stage position {self.lp.index} has no optimal solution ({status}) "
@@ -228,15 +261,15 @@ class StageSolver:
     def state_duals(self) -> list[float]:
         """Return the derivative of the objective by each state component."""
         first = self._first_state
-        duals: list[float] = self._highs.getSolution().col_dual[first : first + self._states]
+        duals: list[float] = self._answer.getSolution().col_dual[first : first + self._states]
         return duals
 
     def next_state(self) -> tuple[list[float], float]:
         """Return the next state and ``theta``."""
-        values = self._highs.getSolution().col_value
+        values = self._answer.getSolution().col_value
         return [values[j] for j in self._next_state], values[self.lp.theta_column]
 
     def solution(self) -> tuple[Floats, Floats]:
         """Return all column values and all row duals."""
-        solution = self._highs.getSolution()
+        solution = self._answer.getSolution()
         return np.array(solution.col_value), np.array(solution.row_dual)

@@ -10,7 +10,8 @@ makes every result equal, bit for bit, for any number of ranks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,17 @@ import numpy.typing as npt
 from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.sddp.case import Case, share_case, with_iterations
+from cobre_shm.sddp.checkpoint import (
+    FILE_NAME,
+    Checkpoint,
+    decode,
+    encode,
+    read_checkpoint,
+    write_checkpoint,
+)
+from cobre_shm.sddp.config import CheckpointSchedule, Config
 from cobre_shm.sddp.cuts import CutPool, average_cut, opening_weights, ordered_sum
-from cobre_shm.sddp.distribution import ItemGather, Shares
+from cobre_shm.sddp.distribution import ItemGather, Shares, gather_items
 from cobre_shm.sddp.errors import SolverError
 from cobre_shm.sddp.noise_bounds import noise_bounds
 from cobre_shm.sddp.scenarios import draw_opening, opening_tree
@@ -34,6 +44,7 @@ from cobre_shm.sddp.training_result import (
     TrainingResult,
     mean_and_std,
 )
+from cobre_shm.sddp.warm_start import share_policy
 
 Floats = npt.NDArray[np.float64]
 
@@ -51,6 +62,9 @@ def train(
     output_dir: str | Path | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool | None = None,
+    warm_start: str | Path | None = None,
 ) -> TrainingResult:
     """Train a policy. Collective: every rank calls it with equal arguments.
 
@@ -62,32 +76,93 @@ def train(
         progress: Called after every iteration, on each rank that gives it.
         should_stop: Asked on every rank after every iteration; if any rank's answer is true,
             all end after that iteration with the reason ``interrupted``.
+        checkpoint_every: Write a checkpoint below ``output_dir`` after every so many
+            iterations; by default what the case asks for. One is also written where the
+            training was interrupted, and where it ended if the case or this asks for any.
+        resume: Go on from the checkpoint below ``output_dir``, to the same bits as without a
+            pause and on any number of ranks; where there is none, begin. None does what the
+            case asks for.
+        warm_start: A policy directory with cuts to begin with; by default what the case asks
+            for. A training that resumes has its cuts already.
 
     Raises:
         CaseError: The case directory cannot be used; on every rank.
+        CheckpointError: The checkpoint or the policy is damaged or of another case; on every
+            rank.
         OutputError: ``output_dir`` cannot be used; on every rank, before the training starts.
-        SolverError: A stage problem has no solution; on every rank.
-        ValueError: ``iterations`` is below 1.
+        SolverError: A stage problem has no solution; on every rank. With an ``output_dir``, the
+            problem is in a file there.
+        ValueError: A number is below 1, or checkpoints are asked for without ``output_dir``.
     """
-    if iterations is not None and iterations < 1:
-        raise ValueError(f"iterations must be at least 1, not {iterations}")
+    for name, value in (("iterations", iterations), ("checkpoint_every", checkpoint_every)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
     if not isinstance(case, Case):
         case = share_case(case, comm)
     if iterations is not None:
         case = with_iterations(case, iterations)
+    plan = _plan(case.config, output_dir, checkpoint_every, resume, warm_start)
     if output_dir is not None:
         from cobre_shm.sddp.results import prepare_output, write_training
 
         prepare_output(output_dir, comm)
-    result = _Trainer(case, comm).run(progress, should_stop)
+    trainer = _Trainer(case, comm, plan)
+    trainer.resume()
+    result = trainer.run(progress, should_stop)
     if output_dir is not None:
         on_rank_zero(lambda: write_training(result, Path(output_dir)), comm)
     return result
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Where a training begins and what it leaves behind on its way; None is not at all.
+
+    Attributes:
+        directory: The output directory.
+        schedule: When to write checkpoints.
+        resume_from: The checkpoint to go on from, if it exists.
+        warm_start: The policy directory with cuts to begin with.
+    """
+
+    directory: Path | None
+    schedule: CheckpointSchedule | None
+    resume_from: Path | None
+    warm_start: Path | None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Where checkpoints are written."""
+        return None if self.directory is None else self.directory / "policy" / FILE_NAME
+
+
+def _plan(
+    config: Config,
+    output_dir: str | Path | None,
+    every: int | None,
+    resume: bool | None,
+    warm_start: str | Path | None,
+) -> _Plan:
+    directory = None if output_dir is None else Path(output_dir)
+    schedule = config.checkpoints if every is None else CheckpointSchedule(every, every)
+    resumes = config.policy_mode == "resume" if resume is None else resume
+    if directory is None and (every is not None or resumes):
+        raise ValueError("checkpoints need an output directory")
+    base = directory or Path()
+    if warm_start is None and config.policy_mode == "warm_start":
+        warm_start = base / config.policy_path
+    read = config.policy_path if config.policy_mode == "resume" else "policy"
+    return _Plan(
+        directory=directory,
+        schedule=schedule,
+        resume_from=base / read / FILE_NAME if resumes else None,
+        warm_start=None if warm_start is None else Path(warm_start),
+    )
+
+
 class _Trainer:
-    def __init__(self, case: Case, comm: Communicator) -> None:
-        self.case, self.comm = case, comm
+    def __init__(self, case: Case, comm: Communicator, plan: _Plan) -> None:
+        self.case, self.comm, self.plan = case, comm, plan
         horizon = case.horizon
         passes, self.state_size = case.config.forward_passes, case.state_size
         self.scale = cost_scale(case)
@@ -106,20 +181,36 @@ class _Trainer:
         self.shares = Shares(passes, comm)
         self.trials = ItemGather(self.shares, case.stages * self.state_size + 1, comm)
         self.found = ItemGather(self.shares, 1 + self.state_size, comm)
-        self.pool = CutPool(case.stages, passes, self.state_size)
+        self.pool = CutPool([np.zeros((0, 1 + self.state_size))] * case.stages)
         self.history: list[Iteration] = []
         self.timing: list[list[float]] = []
         self.retries = 0
+
+    def resume(self) -> None:
+        """Take over what an earlier training found, if the plan names one. Collective."""
+        if self.plan.resume_from is not None:
+            path = self.plan.resume_from
+            data = on_rank_zero(lambda: read_checkpoint(path, self.case), self.comm)
+            if data:
+                self._restore(decode(data, self.case.digest, self.case.stages, path))
+                return
+        if self.plan.warm_start is not None:
+            policy = share_policy(self.plan.warm_start, self.case, self.comm)
+            self._begin_with([cuts / self.scale for cuts in policy])
 
     def run(
         self, progress: Progress | None, should_stop: Callable[[], bool] | None
     ) -> TrainingResult:
         start = time.perf_counter()
         reason = ""
+        if self.history:
+            start -= self.history[-1].elapsed_seconds
+            reason = self._reason_to_rest(start)
         while not reason:
             reason = self._iterate(start, should_stop)
             if progress is not None:
                 progress(self.history[-1])
+            self._save(reason)
         seconds = time.perf_counter() - start
         timing = self.comm.allgatherv(np.array(self.timing, dtype=np.float64).reshape(-1))
         history = self.history
@@ -142,6 +233,74 @@ class _Trainer:
             backend=self.comm.backend,
             tree=tuple(self.tree),
         )
+
+    def _begin_with(self, given: Sequence[Floats]) -> None:
+        self.pool = CutPool(given)
+        for t, cuts in enumerate(given):
+            if len(cuts):
+                self._add_cuts(t, cuts)
+
+    def _reason_to_rest(self, start: float) -> str:
+        """Return why a training that resumes has nothing left to do, or nothing. Collective."""
+        verdict = np.zeros(1)
+        if self.comm.rank == 0:
+            bounds = [item.lower_bound for item in self.history]
+            reason = stop_reason(self.case.config, bounds, time.perf_counter() - start)
+            verdict[0] = _REASONS.index(reason or "")
+        self.comm.broadcast(verdict, root=0)
+        return _REASONS[int(verdict[0])]
+
+    def _save(self, reason: str) -> None:
+        """Write a checkpoint if one is due. Collective."""
+        schedule, path = self.plan.schedule, self.plan.checkpoint
+        due = schedule is not None and (reason or schedule.is_due(len(self.history)))
+        if path is None or not (due or reason == _INTERRUPTED):
+            return
+        checkpoint = self._checkpoint()
+        on_rank_zero(
+            lambda: write_checkpoint(path, encode(checkpoint, self.case.digest)),
+            self.comm,
+        )
+
+    def _checkpoint(self) -> Checkpoint:
+        """Return the training as it is after an iteration. Collective."""
+        width = sum(solver.basis_size for solver in self.solvers)
+        local = np.zeros((len(self.shares.mine), width), dtype=np.int8)
+        for i in range(len(local)):
+            local[i] = np.concatenate([solver.basis(i) for solver in self.solvers])
+        timing = self.comm.allgatherv(np.array(self.timing, dtype=np.float64).reshape(-1))
+        bound = self.bound_solver
+        return Checkpoint(
+            history=tuple(self.history),
+            retries=self.retries,
+            given=self.pool.given,
+            cuts=tuple(self.pool.made(t) for t in range(self.case.stages)),
+            bases=gather_items(local, self.shares, self.comm),
+            bound_basis=np.zeros(0, dtype=np.int8) if bound is None else bound.basis(0),
+            timing=timing.reshape(self.comm.size, len(self.history), len(TIMING_COLUMNS)),
+        )
+
+    def _restore(self, saved: Checkpoint) -> None:
+        self._begin_with(saved.given)
+        passes = self.case.config.forward_passes
+        for t, cuts in enumerate(saved.cuts):
+            # In the batches in which they came, so that the problem grows in the same way.
+            for k in range(len(cuts) // passes):
+                batch = cuts[k * passes : (k + 1) * passes]
+                self.pool.add(t, k + 1, batch)
+                self._add_cuts(t, batch)
+        ends = np.cumsum([solver.basis_size for solver in self.solvers])
+        for i, scenario in enumerate(self.shares.mine):
+            parts = np.split(saved.bases[scenario], ends[:-1])
+            for solver, statuses in zip(self.solvers, parts, strict=True):
+                solver.restore_basis(i, statuses)
+        if self.bound_solver is not None:
+            self.bound_solver.restore_basis(0, saved.bound_basis)
+        self.history = list(saved.history)
+        self.retries = saved.retries
+        known = saved.timing[self.comm.rank : self.comm.rank + 1]
+        # A rank that was not there has spent nothing.
+        self.timing = (known[0] if len(known) else np.zeros_like(saved.timing[0])).tolist()
 
     def _iterate(self, start: float, should_stop: Callable[[], bool] | None) -> str:
         iteration = len(self.history) + 1
@@ -196,7 +355,7 @@ class _Trainer:
                 upper_bound_std=std,
                 gap_percent=100.0 * (mean - lower) / max(1.0, abs(mean)),
                 cuts_added=added,
-                cuts_active=added * iteration,
+                cuts_active=added * iteration + sum(len(cuts) for cuts in self.pool.given),
                 lp_solves=int(counts_all[0]),
                 forward_seconds=float(peaks_all[0]),
                 backward_seconds=float(peaks_all[1]),
@@ -258,9 +417,13 @@ class _Trainer:
                 failure = error
             batch = self.found.gather(failure)
             self.pool.add(t, iteration, batch)
-            self.solvers[t].add_cuts(batch[:, 0].copy(), batch[:, 1:])
-            if t == 0 and self.bound_solver is not None:
-                self.bound_solver.add_cuts(batch[:, 0].copy(), batch[:, 1:])
+            self._add_cuts(t, batch)
+
+    def _add_cuts(self, t: int, batch: Floats) -> None:
+        """Add cuts, (cuts, 1 + state components) in scaled $, to the problems of a stage."""
+        self.solvers[t].add_cuts(batch[:, 0].copy(), batch[:, 1:])
+        if t == 0 and self.bound_solver is not None:
+            self.bound_solver.add_cuts(batch[:, 0].copy(), batch[:, 1:])
 
     def _find_cuts(self, t: int, iteration: int) -> None:
         """Find the cut of stage ``t`` at each trial point of this rank."""
