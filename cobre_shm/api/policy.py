@@ -129,10 +129,15 @@ class Policy:
                 for item in described["components"]
             ]
             stages = [int(stage) for stage in described["stage_ids"]]
+            foreign = set(columns["stage_id"].tolist()) - set(stages)
+            if foreign:
+                raise ValueError(f"there are cuts of stage {min(foreign)}, which it has not")
             of_stage, intercept = columns["stage_id"], columns["intercept"]
             coefficients = np.empty((len(intercept), len(components)))
             for j, item in enumerate(described["components"]):
                 coefficients[:, j] = columns[item["column"]]
+            if not (np.isfinite(intercept).all() and np.isfinite(coefficients).all()):
+                raise ValueError("a cut holds something that is no number")
             cuts = [
                 StageCuts(
                     intercept=intercept[rows],

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cobre_shm.errors import CobreError
+from cobre_shm.sddp.checkpoint import FILE_NAME
 from cobre_shm.sddp.documents import OPTIONAL, REQUIRED
 
 __all__ = ["Folders", "NotAllowed"]
 
-_POLICY = ("cuts.parquet", "state.json")
-_OUTPUT = ("training", "policy", "simulation", "stochastic")
+_POLICY = ("cuts.parquet", "state.json", FILE_NAME)
+_OUTPUT = ("training", "policy", "simulation", "stochastic", f"policy/{FILE_NAME}")
 
 
 class NotAllowed(CobreError):

@@ -97,6 +97,28 @@ def config_schema() -> dict[str, Any]:
                     }
                 },
             },
+            "policy": {
+                "type": "object",
+                "description": "Where the training begins, and what it keeps on its way",
+                "properties": {
+                    "mode": {"enum": ["fresh", "warm_start", "resume"], "default": "fresh"},
+                    "path": {
+                        "type": "string",
+                        "default": "policy",
+                        "description": "Directory of the policy; relative to the output directory",
+                    },
+                    "checkpointing": {
+                        "type": "object",
+                        "properties": {
+                            "enabled": {"type": "boolean", "default": False},
+                            "interval_iterations": _POSITIVE,
+                            "initial_iteration": _POSITIVE,
+                        },
+                        "if": {"properties": {"enabled": {"const": True}}, "required": ["enabled"]},
+                        "then": {"required": ["interval_iterations"]},
+                    },
+                },
+            },
             "exports": {
                 "type": "object",
                 "properties": {"stochastic": {"type": "boolean", "default": False}},

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,10 +109,13 @@ class Session:
     ) -> Values:
         """Train a policy, and keep the result."""
         folder = None if output_dir is None else self._folders.output(output_dir)
+        loaded = load_case(self._case_path(case), config_overrides)
+        if loaded.config.policy_mode != "fresh":
+            # The case names a directory as well.
+            self._folders.policy(str((folder or Path()) / loaded.config.policy_path))
         result = cobre_shm.train(
-            self._case_path(case),
+            loaded,
             comm=self._comm,
-            config_overrides=config_overrides,
             progress_callback=tell,
             output_dir=folder,
             resume=resume,

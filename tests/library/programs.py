@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -79,7 +80,7 @@ _WAYS = {
     "raise": lambda: _raise(ValueError("the reason")),
     "refuse": lambda: _raise(Refusal("no", 3)),
     "unheard": lambda: _raise(Unheard("this", "that")),
-    "file": lambda: os.stat("/no/such/file"),
+    "file": lambda: Path("/no/such/file").read_text(),
     "exit": lambda: sys.exit(3),
     "leave": lambda: os._exit(0),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,18 @@ import cobre_shm
 from cobre_shm import IncompatibleSettings, LocalCommunicator, WorkerError
 from cobre_shm.errors import BackendNotAvailable, CobreError, InvalidBackend
 from cobre_shm.sddp import load_case, series_digest
-from cobre_shm.sddp.errors import CaseError, MissingFile, OutOfRange, OutputError, SchemaViolation, SolverError
+from cobre_shm.sddp.errors import (
+    CaseError,
+    MissingFile,
+    OutOfRange,
+    OutputError,
+    SchemaViolation,
+    SolverError,
+)
 from cobre_shm.spawn.errors import InvalidArguments
 from tests.library.conftest import limit
+from tests.sddp.editing import hydro_plant, small_case
+from tests.sddp.test_stage_lp import hydros
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,9 +38,9 @@ def variables():
 
 @pytest.fixture(autouse=True)
 def nothing_global_is_changed():
-    before = variables(), multiprocessing.get_start_method(allow_none=True), os.getcwd()
+    before = variables(), multiprocessing.get_start_method(allow_none=True), Path.cwd()
     yield
-    after = variables(), multiprocessing.get_start_method(allow_none=True), os.getcwd()
+    after = variables(), multiprocessing.get_start_method(allow_none=True), Path.cwd()
     assert after == before
 
 
@@ -237,14 +245,38 @@ def test_death_of_a_worker_ends_the_training(case_path):
     assert (error.rank, error.signal, error.exit_code, error.inner) == (1, 9, -9, None)
 
 
-def test_exception_of_a_worker_is_its_own(case_path):
-    case = load_case(case_path, limit(2))
-    broken = replace(case, initial_state=case.initial_state * np.nan)
+def test_exception_of_a_worker_is_its_own(tmp_path):
+    small = small_case(tmp_path / "small")
+    # More water must leave than there is, and nothing may fill it up.
+    hydros(small, hydro_plant(0), inflow=[-5.0])
     with pytest.raises(WorkerError) as caught:
-        cobre_shm.train(broken, num_workers=2)
+        cobre_shm.train(small, num_workers=2)
     assert isinstance(caught.value.inner, SolverError)
     assert caught.value.inner.context["iteration"] == 1
     assert "training.py" in str(caught.value.inner.__cause__)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_goes_on_from_a_checkpoint(case_path, tmp_path, alone, workers):
+    checkpoints = {"checkpointing": {"enabled": True, "interval_iterations": 1}}
+    first = cobre_shm.train(
+        case_path,
+        num_workers=3 - workers,
+        config_overrides={**limit(2), "policy": checkpoints},
+        output_dir=tmp_path / "out",
+    )
+    assert first.iterations == 2
+    events = []
+    result = cobre_shm.train(
+        case_path,
+        num_workers=workers,
+        config_overrides={**limit(3), "policy": checkpoints},
+        output_dir=tmp_path / "out",
+        resume=True,
+        progress_callback=events.append,
+    )
+    assert {event.iteration for event in events} == {3}
+    assert series_digest(result.details) == series_digest(alone.details)
 
 
 def test_mistakes_of_the_case_are_found_before_anything_is_started(case_path, monkeypatch):
@@ -321,9 +353,7 @@ def test_two_trainings_at_once_over_different_backends(case_path, alone):
     found = {}
 
     def call(workers):
-        found[workers] = cobre_shm.train(
-            case_path, num_workers=workers, config_overrides=limit(3)
-        )
+        found[workers] = cobre_shm.train(case_path, num_workers=workers, config_overrides=limit(3))
 
     threads = [threading.Thread(target=call, args=(workers,)) for workers in (1, 2)]
     for thread in threads:

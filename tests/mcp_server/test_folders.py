@@ -4,7 +4,9 @@ import os
 
 import pytest
 
+from cobre_shm import LocalCommunicator
 from cobre_shm.mcp_server.folders import Folders, NotAllowed
+from cobre_shm.mcp_server.tools import Session
 from tests.sddp.editing import random_case
 
 
@@ -107,3 +109,11 @@ def test_without_any_directory_nothing_is_allowed(allowed):
 def test_directory_that_does_not_exist_is_refused_at_the_start(tmp_path):
     with pytest.raises(NotAllowed, match="not a directory"):
         Folders([tmp_path / "absent"])
+
+
+@pytest.mark.parametrize("mode", ["warm_start", "resume"])
+def test_case_that_names_a_policy_elsewhere_is_refused(allowed, outside, mode):
+    session = Session(LocalCommunicator(), Folders([allowed]))
+    overrides = {"policy": {"mode": mode, "path": str(outside)}}
+    with pytest.raises(NotAllowed, match="outside"):
+        session.train(str(allowed / "case"), overrides, None, False, print)

@@ -136,7 +136,8 @@ def test_only_those_who_know_the_token_are_served(allowed, tmp_path):
 def test_server_imports_no_other_backend(allowed):
     code = (
         "import sys\nfrom cobre_shm.mcp_server import __main__, tools, server\n"
-        "from cobre_shm.mcp_server.folders import Folders\nfrom cobre_shm import LocalCommunicator\n"
+        "from cobre_shm.mcp_server.folders import Folders\n"
+        "from cobre_shm import LocalCommunicator\n"
         "session = tools.Session(LocalCommunicator(), Folders([sys.argv[1]]))\n"
         "server.make_server(session)\n"
         "case = sys.argv[1] + '/case'\n"

@@ -28,6 +28,10 @@ CHANGES = [
     ("training.scenario_source", [{"inflow": {"scheme": "historical"}}]),
     ("simulation.enabled", [True, False, "yes"]),
     ("modeling.inflow_non_negativity", [{"method": m} for m in ("none", "penalty", "other")]),
+    ("policy.mode", ["fresh", "warm_start", "resume", "other", 1]),
+    ("policy.path", ["policy", 3]),
+    ("policy.checkpointing", [{"enabled": True, "interval_iterations": n} for n in (1, 0, 1.5)]),
+    ("policy.checkpointing", [{}, {"enabled": False}, {"enabled": True}, {"enabled": 1}]),
     ("exports.stochastic", [True, False, 0]),
 ]
 
