@@ -13,7 +13,7 @@ from cobre_shm.api.result import TrainingResult
 from cobre_shm.api.training import ProgressCallback, _options, train_at
 from cobre_shm.communicator import Communicator
 from cobre_shm.sddp.case import Case
-from cobre_shm.spawn.group import Cancellation
+from cobre_shm.spawn.workers import Cancellation
 
 __all__ = ["train_async"]
 

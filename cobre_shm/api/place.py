@@ -15,7 +15,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import secrets
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from cobre_shm.selection.factory import choose, create_communicator
 from cobre_shm.selection.kinds import LocalConfig, MpiConfig, ShmConfig, TcpConfig
 from cobre_shm.selection.registry import read_registry
 from cobre_shm.spawn.calls import check_size
-from cobre_shm.spawn.meeting import Meeting, ShmMeeting, TcpMeeting
+from cobre_shm.spawn.meeting import Meeting, ShmMeeting
+from cobre_shm.spawn.tcp import Network, TcpGroup
 
 __all__ = ["Place", "find_place"]
 
@@ -65,7 +65,9 @@ class Place:
         """Return how the workers will find each other."""
         if self.backend == "shm":
             return ShmMeeting(self.workers)
-        return TcpMeeting(self.workers, _tcp_settings(self.coordinator))
+        # All ranks are of this process, so a secret that nobody else knows costs nothing.
+        env = {"COBRE_TCP_SECRET": secrets.token_hex(32), **os.environ}
+        return TcpGroup(Network(coordinator=self.coordinator), self.workers, env)
 
 
 def find_place(
@@ -122,9 +124,10 @@ def _single(name: str) -> Any:
 
 def _worker_place(name: str, workers: int, coordinator: str | None) -> Place:
     _check_start_method()
+    if name in ("auto", "tcp") and coordinator is None:
+        coordinator = _coordinator_of_environment()
     if name == "auto":
-        has_address = coordinator is not None or bool(os.environ.get(_COORDINATOR))
-        name = "tcp" if has_address else "shm"
+        name = "shm" if coordinator is None else "tcp"
     # Says so if it is not known or not installed.
     choose(read_registry(), name, {})
     if name not in ("shm", "tcp"):
@@ -132,6 +135,16 @@ def _worker_place(name: str, workers: int, coordinator: str | None) -> Place:
     if name != "tcp" and coordinator is not None:
         raise _refuse(f"coordinator= is of backend 'tcp', not {name!r}", "coordinator")
     return Place(workers=workers, backend=name, coordinator=coordinator)
+
+
+def _coordinator_of_environment() -> str | None:
+    address, port = os.environ.get(_COORDINATOR), os.environ.get("COBRE_TCP_PORT")
+    if not address:
+        return None
+    # It says what an address is, and what is wrong with one.
+    config = TcpConfig(address, 0, 1, port=int(port) if port and port.isdigit() else None)
+    host = f"[{config.coordinator}]" if ":" in config.coordinator else config.coordinator
+    return f"{host}:{config.port}"
 
 
 def _check_start_method() -> None:
@@ -152,24 +165,3 @@ def _refuse(message: str, setting: str) -> IncompatibleSettings:
         context={"setting": setting},
         suggestion="See: help(cobre_shm.train)",
     )
-
-
-def _tcp_settings(coordinator: str | None) -> dict[str, str]:
-    """Variables by which tcp workers of this machine meet."""
-    inherited = {key: value for key, value in os.environ.items() if key.startswith("COBRE_TCP_")}
-    if coordinator is not None:
-        inherited.pop("COBRE_TCP_PORT", None)
-        return {**inherited, _COORDINATOR: coordinator}
-    if inherited.get(_COORDINATOR):
-        return inherited
-    # The system gives a port that nobody has; nothing else takes it within these milliseconds
-    # unless it is asked for by number.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return {
-        **inherited,
-        _COORDINATOR: "127.0.0.1",
-        "COBRE_TCP_PORT": str(port),
-        "COBRE_TCP_BIND_ADDR": "127.0.0.1",
-    }

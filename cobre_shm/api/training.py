@@ -25,7 +25,7 @@ from cobre_shm.sddp.sharing import on_rank_zero
 from cobre_shm.sddp.simulation import SimulationResult
 from cobre_shm.sddp.simulation_results import write_simulation
 from cobre_shm.sddp.training_result import Iteration
-from cobre_shm.spawn.group import Cancellation, Cancelled, WorkerGroup
+from cobre_shm.spawn.workers import Cancellation, Cancelled, WorkerGroup
 
 __all__ = ["ProgressCallback", "simulate", "train"]
 
@@ -232,8 +232,7 @@ def _on_workers(
     def on_event(_rank: int, payload: bytes) -> bool:
         return callback is not None and callback(ProgressEvent(**json.loads(payload))) is True
 
-    meeting = place.meeting()
-    try:
+    with place.meeting() as meeting:
         group = WorkerGroup(
             "cobre_shm.api.worker:carry_out",
             pickle.dumps(task),
@@ -243,8 +242,6 @@ def _on_workers(
             cancellation=cancellation,
         )
         return _Outcome(group.run(), group.pids)
-    finally:
-        meeting.close()
 
 
 def _train_here(

@@ -14,7 +14,7 @@
 ``run(function, nprocs)`` does the same for one function, from within a program or a notebook:
 
     calls         run(), and what a worker does for it
-    group         the workers: start, watch, stop; inside anybody's process and thread
+    workers       the group of them: start, watch, stop; inside anybody's process and thread
     meeting       how they find each other
     worker        what a worker process runs
     frames        messages between the two

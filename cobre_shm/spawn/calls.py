@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from cobre_shm.layout import MAX_RANKS
 from cobre_shm.spawn.errors import InvalidArguments, ProgramNotRunnable
 from cobre_shm.spawn.frames import Channel
-from cobre_shm.spawn.group import WorkerGroup
 from cobre_shm.spawn.meeting import ShmMeeting
+from cobre_shm.spawn.workers import WorkerGroup
 
 __all__ = ["carry_out", "check_size", "run"]
 
@@ -59,11 +59,8 @@ def run(
     if not callable(function):
         raise InvalidArguments(f"function must be something to call, not {function!r}")
     task = _pack(function, (function, tuple(args), dict(kwargs or {})))
-    meeting = ShmMeeting(size)
-    try:
+    with ShmMeeting(size) as meeting:
         results = WorkerGroup(f"{__name__}:carry_out", task, size, meeting).run()
-    finally:
-        meeting.close()
     return [pickle.loads(result) for result in results]
 
 

@@ -149,7 +149,7 @@ def _start(rank: int, entry: str, descriptor: int, meeting: Meeting) -> subproce
             words,
             stdin=subprocess.DEVNULL,
             env=meeting.environment(rank),
-            pass_fds=[descriptor, *meeting.descriptors],
+            pass_fds=[descriptor, *meeting.descriptors(rank)],
             # ^C in a terminal is for the process that started them, which then ends them.
             process_group=0,
         )
@@ -330,7 +330,8 @@ class WorkerGroup:
         while self._receive(worker):
             pass
         self._stop_streaming(worker)
-        self._meeting.report_exit(worker.rank, worker.ending)
+        ending = worker.ending
+        self._meeting.report_exit(worker.rank, exit_code=ending.exit_code, signal=ending.signal)
         if worker.has_failed:
             self._note_failure(worker)
 
@@ -342,7 +343,7 @@ class WorkerGroup:
 
     def _end(self) -> None:
         """Have those that still run end; whoever has not in time is killed afterwards."""
-        self._meeting.stop()
+        self._meeting.stop(signal.SIGTERM)
         for worker in self._workers:
             worker.signal(signal.SIGTERM)
         deadline = time.monotonic() + _GRACE
@@ -370,7 +371,7 @@ class WorkerGroup:
 
     def _first_failed(self) -> _Worker:
         """Who is to blame, and not who was the first to be noticed."""
-        culprit = self._meeting.culprit()
+        culprit = self._meeting.first_failed()
         for worker in self._failed:
             if worker.rank == culprit:
                 return worker
