@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import sys
 import threading
@@ -422,7 +423,19 @@ class TcpCommunicator(Communicator):
         self._unusable = error
         if self._star is not None:
             say_last(self._star.links, failure.to_frame())
+        self._report(failure)
         return error
+
+    def _report(self, failure: Failure) -> None:
+        """Tell the launcher, if there is one, which cannot look into connections."""
+        if self._config.report is None:
+            return
+        line = json.dumps(
+            {"rank": failure.rank, "kind": failure.kind, "value": failure.value}
+        ).encode()
+        with contextlib.suppress(OSError):
+            # One write of less than PIPE_BUF is never mixed with another rank's.
+            os.write(int(self._config.report.removeprefix("fd:")), line + b"\n")
 
     def _on_hangup(self, link: Link) -> bool:
         """Be the sentinel's thread: a peer is gone; whether to go on watching the others."""

@@ -329,13 +329,12 @@ class Coordinator:
                         self._ended(inflow.link)
                     if events & select.POLLOUT:
                         moved |= outflow.push() > 0
-            if uncalled:
-                left = sum(not flow.has_called for flow in inflows)
-                moved |= left != uncalled
-                uncalled = left
-                if not left:
-                    for outflow in outflows:
-                        outflow.may_end = True
+            left = sum(not flow.has_called for flow in inflows)
+            moved |= left != uncalled
+            uncalled = left
+            for inflow, outflow in open_flows.values():
+                # Nobody returns before all have called, nor before its own part has arrived.
+                outflow.may_end = not uncalled and inflow.is_done
             if advance is not None:
                 advance()
             if moved:

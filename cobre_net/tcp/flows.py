@@ -134,6 +134,7 @@ class Outflow:
         self._link, self._call, self._kind, self._sequence = link, call, kind, sequence
         self._blocks = [(block, 0) for block in blocks]
         self._buffers: list[memoryview] = []
+        self._is_begun = False
         self.may_end = kind != RESULT
         # A SEND has at least one frame, which says what is called; a RESULT ends with an empty one.
         self._owes_frame = kind == RESULT or not any(len(block.view) for block in blocks)
@@ -157,7 +158,10 @@ class Outflow:
                 break
             count -= len(first)
             del self._buffers[0]
-        self._link.unsent = sum(map(len, self._buffers))
+        # A frame of which nothing was sent has not been begun.
+        if sent:
+            self._is_begun = bool(self._buffers)
+        self._link.unsent = sum(map(len, self._buffers)) if self._is_begun else 0
         if not self._buffers:
             self.is_done = not self._blocks and not self._owes_frame
         return sent
@@ -182,7 +186,6 @@ class Outflow:
     def _frame(self, count: int, block: int, *payload: memoryview) -> None:
         head = self._call.head(self._kind, self._sequence, count, block)
         self._buffers = [memoryview(head), *payload]
-        self._link.unsent = len(head) + count
 
 
 class Inflow:

@@ -36,7 +36,8 @@ have called, and sends each W what it lacks, in one RESULT frame or more.
 
 A payload of at most ``SMALL_BYTES``, all blocks together, travels in one frame, and its result too
 (block 0, blocks in rank order). A larger one travels in frames of up to ``FRAME_BYTES``; the
-result's last frame is an empty one with block END, which C sends when all ranks have called.
+result's last frame is an empty one with block END, which C sends when all ranks have called and
+the receiver's own part is there.
 
 At any time between two frames:
 

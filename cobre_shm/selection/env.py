@@ -18,6 +18,7 @@ from cobre_shm.selection.values import (
     BackendName,
     BindAddress,
     Coordinator,
+    Descriptor,
     Failpoint,
     Integer,
     Seconds,
@@ -212,6 +213,14 @@ VARIABLES: tuple[Variable, ...] = (
         default="10",
         example="10",
         unit="s",
+    ),
+    Variable(
+        "COBRE_TCP_REPORT",
+        "tcp",
+        Descriptor(),
+        "Pipe to the launcher, which sets this, for the group's first failure: `fd:N`",
+        default=None,
+        example="fd:5",
     ),
     Variable(
         "COBRE_TCP_SECRET",

@@ -167,6 +167,7 @@ class TcpConfig:
         secret_file: Path of a file with the secret, owned by this user and readable by nobody
             else; or ``fd:N``, inherited as descriptor N. None: ``secret`` counts.
         insecure: Whether to do without a secret on a network that is not loopback.
+        report: ``fd:N``, the launcher's pipe for the group's first failure; None: there is none.
 
     Raises:
         InitializationFailed: A field is out of range, or the two ports differ.
@@ -185,6 +186,7 @@ class TcpConfig:
     secret: str | None = field(default=None, repr=False)
     secret_file: str | None = None
     insecure: bool = False
+    report: str | None = None
 
     def __post_init__(self) -> None:
         values = {name: value for name, value in _values(self).items() if value is not None}

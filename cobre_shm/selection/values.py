@@ -21,6 +21,7 @@ __all__ = [
     "BackendName",
     "BindAddress",
     "Coordinator",
+    "Descriptor",
     "Failpoint",
     "Integer",
     "Seconds",
@@ -212,6 +213,23 @@ class BindAddress:
         if value.startswith("fd:"):
             return _descriptor(value)
         return str(ipaddress.ip_address(value))
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """``fd:N``, a descriptor that this process inherited."""
+
+    expected: ClassVar[str] = "fd:N for an inherited descriptor"
+
+    def parse(self, text: str) -> str:
+        """The text is the value."""
+        return text
+
+    def check(self, value: Any) -> str:
+        """See :class:`ValueType`."""
+        if not isinstance(value, str):
+            raise ValueError(value)
+        return _descriptor(value)
 
 
 @dataclass(frozen=True)
