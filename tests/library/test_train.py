@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -429,3 +430,64 @@ def test_training_alone_imports_no_other_backend(case_path):
     loaded = set(done.stdout.split())
     others = {"cobre_shm.shm", "cobre_shm.segment", "cobre_shm.kernels", "cobre_net"}
     assert not loaded & (others | {"numba", "posix_ipc", "mpi4py", "pandas", "mcp"})
+
+
+@pytest.mark.parametrize("arguments", [{"backend": "tcp"}, {"coordinator": "127.0.0.1:0"}])
+def test_workers_over_tcp_find_the_same_bits(case_path, alone, arguments):
+    if arguments.get("coordinator"):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            arguments = {"coordinator": f"127.0.0.1:{probe.getsockname()[1]}"}
+    result = cobre_shm.train(case_path, num_workers=2, config_overrides=limit(3), **arguments)
+    assert (result.backend, result.ranks) == ("tcp", 2)
+    assert series_digest(result.details) == series_digest(alone.details)
+    assert all(worker.backend == "tcp" for worker in result.workers)
+
+
+def test_ranks_of_a_tcp_group_that_is_started_elsewhere(case_path, alone):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    found = {}
+
+    def be(rank):
+        found[rank] = cobre_shm.train(
+            case_path,
+            backend="tcp",
+            coordinator=address,
+            rank=rank,
+            size=2,
+            config_overrides=limit(3),
+        )
+
+    threads = [threading.Thread(target=be, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[rank].ranks for rank in range(2)] == [2, 2]
+    for result in found.values():
+        assert series_digest(result.details) == series_digest(alone.details)
+
+
+def test_coordinator_of_the_environment_means_tcp_for_several_workers(case_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        monkeypatch.setenv("COBRE_TCP_COORDINATOR", "127.0.0.1")
+        monkeypatch.setenv("COBRE_TCP_PORT", str(probe.getsockname()[1]))
+    result = cobre_shm.train(case_path, num_workers=2, config_overrides=limit(1))
+    assert result.backend == "tcp"
+    assert cobre_shm.train(case_path, config_overrides=limit(1)).backend == "local"
+
+
+def test_death_of_a_tcp_worker_ends_the_training(case_path):
+    def kill(event):
+        if event.worker_id == 1 and event.iteration == 1:
+            os.kill(child_with("COBRE_TCP_RANK=1"), 9)
+
+    with pytest.raises(WorkerError) as caught:
+        cobre_shm.train(
+            case_path,
+            backend="tcp",
+            num_workers=3,
+            config_overrides=limit(100_000),
+            progress_callback=kill,
+        )
+    assert (caught.value.rank, caught.value.signal) == (1, 9)
