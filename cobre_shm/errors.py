@@ -132,7 +132,7 @@ class BackendNotAvailable(BackendError):
             suggestion=f"Set COBRE_COMM_BACKEND to one of: {', '.join(available)}.{hint}",
         )
         self.requested = requested
-        self.available = list(available)
+        self.available: list[str] = list(available)
 
 
 class InvalidBackend(BackendError):
@@ -155,7 +155,7 @@ class InvalidBackend(BackendError):
             suggestion=f"{meant}Set COBRE_COMM_BACKEND to one of: auto, {', '.join(available)}.",
         )
         self.requested = requested
-        self.available = list(available)
+        self.available: list[str] = list(available)
 
 
 class InitializationFailed(BackendError):
@@ -415,7 +415,7 @@ class CollectiveTimeout(CollectiveFailed):
             context={"missing_ranks": list(missing_ranks), "seconds": seconds, **(context or {})},
             suggestion=suggestion,
         )
-        self.missing_ranks = list(missing_ranks)
+        self.missing_ranks: list[int] = list(missing_ranks)
         self.seconds = seconds
 
 
@@ -433,4 +433,4 @@ class CollectiveMismatch(CollectiveFailed):
         super().__init__(
             f"The ranks do not agree on the collective:{table}", context={"calls": list(calls)}
         )
-        self.calls = list(calls)
+        self.calls: list[str] = list(calls)

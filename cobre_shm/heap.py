@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cobre_shm.communicator import SharedRegion
+from cobre_shm.communicator import Array, SharedRegion
 from cobre_shm.errors import AllocationFailed
 
 __all__ = ["HeapRegion"]
@@ -17,7 +17,7 @@ class HeapRegion(SharedRegion):
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         try:
-            self.array = np.zeros(shape, dtype)
+            self.array: Array = np.zeros(shape, dtype)
         except (MemoryError, ValueError) as error:
             requested = int(np.prod(shape, dtype=object)) * dtype.itemsize
             raise AllocationFailed(requested, str(error)) from error

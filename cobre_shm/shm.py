@@ -75,9 +75,9 @@ class ShmCommunicator(Communicator):
     backend = "shm"
 
     def __init__(self, config: ShmConfig) -> None:
-        self.rank = config.rank
-        self.size = config.size
-        self.is_leader = config.rank == 0
+        self.rank: int = config.rank
+        self.size: int = config.size
+        self.is_leader: bool = config.rank == 0
         self._timeout = config.timeout_secs
         self._stall_warn = config.stall_warn_secs
         self._regions = 0
@@ -86,7 +86,7 @@ class ShmCommunicator(Communicator):
         self._segment = join(
             config.name, config.rank, config.size, config.slot_bytes, config.timeout_secs
         )
-        self.slot_bytes = self._segment.slot_bytes
+        self.slot_bytes: int = self._segment.slot_bytes
         self._context = _new_context(self._segment, config.rank)
         _living.add(self)
 

@@ -31,7 +31,7 @@ from cobre_shm.sddp.envelope import envelope
 
 __all__ = ["make_server"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _FAILED = 1
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)

@@ -27,8 +27,8 @@ from cobre_shm.sddp.noise_bounds import NoiseBounds, truncated_inflow
 
 try:
     import highspy._core as highs
-except ImportError as error:
-    raise require("highspy") from error
+except ImportError as _error:
+    raise require("highspy") from _error
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
@@ -84,8 +84,8 @@ class StageSolver:
 
     def __init__(self, lp: StageLp, noise: NoiseBounds) -> None:
         self.lp = lp
-        self.solves = 0
-        self.retries = 0
+        self.solves: int = 0
+        self.retries: int = 0
         self._noise = noise
         self._highs = _new_solver()
         self._pass_model()

@@ -169,7 +169,7 @@ class ShmRegion(SharedRegion):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            self.array = np.empty(0, dtype=self._dtype)
+            self.array: Array = np.empty(0, dtype=self._dtype)
         if self._name:
             self._remove(self._name)
 

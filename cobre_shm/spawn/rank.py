@@ -89,7 +89,9 @@ class Rank:
     ) -> None:
         self.number = number
         self.ending: Ending | None = None
-        self.was_stopped = False
+        self.was_stopped: bool = False
+        self.stdout: int
+        self.stderr: int
         with contextlib.ExitStack() as reading, contextlib.ExitStack() as writing:
             self.stdout, stdout_end = _pipe(reading, writing)
             self.stderr, stderr_end = _pipe(reading, writing)
@@ -104,7 +106,7 @@ class Rank:
                 preexec_fn=before_exec,
             )
             reading.pop_all()
-        self.pid = self._process.pid
+        self.pid: int = self._process.pid
 
     def look(self) -> Ending | None:
         """Return how the process has ended, or None while it runs."""

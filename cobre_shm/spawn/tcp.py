@@ -97,8 +97,8 @@ class TcpGroup:
     """
 
     def __init__(self, network: Network, size: int, env: Mapping[str, str]) -> None:
-        self.first_rank = network.node_rank * size
-        self.size = network.nnodes * size
+        self.first_rank: int = network.node_rank * size
+        self.size: int = network.nnodes * size
         self._local_size = size
         self._env = env
         with contextlib.ExitStack() as stack:

@@ -62,7 +62,7 @@ class Cancellation:
 
     def __init__(self) -> None:
         self._descriptor = os.eventfd(0, os.EFD_CLOEXEC)
-        self.is_requested = False
+        self.is_requested: bool = False
 
     def request(self) -> None:
         """Ask for the end."""
