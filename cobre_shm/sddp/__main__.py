@@ -214,7 +214,7 @@ def _run(options: argparse.Namespace, comm: Communicator) -> int:
         )
     simulation: SimulationResult | None = None
     if case.config.simulation_scenarios and result.stop_reason != "interrupted":
-        simulation = simulate(case, result.cuts, comm)
+        simulation = simulate(case, result.cuts, comm, output_dir=options.output_dir)
         if options.output_dir is not None:
             finished = simulation
             on_rank_zero(lambda: write_simulation(finished, options.output_dir), comm)

@@ -96,8 +96,8 @@ class Unsupported(CaseError):
 class SolverError(CobreError):
     """A stage problem has no optimal solution.
 
-    ``context`` names ``stage``, ``iteration``, ``scenario`` and ``opening``, with the status
-    that the solver reported.
+    ``context`` names ``stage`` (its id), ``iteration``, ``scenario`` and ``opening``, with the
+    status that the solver reported and the file that holds the problem, if one was written.
     """
 
     kind: ClassVar[str] = "SolverFailure"

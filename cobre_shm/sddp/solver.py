@@ -16,12 +16,13 @@ from its cuts, after a pause or for a simulation, is the same problem to the las
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.sddp.errors import SolverError, require
+from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.layout import StageLp
 from cobre_shm.sddp.noise_bounds import NoiseBounds, truncated_inflow
 
@@ -66,6 +67,26 @@ _BASIC = highs.HighsBasisStatus.kBasic
 _STATUSES = sorted(highs.HighsBasisStatus.__members__.values(), key=int)
 
 
+class Place(NamedTuple):
+    """What a problem is solved for.
+
+    Attributes:
+        iteration: Iteration of the training; 0 is the simulation.
+        scenario: Trajectory; None is the evaluation of the lower bound.
+    """
+
+    iteration: int
+    scenario: int | None
+
+    def __str__(self) -> str:
+        when = f"iteration {self.iteration}" if self.iteration else "the simulation"
+        what = "the lower bound" if self.scenario is None else f"scenario {self.scenario}"
+        return f"{when}, {what}"
+
+
+_NOWHERE = Place(0, 0)
+
+
 def _new_solver() -> Any:
     solver = highs._Highs()
     for name, value in _OPTIONS.items():
@@ -82,8 +103,18 @@ class StageSolver:
         retries: Problems that needed more than one attempt.
     """
 
-    def __init__(self, lp: StageLp, noise: NoiseBounds) -> None:
+    def __init__(
+        self, lp: StageLp, noise: NoiseBounds, writer: ProblemWriter | None = None
+    ) -> None:
+        """Take a problem and the noise of its openings.
+
+        Args:
+            lp: The problem.
+            noise: Bounds of its noise columns for every opening.
+            writer: Keeps the problem that has no solution; None keeps none.
+        """
         self.lp = lp
+        self._writer = writer
         self.solves: int = 0
         self.retries: int = 0
         self._noise = noise
@@ -114,8 +145,8 @@ class StageSolver:
         model.a_matrix_.value_ = lp.values
         if self._highs.passModel(model) == _ERROR:
             raise SolverError(
-                f"HiGHS refused the problem of stage position {lp.index}",
-                context={"stage": lp.index, "status": "passModel failed"},
+                f"HiGHS refused the problem of stage {lp.stage_id}",
+                context={"stage": lp.stage_id, "status": "passModel failed"},
             )
 
     def _use(self, lower: Floats, upper: Floats) -> None:
@@ -151,8 +182,8 @@ class StageSolver:
         # A warning only says that coefficients next to zero were dropped.
         if status == _ERROR:
             raise SolverError(
-                f"HiGHS refused a cut at stage position {self.lp.index}",
-                context={"stage": self.lp.index, "status": "addRows failed"},
+                f"HiGHS refused a cut at stage {self.lp.stage_id}",
+                context={"stage": self.lp.stage_id, "status": "addRows failed"},
             )
         self._rows += count
 
@@ -207,12 +238,12 @@ class StageSolver:
         lower[:, :hydros] = upper[:, :hydros] = inflow
         self._use(lower, upper)
 
-    def solve(self, opening: int, place: tuple[int, int] = (0, 0)) -> float:
+    def solve(self, opening: int, place: Place = _NOWHERE) -> float:
         """Solve for one opening and return the scaled objective.
 
         Args:
             opening: Position of the opening.
-            place: Iteration and scenario, for error messages only.
+            place: What the problem is solved for, for error messages only.
 
         Raises:
             SolverError: No attempt found an optimal solution.
@@ -233,7 +264,7 @@ class StageSolver:
         objective: float = solver.getObjectiveValue()
         return objective
 
-    def _retry(self, opening: int, place: tuple[int, int]) -> Any:
+    def _retry(self, opening: int, place: Place) -> Any:
         """Return a solver that has solved the problem as it stands."""
         self.retries += 1
         for options in _RETRIES:
@@ -244,18 +275,26 @@ class StageSolver:
             solver.run()
             if solver.getModelStatus() == _OPTIMAL:
                 return solver
+        raise self._failure(opening, place)
+
+    def _failure(self, opening: int, place: Place) -> SolverError:
         status = self._highs.modelStatusToString(self._highs.getModelStatus())
-        iteration, scenario = place
-        raise SolverError(
-            f"the problem of stage position {self.lp.index} has no optimal solution ({status}) "
-            f"in iteration {iteration}, scenario {scenario}, opening {opening}",
+        context = {"stage": self.lp.stage_id, **place._asdict(), "opening": opening}
+        path = None
+        if self._writer is not None:
+            name = "_".join(f"{key}-{value}" for key, value in context.items() if value is not None)
+            path = self._writer.write(self._highs, self.lp, name)
+        return SolverError(
+            f"the problem of stage {self.lp.stage_id} has no optimal solution ({status}) "
+            f"in {place}, opening {opening}",
             context={
-                "stage": self.lp.index,
-                "iteration": iteration,
-                "scenario": scenario,
-                "opening": opening,
-                "status": status,
+                **context,
+                "solver_status": status,
+                "lp_file": None if path is None else str(path),
             },
+            suggestion="Give an output directory to get the problem as a file"
+            if path is None
+            else f"The problem is in {str(path)!r}",
         )
 
     def state_duals(self) -> list[float]:

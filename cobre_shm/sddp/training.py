@@ -32,10 +32,11 @@ from cobre_shm.sddp.config import CheckpointSchedule, Config
 from cobre_shm.sddp.cuts import CutPool, average_cut, opening_weights, ordered_sum
 from cobre_shm.sddp.distribution import ItemGather, Shares, gather_items
 from cobre_shm.sddp.errors import SolverError
+from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.noise_bounds import noise_bounds
 from cobre_shm.sddp.scenarios import draw_opening, opening_tree
 from cobre_shm.sddp.sharing import on_rank_zero, share_failure
-from cobre_shm.sddp.solver import StageSolver
+from cobre_shm.sddp.solver import Place, StageSolver
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
 from cobre_shm.sddp.stopping import stop_reason
 from cobre_shm.sddp.training_result import (
@@ -168,12 +169,14 @@ class _Trainer:
         self.scale = cost_scale(case)
         self.tree = opening_tree(case.statistics, horizon, case.config.tree_seed, len(case.hydros))
         lps = [build_stage(case, t, self.scale) for t in range(case.stages)]
+        directory = plan.directory
+        writer = None if directory is None else ProblemWriter(case, directory / "failed")
         self.solvers = [
-            StageSolver(lp, noise_bounds(case, lp, noise))
+            StageSolver(lp, noise_bounds(case, lp, noise), writer)
             for lp, noise in zip(lps, self.tree, strict=True)
         ]
         self.bound_solver = (
-            StageSolver(lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True))
+            StageSolver(lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True), writer)
             if comm.rank == 0
             else None
         )
@@ -401,7 +404,7 @@ class _Trainer:
             for t, solver in enumerate(self.solvers):
                 opening = draw_opening(config.tree_seed, iteration, scenario, t, len(self.tree[t]))
                 solver.begin(state, i)
-                objective = solver.solve(opening, (iteration, scenario))
+                objective = solver.solve(opening, Place(iteration, scenario))
                 values, theta = solver.next_state()
                 cost += self.discounts[t] * (objective - solver.lp.discount * theta) * self.scale
                 state = row[t * size : (t + 1) * size]
@@ -434,7 +437,7 @@ class _Trainer:
             state = self.trials.local[i, t * size : (t + 1) * size]
             solver.begin(state, i)
             for opening in range(openings):
-                values[opening] = solver.solve(opening, (iteration, scenario))
+                values[opening] = solver.solve(opening, Place(iteration, scenario))
                 slopes[opening] = solver.state_duals()
             cut = self.found.local[i]
             cut[0], cut[1:] = average_cut(values, slopes, state, risk)
@@ -444,6 +447,6 @@ class _Trainer:
         solver, openings = self.bound_solver, len(self.tree[0])
         assert solver is not None
         solver.begin(self.case.initial_state, 0)
-        values = np.array([solver.solve(w, (iteration, 0)) for w in range(openings)])
+        values = np.array([solver.solve(w, Place(iteration, None)) for w in range(openings)])
         weights = opening_weights(values, self.case.horizon.stages[0].risk)
         return float(ordered_sum(weights * values) * self.scale)

@@ -257,7 +257,7 @@ def test_problem_without_solution_names_its_place(small, comm):
         cost(small, comm)
     assert caught.value.context["stage"] == 0
     assert caught.value.context["iteration"] == 1
-    assert {"scenario", "opening", "status"} <= set(caught.value.context)
+    assert {"scenario", "opening", "solver_status"} <= set(caught.value.context)
 
 
 def test_blocks_divide_the_stage(small, comm):
