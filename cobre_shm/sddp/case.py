@@ -216,6 +216,7 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
     _check_stage_bounds(hydros, thermals, overrides, horizon, files.findings)
     if len(files.findings):
         return None
+    _warn_of_entity_dates(files)
     return Case(
         name=name,
         config=config,
@@ -232,6 +233,18 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
         warnings=tuple(files.warnings),
         digest=files.digest(),
     )
+
+
+def _warn_of_entity_dates(files: CaseFiles) -> None:
+    """Warn of stages of entry and exit, which the reference program heeds for sources only."""
+    for kind in ("hydro", "thermal", "line"):
+        for record in files.record(f"system/{kind}s.json").records(f"{kind}s"):
+            files.warnings.extend(
+                f"{record.file}: {kind} {record.data['id']}: {key} is ignored, as the reference "
+                "program does"
+                for key in ("entry_stage_id", "exit_stage_id")
+                if key in record
+            )
 
 
 def _parse_initial(document: Record, hydros: Positions, lags: int) -> Floats:

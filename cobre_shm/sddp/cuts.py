@@ -28,6 +28,11 @@ def ordered_sum(terms: Floats) -> Floats:
 def opening_weights(values: Floats, risk: RiskMeasure | None) -> Floats:
     """Return the weight of each opening under a risk measure.
 
+    CVaR gives each opening at most ``(1 - weight) / count + weight / (count * tail)``, the
+    dearest ones first. That is how the reference program does it, and its figures are the ones
+    to match: where the dearest openings take all the weight, the cheapest have none, although
+    the expectation's part would leave them ``(1 - weight) / count``.
+
     Args:
         values: float64, the optimal cost of each opening.
         risk: The risk measure; None is the expectation.
