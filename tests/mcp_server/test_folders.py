@@ -65,7 +65,7 @@ def test_no_path_leads_out(allowed, outside):
     for path in ways_out(allowed, outside):
         with pytest.raises(NotAllowed) as caught:
             folders.case(path)
-        assert caught.value.context["path"]
+        assert "path" in caught.value.context
 
 
 @pytest.mark.parametrize("name", ["system", "scenarios", "system/hydros.json"])
