@@ -10,7 +10,7 @@ from typing import Any
 
 from cobre_shm.api.place import find_place
 from cobre_shm.api.result import TrainingResult
-from cobre_shm.api.training import ProgressCallback, _options, train_at
+from cobre_shm.api.training import ProgressCallback, train_at, trainer_options
 from cobre_shm.communicator import Communicator
 from cobre_shm.sddp.case import Case
 from cobre_shm.spawn.workers import Cancellation
@@ -56,7 +56,7 @@ async def train_async(
         CobreError: As for :func:`cobre_shm.train`.
     """
     place = find_place(backend, num_workers, coordinator, rank, size, comm)
-    options = _options(resume, output_dir)
+    options = trainer_options(resume, output_dir)
     loop = asyncio.get_running_loop()
     with Cancellation() as cancellation:
         # One thread for the whole call: the kernel ties the workers' lives to it.

@@ -93,7 +93,7 @@ def train(
     True
     """
     place = find_place(backend, num_workers, coordinator, rank, size, comm)
-    options = _options(resume, output_dir)
+    options = trainer_options(resume, output_dir)
     return train_at(place, case, config_overrides, progress_callback, output_dir, options)
 
 
@@ -206,7 +206,12 @@ def load(
     return load_case(case, overrides) if comm is None else share_case(case, comm, overrides)
 
 
-def _options(resume: bool, output_dir: str | Path | None) -> dict[str, Any]:
+def trainer_options(resume: bool, output_dir: str | Path | None) -> dict[str, Any]:
+    """Return what the trainer is told beside the case.
+
+    Raises:
+        IncompatibleSettings: There is no directory with a checkpoint to go on from.
+    """
     if not resume:
         return {}
     if output_dir is None:
