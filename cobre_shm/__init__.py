@@ -10,6 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cobre_shm.api.asynchronous import train_async as train_async
+    from cobre_shm.api.policy import Policy as Policy
+    from cobre_shm.api.result import History as History
+    from cobre_shm.api.result import ProgressEvent as ProgressEvent
+    from cobre_shm.api.result import TrainingResult as TrainingResult
+    from cobre_shm.api.result import WorkerInfo as WorkerInfo
+    from cobre_shm.api.training import simulate as simulate
+    from cobre_shm.api.training import train as train
     from cobre_shm.communicator import Communicator as Communicator
     from cobre_shm.communicator import SharedRegion as SharedRegion
     from cobre_shm.datatypes import ReduceOp as ReduceOp
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from cobre_shm.errors import CollectiveMismatch as CollectiveMismatch
     from cobre_shm.errors import CollectiveTimeout as CollectiveTimeout
     from cobre_shm.errors import CommError as CommError
+    from cobre_shm.errors import IncompatibleSettings as IncompatibleSettings
     from cobre_shm.errors import InitializationFailed as InitializationFailed
     from cobre_shm.errors import InvalidBackend as InvalidBackend
     from cobre_shm.errors import InvalidBufferSize as InvalidBufferSize
@@ -29,7 +38,9 @@ if TYPE_CHECKING:
     from cobre_shm.errors import InvalidRoot as InvalidRoot
     from cobre_shm.errors import MissingConfiguration as MissingConfiguration
     from cobre_shm.errors import RankFailed as RankFailed
+    from cobre_shm.errors import WorkerError as WorkerError
     from cobre_shm.local import LocalCommunicator as LocalCommunicator
+    from cobre_shm.sddp.simulation import SimulationResult as SimulationResult
     from cobre_shm.selection.factory import available_backends as available_backends
     from cobre_shm.selection.factory import create_communicator as create_communicator
     from cobre_shm.selection.kinds import BackendKind as BackendKind
@@ -42,6 +53,10 @@ if TYPE_CHECKING:
     from cobre_shm.shm import ShmCommunicator as ShmCommunicator
 
 _HOME = {
+    "api.asynchronous": ("train_async",),
+    "api.policy": ("Policy",),
+    "api.result": ("History", "ProgressEvent", "TrainingResult", "WorkerInfo"),
+    "api.training": ("simulate", "train"),
     "communicator": ("Communicator", "SharedRegion"),
     "datatypes": ("ReduceOp",),
     "errors": (
@@ -53,6 +68,7 @@ _HOME = {
         "CollectiveMismatch",
         "CollectiveTimeout",
         "CommError",
+        "IncompatibleSettings",
         "InitializationFailed",
         "InvalidBackend",
         "InvalidBufferSize",
@@ -61,8 +77,10 @@ _HOME = {
         "InvalidRoot",
         "MissingConfiguration",
         "RankFailed",
+        "WorkerError",
     ),
     "local": ("LocalCommunicator",),
+    "sddp.simulation": ("SimulationResult",),
     "selection.factory": ("available_backends", "create_communicator"),
     "selection.kinds": ("BackendKind", "LocalConfig", "MpiConfig", "ShmConfig", "TcpConfig"),
     "selection.registry": ("BackendSpec", "Capabilities"),

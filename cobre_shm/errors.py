@@ -6,6 +6,8 @@
     |   |-- InvalidBackend           no backend of that name is registered
     |   |-- InitializationFailed     chosen, but it could not start
     |   `-- MissingConfiguration     chosen, but required variables are not set
+    |-- IncompatibleSettings         also a ValueError: arguments that do not go together
+    |-- WorkerError                  a process that a library call started has failed
     `-- CommError                    using a communicator
         |-- InvalidBufferSize        also a ValueError
         |-- InvalidDatatype          also a TypeError
@@ -36,6 +38,7 @@ __all__ = [
     "CollectiveMismatch",
     "CollectiveTimeout",
     "CommError",
+    "IncompatibleSettings",
     "InitializationFailed",
     "InvalidBackend",
     "InvalidBufferSize",
@@ -44,6 +47,7 @@ __all__ = [
     "InvalidRoot",
     "MissingConfiguration",
     "RankFailed",
+    "WorkerError",
 ]
 
 
@@ -128,7 +132,7 @@ class BackendNotAvailable(BackendError):
             suggestion=f"Set COBRE_COMM_BACKEND to one of: {', '.join(available)}.{hint}",
         )
         self.requested = requested
-        self.available = list(available)
+        self.available: list[str] = list(available)
 
 
 class InvalidBackend(BackendError):
@@ -151,7 +155,7 @@ class InvalidBackend(BackendError):
             suggestion=f"{meant}Set COBRE_COMM_BACKEND to one of: auto, {', '.join(available)}.",
         )
         self.requested = requested
-        self.available = list(available)
+        self.available: list[str] = list(available)
 
 
 class InitializationFailed(BackendError):
@@ -217,6 +221,57 @@ class MissingConfiguration(BackendError):
         )
         self.backend = backend
         self.missing_vars = names
+
+
+class IncompatibleSettings(CobreError, ValueError):
+    """Arguments, or settings of the process, that do not go together. Nothing was started."""
+
+    kind = "IncompatibleSettings"
+
+
+class WorkerError(CobreError):
+    """A worker failed. The other workers have been ended, and nothing of the group is left.
+
+    Attributes:
+        rank: The worker that failed first.
+        pid: Its process id.
+        exit_code: How it ended: its exit code, or minus the signal that ended it, as
+            ``subprocess`` has it; None if it had to be ended after it had raised.
+        signal: Number of the signal that ended it, or None.
+        inner: The exception that it raised, whose ``__cause__`` shows the traceback in the
+            worker; None if it died without one.
+    """
+
+    kind = "WorkerError"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rank: int,
+        pid: int,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        inner: BaseException | None = None,
+    ) -> None:
+        context: dict[str, Any] = {
+            "rank": rank,
+            "pid": pid,
+            "exit_code": exit_code,
+            "signal": signal,
+        }
+        if inner is not None:
+            context["inner"] = (
+                inner.to_dict()
+                if isinstance(inner, CobreError)
+                else {"kind": type(inner).__name__, "message": str(inner)}
+            )
+        super().__init__(message, context=context)
+        self.rank = rank
+        self.pid = pid
+        self.exit_code = exit_code
+        self.signal = signal
+        self.inner = inner
 
 
 class CommError(CobreError):
@@ -366,7 +421,7 @@ class CollectiveTimeout(CollectiveFailed):
             context={"missing_ranks": list(missing_ranks), "seconds": seconds, **(context or {})},
             suggestion=suggestion,
         )
-        self.missing_ranks = list(missing_ranks)
+        self.missing_ranks: list[int] = list(missing_ranks)
         self.seconds = seconds
 
 
@@ -384,4 +439,4 @@ class CollectiveMismatch(CollectiveFailed):
         super().__init__(
             f"The ranks do not agree on the collective:{table}", context={"calls": list(calls)}
         )
-        self.calls = list(calls)
+        self.calls: list[str] = list(calls)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cobre_shm.arrays import private_array
-from cobre_shm.communicator import SharedRegion
+from cobre_shm.communicator import Array, SharedRegion
 
 __all__ = ["HeapRegion"]
 
@@ -16,7 +16,7 @@ class HeapRegion(SharedRegion):
     """A region on the heap of one process, which is its own leader."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.array = private_array(shape, dtype, zero=True)
+        self.array: Array = private_array(shape, dtype, zero=True)
 
     def fence(self) -> None:
         """Nothing to do: this rank sees its own writes."""

@@ -115,9 +115,9 @@ class ShmCommunicator(_State, Communicator):
         return self
 
     def __init__(self, config: ShmConfig) -> None:
-        self.rank = config.rank
-        self.size = config.size
-        self.is_leader = config.rank == 0
+        self.rank: int = config.rank
+        self.size: int = config.size
+        self.is_leader: bool = config.rank == 0
         self._timeout = config.timeout_secs
         self._stall_warn = config.stall_warn_secs
         self._heap: SharedHeap | None = None
@@ -133,7 +133,7 @@ class ShmCommunicator(_State, Communicator):
             config.timeout_secs,
             lambda segment: _tuning_words(segment, chosen),
         )
-        self.slot_bytes = self._segment.slot_bytes
+        self.slot_bytes: int = self._segment.slot_bytes
         self._memory = MemorySource(
             self,
             self._segment.region_prefix,

@@ -6,8 +6,10 @@ positions index states, noise vectors and cuts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from cobre_shm.communicator import Communicator
 from cobre_shm.sddp.case_files import CaseFiles
 from cobre_shm.sddp.config import Config, parse_config
 from cobre_shm.sddp.constraints import GenericConstraint, parse_constraints
-from cobre_shm.sddp.documents import decode, encode, read_documents
+from cobre_shm.sddp.documents import decode, encode, read_documents, with_config
 from cobre_shm.sddp.errors import OutOfRange, Unsupported
 from cobre_shm.sddp.fields import Positions, Record
 from cobre_shm.sddp.findings import Findings
@@ -99,11 +101,12 @@ class Case:
         return storages + lags
 
 
-def load_case(path: str | Path) -> Case:
+def load_case(path: str | Path, config_overrides: Mapping[str, Any] | None = None) -> Case:
     """Read and check a case directory.
 
     Args:
         path: The directory.
+        config_overrides: Values that replace those of ``config.json``, nested as there.
 
     Raises:
         CaseError: The case is incomplete, wrong, or asks for something that is not supported;
@@ -111,17 +114,20 @@ def load_case(path: str | Path) -> Case:
             raised; :func:`check_case` returns all.
         MissingDependency: pyarrow is not installed.
     """
-    case, findings, _ = check_case(path)
+    case, findings, _ = check_case(path, config_overrides)
     findings.check()
     assert case is not None
     return case
 
 
-def check_case(path: str | Path) -> tuple[Case | None, Findings, list[str]]:
+def check_case(
+    path: str | Path, config_overrides: Mapping[str, Any] | None = None
+) -> tuple[Case | None, Findings, list[str]]:
     """Read a case directory and find everything that is wrong with it.
 
     Args:
         path: The directory.
+        config_overrides: As for :func:`load_case`.
 
     Returns:
         The case, or None if there are findings; the findings; what has no effect.
@@ -131,12 +137,15 @@ def check_case(path: str | Path) -> tuple[Case | None, Findings, list[str]]:
         MissingDependency: pyarrow is not installed.
     """
     findings = Findings()
-    files = CaseFiles(read_documents(path, findings), findings)
+    documents = with_config(read_documents(path, findings), config_overrides)
+    files = CaseFiles(documents, findings)
     case = build_case(Path(path).resolve().name, files)
     return case, findings, files.warnings
 
 
-def share_case(path: str | Path, comm: Communicator) -> Case:
+def share_case(
+    path: str | Path, comm: Communicator, config_overrides: Mapping[str, Any] | None = None
+) -> Case:
     """Read a case on rank 0 and give it to every rank.
 
     Collective. If rank 0 cannot use the case, every rank raises the error that rank 0 found, so
@@ -145,6 +154,7 @@ def share_case(path: str | Path, comm: Communicator) -> Case:
     Args:
         path: The directory; only rank 0 needs to see it.
         comm: The communicator.
+        config_overrides: As for :func:`load_case`; only rank 0's count.
 
     Raises:
         CaseError: As :func:`load_case`, on every rank.
@@ -153,7 +163,7 @@ def share_case(path: str | Path, comm: Communicator) -> Case:
 
     def read() -> bytes:
         findings = Findings()
-        documents = read_documents(path, findings)
+        documents = with_config(read_documents(path, findings), config_overrides)
         name = Path(path).resolve().name
         build_case(name, CaseFiles(documents, findings))
         findings.check()

@@ -100,7 +100,7 @@ class CutPool:
     """
 
     def __init__(self, given: Sequence[Floats]) -> None:
-        self.given = tuple(given)
+        self.given: tuple[Floats, ...] = tuple(given)
         self._batches: list[list[tuple[int, Floats]]] = [[] for _ in given]
 
     def add(self, t: int, iteration: int, batch: Floats) -> None:

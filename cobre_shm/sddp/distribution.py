@@ -26,9 +26,9 @@ class Shares:
 
     def __init__(self, items: int, comm: Communicator) -> None:
         base, rest = divmod(items, comm.size)
-        self.counts = [base + (rank < rest) for rank in range(comm.size)]
+        self.counts: list[int] = [base + (rank < rest) for rank in range(comm.size)]
         start = sum(self.counts[: comm.rank])
-        self.mine = range(start, start + self.counts[comm.rank])
+        self.mine: range = range(start, start + self.counts[comm.rank])
 
 
 def gather_items(local: _Items, shares: Shares, comm: Communicator) -> _Items:
@@ -62,8 +62,8 @@ class ItemGather:
         self.local: Floats = np.zeros((len(shares.mine), width))
         self.everything: Floats = np.zeros((sum(shares.counts), width))
         self._send, self._recv = self.local.reshape(-1), self.everything.reshape(-1)
-        self.seconds = 0.0
-        self.nbytes = 0
+        self.seconds: float = 0.0
+        self.nbytes: int = 0
 
     def gather(self, failure: SolverError | None = None) -> Floats:
         """Exchange the rows of all ranks and return ``everything``. Collective.

@@ -9,6 +9,7 @@ text keeps every float exactly, so the ranks that receive the dictionary build t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,25 @@ def read_documents(directory: str | Path, findings: Findings) -> Documents:
             except ParseError as error:
                 findings.add(error)
     return documents
+
+
+def with_config(documents: Documents, overrides: Mapping[str, Any] | None) -> Documents:
+    """Return documents whose ``config.json`` has other values.
+
+    Args:
+        documents: Of a case.
+        overrides: The values, nested as in the file; a list takes the place of a list.
+    """
+    if not overrides:
+        return documents
+    return {**documents, "config.json": _merged(documents.get("config.json", {}), overrides)}
+
+
+def _merged(base: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = dict(base) if isinstance(base, Mapping) else {}
+    for key, value in overrides.items():
+        merged[key] = _merged(merged.get(key), value) if isinstance(value, Mapping) else value
+    return merged
 
 
 def _refuse_unread(root: Path, findings: Findings) -> None:

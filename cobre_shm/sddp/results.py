@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.communicator import Communicator
-from cobre_shm.sddp.errors import OutputError, require
+from cobre_shm.sddp.cuts import StageCuts
+from cobre_shm.sddp.errors import MissingFile, OutputError, ParseError, require
 from cobre_shm.sddp.sharing import on_rank_zero
 from cobre_shm.sddp.training_result import TIMING_COLUMNS, TrainingResult
 
@@ -110,6 +111,28 @@ def write_table(path: Path, columns: Columns) -> None:
     )
 
 
+def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns of a table that :func:`write_table` wrote.
+
+    Raises:
+        MissingFile: There is no such file.
+        ParseError: It is not readable as Parquet.
+        MissingDependency: pyarrow is not installed.
+    """
+    arrow = _parquet()
+    context = {"file": str(path)}
+    try:
+        with path.open("rb") as file:
+            # Without threads, as in documents.py: Arrow's may be starting while the process ends.
+            table = arrow.parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path}: there is no such file", context=context) from error
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ParseError(f"{path}: not readable: {reason}", context=context) from error
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value."""
     write_text(path, json.dumps(value, indent=2) + "\n")
@@ -137,8 +160,8 @@ def write_training(result: TrainingResult, root: Path) -> None:
     write_text(root / "training" / "convergence.csv", "\n".join(lines) + "\n")
     write_table(root / "training" / "timing.parquet", _timing(result))
     write_json(root / "training" / "metadata.json", _metadata(result))
-    write_table(root / "policy" / "cuts.parquet", _cuts(result))
-    write_json(root / "policy" / "state.json", _state(result))
+    ids = [stage.id for stage in result.case.horizon.stages]
+    write_policy(root / "policy", ids, result.cuts, result.case.state_names())
     if result.case.config.export_tree:
         write_table(root / "stochastic" / "noise_openings.parquet", _openings(result))
 
@@ -229,9 +252,25 @@ def _metadata(result: TrainingResult) -> dict[str, Any]:
     }
 
 
-def _cuts(result: TrainingResult) -> Columns:
-    stages, cuts = result.case.horizon.stages, result.cuts
-    ids = np.array([stage.id for stage in stages], dtype=np.int32)
+def write_policy(
+    folder: Path,
+    stage_ids: Sequence[int],
+    cuts: Sequence[StageCuts],
+    components: Sequence[tuple[str, int, int, str]],
+) -> None:
+    """Write ``cuts.parquet`` and ``state.json``, the cuts and what their coefficients mean.
+
+    Args:
+        folder: Where.
+        stage_ids: Of every stage, in order.
+        cuts: Of every stage.
+        components: Of the state, as :meth:`Case.state_names` gives them.
+
+    Raises:
+        OutputError: A file cannot be written.
+        MissingDependency: pyarrow is not installed.
+    """
+    ids = np.array(stage_ids, dtype=np.int32)
     columns: dict[str, npt.ArrayLike] = {
         "stage_id": np.repeat(ids, [len(item) for item in cuts]),
         "iteration": np.concatenate([item.iteration for item in cuts]).astype(np.int32),
@@ -240,18 +279,17 @@ def _cuts(result: TrainingResult) -> Columns:
     }
     coefficients = np.concatenate([item.coefficients for item in cuts])
     columns |= {f"coef_{j}": coefficients[:, j] for j in range(coefficients.shape[1])}
-    return columns
-
-
-def _state(result: TrainingResult) -> dict[str, Any]:
-    return {
+    write_table(folder / "cuts.parquet", columns)
+    state = {
         "cost_unit": "$",
         "meaning": "future cost >= intercept + sum(coef_j * state_j), at the end of stage_id",
+        "stage_ids": ids.tolist(),
         "components": [
             {"column": f"coef_{j}", "kind": kind, "hydro_id": hydro, "lag": lag, "unit": unit}
-            for j, (kind, hydro, lag, unit) in enumerate(result.case.state_names())
+            for j, (kind, hydro, lag, unit) in enumerate(components)
         ],
     }
+    write_json(folder / "state.json", state)
 
 
 def _openings(result: TrainingResult) -> Columns:

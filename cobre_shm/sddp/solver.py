@@ -28,8 +28,8 @@ from cobre_shm.sddp.noise_bounds import NoiseBounds, truncated_inflow
 
 try:
     import highspy._core as highs
-except ImportError as error:
-    raise require("highspy") from error
+except ImportError as _error:
+    raise require("highspy") from _error
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
@@ -115,8 +115,8 @@ class StageSolver:
         """
         self.lp = lp
         self._writer = writer
-        self.solves = 0
-        self.retries = 0
+        self.solves: int = 0
+        self.retries: int = 0
         self._noise = noise
         self._highs = _new_solver()
         self._pass_model()

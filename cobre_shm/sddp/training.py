@@ -73,7 +73,7 @@ def train(
         comm: The communicator; it stays open.
         iterations: Replaces the iteration limit of the case.
         output_dir: Where rank 0 writes the result; None writes nothing.
-        progress: Called on rank 0 after every iteration.
+        progress: Called after every iteration, on each rank that gives it.
         should_stop: Asked on every rank after every iteration; if any rank's answer is true,
             all end after that iteration with the reason ``interrupted``.
         checkpoint_every: Write a checkpoint below ``output_dir`` after every so many
@@ -166,7 +166,7 @@ class _Trainer:
             reason = self._reason_to_rest(start)
         while not reason:
             reason = self._iterate(start, should_stop)
-            if progress is not None and self.comm.rank == 0:
+            if progress is not None:
                 progress(self.history[-1])
             self._save(reason)
         seconds = time.perf_counter() - start

@@ -50,12 +50,12 @@ class Segment:
         self.nbytes = nbytes
         self._fd: int | None = fd
         try:
-            self.words = Words(map_shared(fd, nbytes, writable=self._is_writable))
+            self.words: Words = Words(map_shared(fd, nbytes, writable=self._is_writable))
         except OSError:
             os.close(fd)
             raise
-        self.size = 0
-        self.slot_bytes = 0
+        self.size: int = 0
+        self.slot_bytes: int = 0
 
     @staticmethod
     def random_name() -> str:

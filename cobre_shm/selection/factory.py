@@ -43,7 +43,7 @@ __all__ = [
     "start_failure",
 ]
 
-logger = logging.getLogger("cobre_shm")
+logger: logging.Logger = logging.getLogger("cobre_shm")
 
 
 @dataclass(frozen=True)

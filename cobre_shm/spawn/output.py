@@ -47,7 +47,7 @@ class Sink:
         on_broken: Callable[[OSError], None],
     ) -> None:
         self.streams: list[Stream] = []
-        self.is_broken = False
+        self.is_broken: bool = False
         self._descriptor = descriptor
         self._selector = selector
         self._on_broken = on_broken
@@ -258,9 +258,9 @@ class Output:
     ) -> None:
         self._selector = selector
         self._streams: list[Stream] = []
-        self.stdout = Sink(1, selector, on_broken)
+        self.stdout: Sink = Sink(1, selector, on_broken)
         # One queue where both are one file: with two, a line of one could tear one of the other.
-        self.stderr = self.stdout if _are_same(1, 2) else Sink(2, selector, on_broken)
+        self.stderr: Sink = self.stdout if _are_same(1, 2) else Sink(2, selector, on_broken)
 
     @property
     def is_flushed(self) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Ending", "Rank", "die_with_parent", "group_members"]
+__all__ = ["Ending", "Rank", "die_with_parent", "group_members", "look_at"]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -30,6 +30,11 @@ class Ending:
             return self.exit_code
         return 128 + (self.signal or 0)
 
+    @property
+    def returncode(self) -> int:
+        """The exit code as ``subprocess`` shows it: minus the signal."""
+        return -self.signal if self.signal is not None else self.exit_code or 0
+
     def __str__(self) -> str:
         if self.signal is None:
             return f"ended with exit code {self.exit_code}"
@@ -38,6 +43,16 @@ class Ending:
         except ValueError:
             name = ""
         return f"was killed by signal {self.signal}{name}"
+
+
+def look_at(pid: int) -> Ending | None:
+    """Return how a child has ended, or None while it runs. It stays to be reaped."""
+    result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if result is None:
+        return None
+    if result.si_code == os.CLD_EXITED:
+        return Ending(exit_code=result.si_status)
+    return Ending(signal=result.si_status)
 
 
 class Rank:
@@ -74,7 +89,9 @@ class Rank:
     ) -> None:
         self.number = number
         self.ending: Ending | None = None
-        self.was_stopped = False
+        self.was_stopped: bool = False
+        self.stdout: int
+        self.stderr: int
         with contextlib.ExitStack() as reading, contextlib.ExitStack() as writing:
             self.stdout, stdout_end = _pipe(reading, writing)
             self.stderr, stderr_end = _pipe(reading, writing)
@@ -89,18 +106,12 @@ class Rank:
                 preexec_fn=before_exec,
             )
             reading.pop_all()
-        self.pid = self._process.pid
+        self.pid: int = self._process.pid
 
     def look(self) -> Ending | None:
         """Return how the process has ended, or None while it runs."""
         if self.ending is None:
-            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-            result = os.waitid(os.P_PID, self.pid, options)
-            if result is not None:
-                if result.si_code == os.CLD_EXITED:
-                    self.ending = Ending(exit_code=result.si_status)
-                else:
-                    self.ending = Ending(signal=result.si_status)
+            self.ending = look_at(self.pid)
         return self.ending
 
     def send(self, number: int) -> None:

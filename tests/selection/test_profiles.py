@@ -214,7 +214,11 @@ def test_all_is_every_extra_for_users():
     ]
     (everything,) = extras.pop("all")
     named_in_all = set(everything.partition("[")[2].rstrip("]").split(","))
-    assert named_in_all == {"shm", "tcp", "mpi", "sddp", "mcp"} == extras.keys() - {"test", "check"}
+    assert (
+        named_in_all
+        == {"shm", "tcp", "mpi", "sddp", "mcp", "notebook"}
+        == extras.keys() - {"test", "check"}
+    )
 
 
 def test_profile_registers_the_builtin_backends_by_entry_points(wheel_profile):

@@ -1,0 +1,167 @@
+"""Where the ranks of a call are, as its arguments say.
+
+    comm=...                             the communicator that was given
+    num_workers=1                        this process alone: local
+    num_workers=N                        N workers that this process starts: shm, or tcp
+    coordinator=..., rank=..., size=...  this process is one rank of a tcp group
+    backend="mpi", or a registered name  this process is one rank of a group, started elsewhere
+
+The environment chooses nothing, with one exception: for several workers, ``"auto"`` means tcp where
+``COBRE_TCP_COORDINATOR`` is set.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cobre_shm.communicator import Communicator
+from cobre_shm.errors import IncompatibleSettings
+from cobre_shm.selection.factory import choose, create_communicator
+from cobre_shm.selection.kinds import LocalConfig, MpiConfig, ShmConfig, TcpConfig
+from cobre_shm.selection.registry import read_registry
+from cobre_shm.spawn.calls import check_size
+from cobre_shm.spawn.meeting import Meeting, ShmMeeting
+from cobre_shm.spawn.tcp import Network, TcpGroup
+
+__all__ = ["Place", "find_place"]
+
+_COORDINATOR = "COBRE_TCP_COORDINATOR"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the ranks are.
+
+    Attributes:
+        workers: Number of worker processes to start; 0 when this process is a rank itself.
+        backend: Name of the workers' backend.
+        coordinator: Address at which tcp workers meet; None for one of this machine.
+        comm: The communicator that was given, which stays open.
+        config: Configuration or name of the one to make.
+    """
+
+    workers: int = 0
+    backend: str = ""
+    coordinator: str | None = None
+    comm: Communicator | None = None
+    config: Any = None
+
+    @contextmanager
+    def communicator(self) -> Iterator[Communicator]:
+        """Give this process's communicator; one that was made here is closed afterwards."""
+        if self.comm is not None:
+            yield self.comm
+        else:
+            with create_communicator(self.config) as comm:
+                yield comm
+
+    def meeting(self) -> Meeting:
+        """Return how the workers will find each other."""
+        if self.backend == "shm":
+            return ShmMeeting(self.workers)
+        # All ranks are of this process, so a secret that nobody else knows costs nothing.
+        env = {"COBRE_TCP_SECRET": secrets.token_hex(32), **os.environ}
+        return TcpGroup(Network(coordinator=self.coordinator), self.workers, env)
+
+
+def find_place(
+    backend: str,
+    num_workers: int,
+    coordinator: str | None,
+    rank: int | None,
+    size: int | None,
+    comm: Communicator | None,
+) -> Place:
+    """Return where the ranks are. Nothing is started.
+
+    Raises:
+        IncompatibleSettings: The arguments do not go together.
+        InvalidArguments: ``num_workers`` is out of range.
+        BackendError: The backend is not known, or not available.
+    """
+    name = backend.strip().lower()
+    workers = check_size(num_workers, "num_workers")
+    member = {"coordinator": coordinator, "rank": rank, "size": size}
+    given = [key for key, value in member.items() if value is not None]
+    if comm is not None:
+        if given or workers > 1 or name not in ("auto", comm.backend):
+            raise _refuse("comm= is all that is needed: leave out the other arguments", "comm")
+        return Place(comm=comm)
+    if workers > 1:
+        if rank is not None or size is not None:
+            raise _refuse("rank= and size= are for a group that is started elsewhere", "rank")
+        return _worker_place(name, workers, coordinator)
+    if given:
+        if name not in ("auto", "tcp"):
+            raise _refuse(f"{', '.join(given)} are of backend 'tcp', not {backend!r}", "backend")
+        missing = [key for key, value in member.items() if value is None]
+        if coordinator is None or rank is None or size is None:
+            raise _refuse(f"a rank of a tcp group also needs {', '.join(missing)}", missing[0])
+        return Place(config=TcpConfig(coordinator, rank, size))
+    return Place(config=_single(name))
+
+
+def _single(name: str) -> Any:
+    """Configuration of a process that is not told of any other."""
+    if name in ("auto", "local"):
+        return LocalConfig()
+    if name == "shm":
+        return ShmConfig(f"/cobre-{secrets.token_hex(12)}", rank=0, size=1)
+    if name == "mpi":
+        return MpiConfig()
+    if name == "tcp":
+        raise _refuse(
+            "backend 'tcp' needs coordinator=, rank= and size=, or num_workers= above 1", "backend"
+        )
+    return name
+
+
+def _worker_place(name: str, workers: int, coordinator: str | None) -> Place:
+    _check_start_method()
+    if name in ("auto", "tcp") and coordinator is None:
+        coordinator = _coordinator_of_environment()
+    if name == "auto":
+        name = "shm" if coordinator is None else "tcp"
+    # Says so if it is not known or not installed.
+    choose(read_registry(), name, {})
+    if name not in ("shm", "tcp"):
+        raise _refuse(f"workers meet over 'shm' or 'tcp', not over {name!r}", "backend")
+    if name != "tcp" and coordinator is not None:
+        raise _refuse(f"coordinator= is of backend 'tcp', not {name!r}", "coordinator")
+    return Place(workers=workers, backend=name, coordinator=coordinator)
+
+
+def _coordinator_of_environment() -> str | None:
+    address, port = os.environ.get(_COORDINATOR), os.environ.get("COBRE_TCP_PORT")
+    if not address:
+        return None
+    # It says what an address is, and what is wrong with one.
+    config = TcpConfig(address, 0, 1, port=int(port) if port and port.isdigit() else None)
+    host = f"[{config.coordinator}]" if ":" in config.coordinator else config.coordinator
+    return f"{host}:{config.port}"
+
+
+def _check_start_method() -> None:
+    """Refuse a process whose user has chosen fork: what it then expects is not what happens."""
+    # Without allow_none, asking would set it.
+    if multiprocessing.get_start_method(allow_none=True) == "fork":
+        raise IncompatibleSettings(
+            "The start method of multiprocessing is 'fork', which workers cannot use: threads and "
+            "locks of this process would be copied in any state",
+            context={"setting": "multiprocessing.set_start_method", "requested_value": "fork"},
+            suggestion="Call multiprocessing.set_start_method('spawn', force=True) first",
+        )
+
+
+def _refuse(message: str, setting: str) -> IncompatibleSettings:
+    return IncompatibleSettings(
+        message,
+        context={"setting": setting},
+        suggestion="See: help(cobre_shm.train)",
+    )

@@ -1,0 +1,292 @@
+"""``train`` and ``simulate``: from the arguments to the result, wherever the ranks are."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cobre_shm import sddp
+from cobre_shm.api.place import Place, find_place
+from cobre_shm.api.plain import decode
+from cobre_shm.api.policy import Policy
+from cobre_shm.api.result import ProgressEvent, TrainingResult, worker_infos
+from cobre_shm.api.worker import SimulationTask, TrainingTask
+from cobre_shm.communicator import Communicator
+from cobre_shm.errors import IncompatibleSettings
+from cobre_shm.local import LocalCommunicator
+from cobre_shm.sddp.case import Case, load_case, share_case
+from cobre_shm.sddp.cuts import StageCuts
+from cobre_shm.sddp.results import prepare_output
+from cobre_shm.sddp.sharing import on_rank_zero
+from cobre_shm.sddp.simulation import SimulationResult
+from cobre_shm.sddp.simulation_results import write_simulation
+from cobre_shm.sddp.training_result import Iteration
+from cobre_shm.spawn.workers import Cancellation, Cancelled, WorkerGroup
+
+__all__ = ["ProgressCallback", "simulate", "train"]
+
+ProgressCallback = Callable[[ProgressEvent], object]
+Overrides = Mapping[str, Any]
+
+
+def train(
+    case: Case | str | Path,
+    *,
+    backend: str = "auto",
+    num_workers: int = 1,
+    coordinator: str | None = None,
+    rank: int | None = None,
+    size: int | None = None,
+    comm: Communicator | None = None,
+    config_overrides: Overrides | None = None,
+    progress_callback: ProgressCallback | None = None,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+) -> TrainingResult:
+    """Train the policy of a case, in this process or on workers that it starts.
+
+    The bounds and cuts do not depend, in any bit, on the backend and the number of workers.
+
+    Args:
+        case: A case directory, or a case that :func:`cobre_shm.sddp.load_case` has loaded.
+        backend: ``"auto"``: ``local`` for one worker; for several ``shm``, or ``tcp`` where
+            ``COBRE_TCP_COORDINATOR`` is set. Or ``"local"``, ``"shm"``, ``"tcp"``, ``"mpi"``, or a
+            registered name.
+        num_workers: 1: this process does the work. More: that many processes are started on this
+            machine, each a fresh interpreter which does not import this program's main module;
+            this process computes nothing. No ``if __name__ == "__main__"`` is needed.
+        coordinator: For ``"tcp"``: address of rank 0, ``host`` or ``host:port``.
+        rank: Rank of this process in a group that is started elsewhere.
+        size: Number of ranks of that group.
+        comm: A communicator to use instead of all of these; it stays open.
+        config_overrides: Values that replace those of the case's ``config.json``, nested as there:
+            ``{"training": {"forward_passes": 8}}``. For a case directory only.
+        progress_callback: Called with a :class:`ProgressEvent` after every iteration, for every
+            worker, in this thread. If it returns True, the training ends after the next iteration
+            with the reason ``interrupted``; if it raises, the training is ended and the exception
+            comes out of this call.
+        output_dir: Where the results are written; by default nowhere.
+        resume: Whether to go on from the checkpoint in ``output_dir``.
+
+    Raises:
+        CaseError: The case cannot be used.
+        IncompatibleSettings: The arguments do not go together, or the user has set the start
+            method ``fork`` for :mod:`multiprocessing`, and ``num_workers`` is above 1.
+        BackendError: The backend is not known or not available, or could not start.
+        WorkerError: A worker failed; ``inner`` is its exception. All are gone.
+        SolverError: A stage problem has no solution (one process).
+        OutputError: ``output_dir`` cannot be used.
+
+    Ctrl-C ends the workers within a second and leaves nothing.
+
+    >>> import cobre_shm
+    >>> from cobre_shm.sddp import shipped_case_path
+    >>> limit = {"training": {"stopping_rules": [{"type": "iteration_limit", "limit": 2}]}}
+    >>> result = cobre_shm.train(shipped_case_path(), config_overrides=limit)
+    >>> result.iterations, result.stop_reason, result.workers
+    (2, 'iteration_limit', None)
+    >>> bool(result.history["lower_bound"][0] <= result.lower_bound)
+    True
+    """
+    place = find_place(backend, num_workers, coordinator, rank, size, comm)
+    options = trainer_options(resume, output_dir)
+    return train_at(place, case, config_overrides, progress_callback, output_dir, options)
+
+
+def simulate(
+    case: Case | str | Path,
+    policy: TrainingResult | Policy | Sequence[StageCuts] | str | Path,
+    *,
+    scenarios: int | None = None,
+    backend: str = "auto",
+    num_workers: int = 1,
+    coordinator: str | None = None,
+    rank: int | None = None,
+    size: int | None = None,
+    comm: Communicator | None = None,
+    config_overrides: Overrides | None = None,
+    output_dir: str | Path | None = None,
+) -> SimulationResult:
+    """Run a policy on random scenarios, in this process or on workers that it starts.
+
+    Args:
+        case: As for :func:`train`.
+        policy: A training's result, its ``policy``, the cuts of all stages, or the folder
+            ``policy`` of a training's output.
+        scenarios: Number of trajectories; by default what the case asks for.
+        backend: As for :func:`train`, like all that follow.
+        num_workers: Number of processes to start, or 1 for this one.
+        coordinator: Address of rank 0, for tcp.
+        rank: Of this process in a group that is started elsewhere.
+        size: Number of ranks of that group.
+        comm: A communicator to use instead.
+        config_overrides: Values that replace those of ``config.json``.
+        output_dir: Where the results are written, in the folder ``simulation``.
+
+    Raises:
+        ValueError: ``scenarios`` is below 1, or the policy does not fit the case.
+        CaseError, IncompatibleSettings, BackendError, WorkerError, SolverError, OutputError: As
+            for :func:`train`.
+    """
+    place = find_place(backend, num_workers, coordinator, rank, size, comm)
+    cuts = _cuts_of(policy)
+    if place.workers:
+        loaded = load(case, config_overrides)
+        task = SimulationTask(loaded, cuts, scenarios)
+        (data, *_), _pids = _on_workers(place, task, None, None)
+        result: SimulationResult = replace(decode(data), case=loaded)
+        if output_dir is not None:
+            write_simulation(result, Path(output_dir))
+        return result
+    with place.communicator() as own:
+        loaded = load(case, config_overrides, own)
+        result = sddp.simulate(loaded, cuts, own, scenarios)
+        if output_dir is not None:
+            on_rank_zero(lambda: write_simulation(result, Path(output_dir)), own)
+    return result
+
+
+def train_at(
+    place: Place,
+    case: Case | str | Path,
+    overrides: Overrides | None,
+    callback: ProgressCallback | None,
+    output_dir: str | Path | None,
+    options: dict[str, Any],
+    cancellation: Cancellation | None = None,
+) -> TrainingResult:
+    """Train where ``place`` says; see :func:`train`.
+
+    Args:
+        place: Where the ranks are.
+        case: As for :func:`train`, and so on.
+        overrides: Of the configuration.
+        callback: For progress.
+        output_dir: Where the results are written.
+        options: What the trainer is told beside that.
+        cancellation: Ends the training: workers at once, this process after its iteration.
+
+    Raises:
+        Cancelled: The cancellation was requested.
+    """
+    if not place.workers:
+        return _train_here(place, case, overrides, callback, output_dir, options, cancellation)
+    loaded = load(case, overrides)
+    folder = None if output_dir is None else Path(output_dir).absolute()
+    if folder is not None:
+        # A mistake here is found before any worker is started.
+        prepare_output(folder, LocalCommunicator())
+    task = TrainingTask(loaded, folder, callback is not None, options)
+    (data, *_), pids = _on_workers(place, task, callback, cancellation)
+    details = replace(decode(data), case=loaded)
+    return TrainingResult(details, worker_infos(details, pids))
+
+
+def load(
+    case: Case | str | Path, overrides: Overrides | None, comm: Communicator | None = None
+) -> Case:
+    """Return the case, read by rank 0 where there are several.
+
+    Raises:
+        CaseError: It cannot be used.
+        IncompatibleSettings: There are overrides for a case that is loaded already.
+    """
+    if isinstance(case, Case):
+        if overrides:
+            raise IncompatibleSettings(
+                "config_overrides are for a case directory, and this case is loaded already",
+                context={"setting": "config_overrides"},
+                suggestion="Give them to load_case(path, config_overrides), or pass the path here",
+            )
+        return case
+    return load_case(case, overrides) if comm is None else share_case(case, comm, overrides)
+
+
+def trainer_options(resume: bool, output_dir: str | Path | None) -> dict[str, Any]:
+    """Return what the trainer is told beside the case.
+
+    Raises:
+        IncompatibleSettings: There is no directory with a checkpoint to go on from.
+    """
+    if not resume:
+        return {}
+    if output_dir is None:
+        raise IncompatibleSettings(
+            "resume=True needs output_dir=, where the checkpoint is",
+            context={"setting": "resume"},
+            suggestion="Give the output directory of the run that is to go on",
+        )
+    return {"resume": True}
+
+
+class _Outcome(NamedTuple):
+    results: list[bytes]
+    pids: list[int]
+
+
+def _on_workers(
+    place: Place,
+    task: TrainingTask | SimulationTask,
+    callback: ProgressCallback | None,
+    cancellation: Cancellation | None,
+) -> _Outcome:
+    def on_event(_rank: int, payload: bytes) -> bool:
+        return callback is not None and callback(ProgressEvent(**json.loads(payload))) is True
+
+    with place.meeting() as meeting:
+        group = WorkerGroup(
+            "cobre_shm.api.worker:carry_out",
+            pickle.dumps(task),
+            place.workers,
+            meeting,
+            on_event=on_event,
+            cancellation=cancellation,
+        )
+        return _Outcome(group.run(), group.pids)
+
+
+def _train_here(
+    place: Place,
+    case: Case | str | Path,
+    overrides: Overrides | None,
+    callback: ProgressCallback | None,
+    output_dir: str | Path | None,
+    options: dict[str, Any],
+    cancellation: Cancellation | None,
+) -> TrainingResult:
+    is_stopping = False
+    with place.communicator() as comm:
+        loaded = load(case, overrides, comm)
+        limit = loaded.config.iteration_limit
+
+        def tell(item: Iteration) -> None:
+            nonlocal is_stopping
+            if cancellation is not None and cancellation.is_requested:
+                raise Cancelled
+            if callback is not None:
+                event = ProgressEvent.of(item, comm.rank, limit)
+                is_stopping = callback(event) is True or is_stopping
+
+        details = sddp.train(
+            loaded,
+            comm,
+            output_dir=output_dir,
+            progress=tell,
+            should_stop=lambda: is_stopping,
+            **options,
+        )
+    return TrainingResult(details)
+
+
+def _cuts_of(
+    policy: TrainingResult | Policy | Sequence[StageCuts] | str | Path,
+) -> Sequence[StageCuts]:
+    if isinstance(policy, TrainingResult):
+        policy = policy.policy
+    elif isinstance(policy, str | Path):
+        policy = Policy.load(policy)
+    return policy.all_cuts() if isinstance(policy, Policy) else policy

@@ -1,0 +1,103 @@
+"""What the workers of these tests run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from cobre_shm import create_communicator
+
+STILL = 300.0
+
+
+class Unheard(Exception):
+    """An exception that needs two arguments, and so cannot be unpickled."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
+class Refusal(Exception):
+    """An exception of a program."""
+
+
+def add_up(factor, offset=0.0):
+    with create_communicator() as comm:
+        total = comm.allreduce(np.arange(3.0) + comm.rank) * factor + offset
+        return comm.rank, comm.size, comm.backend, total
+
+
+def surroundings():
+    return {key: value for key, value in os.environ.items() if "RANK" in key or "SIZE" in key}, (
+        sys.argv,
+        os.getpgid(0) == os.getpid(),
+        sys.modules["__main__"].__dict__.get("__file__"),
+    )
+
+
+def echo(*values):
+    return values
+
+
+def shape_of_region():
+    with create_communicator() as comm:
+        region = comm.create_shared_region(1000)
+        region.array[comm.rank :: comm.size] = comm.rank
+        region.fence()
+        total = float(region.array.sum())
+        region.close()
+        return total
+
+
+def end(rank, how):
+    """Have one rank end in some way while the others wait for it."""
+    with create_communicator() as comm:
+        comm.barrier()
+        if comm.rank == rank:
+            _WAYS[how]()
+        comm.barrier()
+
+
+def end_without_communicator(how, rank):
+    """The same, where the others know nothing of each other."""
+    if os.environ["RANK"] == str(rank):
+        _WAYS[how]()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(STILL)
+
+
+def _raise(error):
+    raise error
+
+
+_WAYS = {
+    "raise": lambda: _raise(ValueError("the reason")),
+    "refuse": lambda: _raise(Refusal("no", 3)),
+    "unheard": lambda: _raise(Unheard("this", "that")),
+    "file": lambda: Path("/no/such/file").read_text(),
+    "exit": lambda: sys.exit(3),
+    "leave": lambda: os._exit(0),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "crash": lambda: ctypes.string_at(0),
+}
+
+
+def lambda_result():
+    return lambda value: value + 1
+
+
+def pids_in(folder):
+    """Leave a file with this pid, and stay."""
+    with create_communicator() as comm:
+        (folder / f"{comm.rank}").write_text(str(os.getpid()))
+        comm.barrier()
+        if comm.rank == 0:
+            (folder / "ready").touch()
+            time.sleep(STILL)
+        comm.barrier()

@@ -1,0 +1,261 @@
+"""``spawn.run``: one function on every rank, its results, and every way in which it can fail."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cobre_shm import WorkerError, spawn
+from cobre_shm.errors import RankFailed
+from cobre_shm.spawn.errors import InvalidArguments, ProgramNotRunnable
+from cobre_shm.spawn.remote import RemoteError, RemoteTraceback
+from tests.library import programs
+
+pytest.importorskip("posix_ipc", reason="backend shm")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(*words, **options):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *words],
+        env={**env, **options.pop("env", {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("nprocs", [1, 3])
+def test_results_come_by_rank(nprocs):
+    found = spawn.run(programs.add_up, nprocs, args=(2.0,), kwargs={"offset": 1.0})
+    total = (np.arange(3.0) * nprocs + sum(range(nprocs))) * 2 + 1
+    for rank, (of_rank, size, backend, values) in enumerate(found):
+        assert (of_rank, size, backend) == (rank, nprocs, "shm")
+        assert values.tolist() == total.tolist()
+
+
+def test_worker_finds_what_a_rank_of_the_launcher_finds(monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "7")
+    monkeypatch.setenv("COBRE_TCP_RANK", "3")
+    for rank, (env, (argv, leads_group, main)) in enumerate(spawn.run(programs.surroundings, 2)):
+        assert env["RANK"] == env["LOCAL_RANK"] == env["COBRE_SHM_RANK"] == str(rank)
+        assert env["WORLD_SIZE"] == env["COBRE_SHM_SIZE"] == "2"
+        assert "COBRE_TCP_RANK" not in env
+        assert argv == sys.argv
+        assert leads_group
+        assert main is None
+
+
+def test_large_arguments_and_results_pass():
+    data = np.random.default_rng(1).bytes(20_000_000)
+    assert spawn.run(programs.echo, 2, args=(data, "x")) == [(data, "x")] * 2
+
+
+def test_regions_are_shared():
+    assert spawn.run(programs.shape_of_region, 3) == [sum(i % 3 for i in range(1000))] * 3
+
+
+def test_exception_comes_back_with_its_traceback():
+    with pytest.raises(WorkerError) as caught:
+        spawn.run(programs.end, 3, args=(1, "raise"))
+    error = caught.value
+    assert (error.rank, error.exit_code, error.signal) == (1, 1, None)
+    assert type(error.inner) is ValueError
+    assert error.inner.args == ("the reason",)
+    assert error.__cause__ is error.inner
+    assert isinstance(error.inner.__cause__, RemoteTraceback)
+    assert "programs.py" in str(error.inner.__cause__)
+    assert "the reason" in error.message
+    assert error.to_dict()["context"]["inner"] == {"kind": "ValueError", "message": "the reason"}
+
+
+@pytest.mark.parametrize(
+    ("rank", "how", "code", "number"),
+    [(0, "exit", 3, None), (2, "leave", 0, None), (0, "kill", -9, 9), (2, "crash", -11, 11)],
+)
+def test_death_of_a_worker_is_told_by_its_end(capfd, rank, how, code, number):
+    with pytest.raises(WorkerError) as caught:
+        spawn.run(programs.end, 3, args=(rank, how))
+    error = caught.value
+    assert (error.rank, error.exit_code, error.signal) == (rank, code, number)
+    assert error.pid > 0
+    if how == "exit":
+        assert isinstance(error.inner, SystemExit)
+    else:
+        assert error.inner is None
+    capfd.readouterr()  # the interpreter's own report of a crash
+
+
+@pytest.mark.parametrize("how", ["raise", "kill"])
+def test_others_are_ended_even_if_they_ignore_sigterm(how):
+    with pytest.raises(WorkerError) as caught:
+        spawn.run(programs.end_without_communicator, 3, args=(how, 1))
+    assert caught.value.rank == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "args"),
+    [
+        ("refuse", programs.Refusal, ("no", 3)),
+        ("file", FileNotFoundError, (2, "No such file or directory")),
+        ("unheard", RemoteError, ("tests.library.programs.Unheard: this and that",)),
+    ],
+)
+def test_exceptions_of_all_kinds_come_back(how, kind, args):
+    with pytest.raises(WorkerError) as caught:
+        spawn.run(programs.end, 1, args=(0, how))
+    assert type(caught.value.inner) is kind
+    assert caught.value.inner.args == args
+
+
+def test_victims_are_not_blamed():
+    """All ranks fail, the others because of the one."""
+    for _ in range(3):
+        with pytest.raises(WorkerError) as caught:
+            spawn.run(programs.end, 4, args=(3, "raise"))
+        assert caught.value.rank == 3
+        assert not isinstance(caught.value.inner, RankFailed)
+
+
+def test_result_that_cannot_be_sent_is_the_workers_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(WorkerError) as caught:
+        spawn.run(threading.Lock, 1)
+    assert isinstance(caught.value.inner, TypeError)
+
+
+@pytest.mark.parametrize("nprocs", [0, -1, 1025, 2.0, "2", True, None])
+def test_bad_number_of_workers_is_refused(nprocs):
+    with pytest.raises(InvalidArguments, match=r"nprocs=.*1\.\.1024"):
+        spawn.run(programs.echo, nprocs)
+
+
+def test_bad_function_is_refused():
+    with pytest.raises(InvalidArguments, match="something to call"):
+        spawn.run("echo", 2)
+    with pytest.raises(ProgramNotRunnable, match="cannot be sent"):
+        spawn.run(programs.echo, 2, args=(threading.Lock(),))
+
+
+def test_groups_run_side_by_side_in_threads():
+    found = {}
+
+    def call(number):
+        found[number] = spawn.run(programs.add_up, 2, args=(number,))
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in (1, 2):
+        assert [values.tolist() for *_, values in found[number]] == [
+            ((np.arange(3.0) * 2 + 1) * number).tolist()
+        ] * 2
+
+
+PROGRAM = """
+import sys
+from cobre_shm import create_communicator, spawn
+print("main runs", flush=True)
+class Pair:
+    def __init__(self, rank): self.rank = rank
+def function(word):
+    with create_communicator() as comm:
+        comm.barrier()
+        return word, Pair(comm.rank)
+found = spawn.run(function, nprocs=2, args=("ok",))
+print([(word, isinstance(pair, Pair), pair.rank) for word, pair in found])
+"""
+ANSWER = "[('ok', True, 0), ('ok', True, 1)]"
+
+
+def test_main_program_without_a_guard_is_not_run_again(tmp_path):
+    pytest.importorskip("cloudpickle", reason='needs the extra "notebook"')
+    (tmp_path / "program.py").write_text(PROGRAM)
+    for words in ([str(tmp_path / "program.py")], ["-c", PROGRAM]):
+        done = python(*words)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"main runs\n{ANSWER}\n"
+
+
+def test_interactive_interpreter_can_start_workers():
+    pytest.importorskip("cloudpickle", reason='needs the extra "notebook"')
+    lines = PROGRAM.replace("\nclass", "\n\nclass").replace("\ndef f", "\n\ndef f")
+    lines = lines.replace("\nfound", "\n\nfound").replace("\nprint([", "\n\nprint([")
+    done = python("-i", "-q", input=lines)
+    assert ANSWER in done.stdout, done.stderr
+
+
+def test_function_of_the_main_program_without_cloudpickle_is_refused():
+    program = "import sys; sys.modules['cloudpickle'] = None\n" + PROGRAM
+    done = python("-c", program)
+    assert done.returncode == 1
+    assert 'pip install "cobre-shm[notebook]"' in done.stderr
+
+
+def start_and_wait(folder, **options):
+    """Start a program with workers that stay; return it, and its workers' pids once they are up."""
+    code = (
+        "import sys, pathlib\nfrom cobre_shm import spawn\nfrom tests.library import programs\n"
+        "spawn.run(programs.pids_in, 2, args=(pathlib.Path(sys.argv[1]),))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "ready").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    return process, [int((folder / f"{rank}").read_text()) for rank in range(2)]
+
+
+def all_gone(pids):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not any(Path(f"/proc/{pid}/exe").exists() for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_do_not_outlive_the_program(tmp_path, number):
+    process, pids = start_and_wait(tmp_path)
+    process.send_signal(number)
+    process.wait(timeout=20)
+    process.stderr.close()
+    assert all_gone(pids)
+
+
+def test_interrupt_ends_the_workers(tmp_path):
+    process, pids = start_and_wait(tmp_path)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=20)
+    assert text.rstrip().endswith("KeyboardInterrupt")
+    assert all_gone(pids)
+
+
+def test_stopped_worker_does_not_keep_the_others_errors_from_coming(tmp_path):
+    """A stopped process takes no SIGTERM, but SIGKILL."""
+    process, pids = start_and_wait(tmp_path)
+    os.kill(pids[0], signal.SIGSTOP)
+    os.kill(pids[1], signal.SIGKILL)
+    _, text = process.communicate(timeout=20)
+    assert "Worker 1 of 2" in text
+    assert "SIGKILL" in text
+    assert all_gone(pids)

@@ -1,0 +1,150 @@
+"""The tools and resources, through the SDK's own client, over both transports."""
+
+import json
+
+import anyio
+import pytest
+
+from tests.library.conftest import limit
+
+TOOLS = {
+    "validate",
+    "inspect-case",
+    "train",
+    "simulate",
+    "query-convergence",
+    "inspect-policy",
+    "compare-policies",
+    "export-results",
+    "get-config-schema",
+}
+
+
+async def call(client, name, **arguments):
+    """Call a tool that succeeds; return its data."""
+    answer = await client.call_tool(name, arguments)
+    assert not answer.is_error, answer.content
+    assert json.loads(answer.content[0].text) == answer.structured_content
+    assert answer.structured_content["success"]
+    return answer.structured_content["data"]
+
+
+async def refusal(client, name, **arguments):
+    """Call a tool that fails; return its error records."""
+    answer = await client.call_tool(name, arguments)
+    assert answer.is_error
+    return answer.structured_content["errors"]
+
+
+def test_session_from_the_case_to_the_files(session, allowed):
+    case, output = str(allowed / "case"), str(allowed / "out")
+
+    async def use(client):
+        listed = await client.list_tools()
+        assert {tool.name for tool in listed.tools} == TOOLS
+        assert all(tool.description and tool.annotations for tool in listed.tools)
+
+        assert (await call(client, "validate", case=case))["warnings"] == []
+        described = await call(client, "inspect-case", case=case)
+        stages, state = described["stage_ids"], described["initial_state"]
+
+        progress = []
+
+        async def tell(done, total, message):
+            progress.append((done, total, message))
+
+        trained = await client.call_tool(
+            "train", {"case": case, "config_overrides": limit(4)}, progress_callback=tell
+        )
+        trained = trained.structured_content["data"]
+        assert trained["iterations"] == 4
+        assert [(done, total) for done, total, _ in progress] == [(i, 4) for i in range(1, 5)]
+        name = trained["result"]
+
+        table = await call(client, "query-convergence", result=name, first=2, last=3)
+        assert [row["iteration"] for row in table["rows"]] == [2, 3]
+        assert table["iterations"] == 4
+
+        whole = await call(client, "inspect-policy", policy=name)
+        assert sum(item["cuts"] for item in whole["stages"]) == trained["cuts"]
+        assert [item["stage"] for item in whole["stages"]] == stages
+        one = await call(client, "inspect-policy", policy=name, stage=stages[0], state=state)
+        assert one["future_cost"] > 0
+
+        exported = await call(client, "export-results", result=name, output_dir=output)
+        assert "policy/cuts.parquet" in exported["files"]
+        again = await call(client, "query-convergence", result=output)
+        assert again["rows"][-1]["lower_bound"] == trained["lower_bound"]
+        same = await call(
+            client, "compare-policies", first=name, second=output, states=[state, state]
+        )
+        assert {stage["largest_difference"] for stage in same["stages"]} == {0.0}
+
+        cost = await call(client, "simulate", case=case, policy=name, scenarios=3)
+        assert cost["total_cost"]["scenarios"] == 3
+
+        schema = await call(client, "get-config-schema")
+        assert "stopping_rules" in schema["properties"]["training"]["properties"]
+
+        kept = await client.read_resource("cobre://results")
+        kept = json.loads(kept.contents[0].text)
+        assert [item["result"] for item in kept] == [name, cost["result"]]
+        for path in ("", "/convergence", "/policy"):
+            resource = await client.read_resource(f"cobre://results/{name}{path}")
+            assert json.loads(resource.contents[0].text)
+
+    session(use)
+
+
+@pytest.mark.parametrize("session", ["stdio"], indirect=True)
+def test_mistakes_are_error_records(session, allowed):
+    case = allowed / "case"
+    config = json.loads((case / "config.json").read_text())
+    config["training"]["forward_passes"] = 0
+    config["training"]["stopping_rules"] = []
+    (case / "config.json").write_text(json.dumps(config))
+
+    async def use(client):
+        found = await refusal(client, "validate", case=str(case))
+        assert [error["kind"] for error in found] == ["SchemaViolation", "OutOfRange"]
+        assert {error["context"]["file"] for error in found} == {"config.json"}
+        (error,) = await refusal(client, "train", case=str(case))
+        assert set(error) == {"kind", "message", "context", "suggestion"}
+        (error,) = await refusal(client, "validate", case=str(allowed / "absent"))
+        assert error["kind"] == "MissingFile"
+        (error,) = await refusal(client, "inspect-policy", policy="train-9")
+        assert error["kind"] in ("NotAllowed", "MissingFile")
+        (error,) = await refusal(client, "export-results", result="train-9", output_dir="x")
+        assert error["kind"] == "OutOfRange"
+        answer = await client.call_tool("simulate", {"case": "shipped"})
+        assert answer.is_error
+        assert "policy" in answer.content[0].text
+
+    session(use)
+
+
+def test_cancelled_training_ends_and_the_server_goes_on(session, allowed):
+    case = str(allowed / "case")
+
+    async def use(client):
+        told = anyio.Event()
+
+        async def tell(done, total, message):
+            told.set()
+
+        async def train():
+            await client.call_tool(
+                "train", {"case": case, "config_overrides": limit(10**6)}, progress_callback=tell
+            )
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(train)
+            await told.wait()
+            # While it trains, other calls are answered.
+            await call(client, "inspect-case", case=case)
+            group.cancel_scope.cancel()
+        # One training at a time: this one could not begin if the other went on.
+        answer = await call(client, "train", case=case, config_overrides=limit(1))
+        assert answer["iterations"] == 1
+
+    session(use)
