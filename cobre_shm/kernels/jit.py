@@ -89,9 +89,22 @@ def function_address(function: Callable[..., Any], signature: Any) -> int:
     )
     _enable_cache(compiled)
     with compiling():
-        compiled.compile()
+        _compile(compiled)
     _KEEP.append(compiled)
     return int(compiled.address)
+
+
+def _compile(compiled: Any) -> None:
+    try:
+        compiled.compile()
+    except Exception:
+        # A damaged cache shows in many ways (pickle, LLVM, the file system). What it was is in
+        # no error of ours: start it anew, or do without.
+        try:
+            compiled._cache._cache_file.flush()
+        except (AttributeError, OSError):
+            compiled._cache = numba.core.caching.NullCache()
+        compiled.compile()
 
 
 def integer_function(function: Callable[..., Any], arguments: int) -> int:
