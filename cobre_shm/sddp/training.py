@@ -23,6 +23,7 @@ from cobre_shm.sddp.cuts import CutPool, average_cut, opening_weights, ordered_s
 from cobre_shm.sddp.distribution import ItemGather, Shares
 from cobre_shm.sddp.errors import SolverError
 from cobre_shm.sddp.noise_bounds import noise_bounds
+from cobre_shm.sddp.opening_order import opening_order
 from cobre_shm.sddp.scenarios import draw_opening, opening_tree
 from cobre_shm.sddp.sharing import on_rank_zero, share_failure
 from cobre_shm.sddp.solver import StageSolver
@@ -93,9 +94,15 @@ class _Trainer:
         self.scale = cost_scale(case)
         self.tree = opening_tree(case.statistics, horizon, case.config.tree_seed, len(case.hydros))
         lps = [build_stage(case, t, self.scale) for t in range(case.stages)]
-        self.solvers = [
-            StageSolver(lp, noise_bounds(case, lp, noise))
-            for lp, noise in zip(lps, self.tree, strict=True)
+        bounds = [noise_bounds(case, lp, noise) for lp, noise in zip(lps, self.tree, strict=True)]
+        self.solvers = [StageSolver(lp, noise) for lp, noise in zip(lps, bounds, strict=True)]
+        # For each stage and opening to begin with: the order in which a chain solves all.
+        self.orders = [
+            [
+                opening_order(noise.upper[:, : len(case.hydros)], start)
+                for start in range(len(noise.upper))
+            ]
+            for noise in bounds
         ]
         self.bound_solver = (
             StageSolver(lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True))
@@ -104,6 +111,8 @@ class _Trainer:
         )
         self.discounts = np.cumprod([1.0, *(stage.discount for stage in horizon.stages[:-1])])
         self.shares = Shares(passes, comm)
+        # The opening of each of this rank's trajectories at each stage.
+        self.drawn = np.zeros((len(self.shares.mine), case.stages), dtype=np.int64)
         self.trials = ItemGather(self.shares, case.stages * self.state_size + 1, comm)
         self.found = ItemGather(self.shares, 1 + self.state_size, comm)
         self.pool = CutPool(case.stages, passes, self.state_size)
@@ -241,6 +250,7 @@ class _Trainer:
             state, cost = self.case.initial_state, 0.0
             for t, solver in enumerate(self.solvers):
                 opening = draw_opening(config.tree_seed, iteration, scenario, t, len(self.tree[t]))
+                self.drawn[i, t] = opening
                 solver.begin(state, i)
                 objective = solver.solve(opening, (iteration, scenario))
                 values, theta = solver.next_state()
@@ -270,7 +280,8 @@ class _Trainer:
         for i, scenario in enumerate(self.shares.mine):
             state = self.trials.local[i, t * size : (t + 1) * size]
             solver.begin(state, i)
-            for opening in range(openings):
+            # First the opening whose basis the forward pass has kept, then its neighbours.
+            for opening in self.orders[t + 1][self.drawn[i, t + 1]]:
                 values[opening] = solver.solve(opening, (iteration, scenario))
                 slopes[opening] = solver.state_duals()
             cut = self.found.local[i]
@@ -278,9 +289,10 @@ class _Trainer:
 
     def _lower_bound(self, iteration: int) -> float:
         """Evaluate the first stage over all its openings; rank 0 only."""
-        solver, openings = self.bound_solver, len(self.tree[0])
+        solver, values = self.bound_solver, np.empty(len(self.tree[0]))
         assert solver is not None
         solver.begin(self.case.initial_state, 0)
-        values = np.array([solver.solve(w, (iteration, 0)) for w in range(openings)])
+        for opening in self.orders[0][0]:
+            values[opening] = solver.solve(opening, (iteration, 0))
         weights = opening_weights(values, self.case.horizon.stages[0].risk)
         return float(ordered_sum(weights * values) * self.scale)
