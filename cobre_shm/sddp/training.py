@@ -169,18 +169,23 @@ class _Trainer:
         if np.isnan(verdict[0]):
             share_failure(failure.to_dict() if failure else {}, self.comm)
 
+        waits = [
+            (gather.seconds - seconds, gather.nbytes - nbytes)
+            for gather, (seconds, nbytes) in zip(gathers, before, strict=True)
+        ]
+        waited = clock[4] - clock[3] + sum(seconds for seconds, _ in waits)
         solves, retries = self._counters()
-        counts = np.array([solves - solves_before, retries - retries_before], dtype=np.int64)
+        counts = np.array(
+            # Nanoseconds: whole numbers have one sum in any order.
+            [solves - solves_before, retries - retries_before, round(1e9 * waited)],
+            dtype=np.int64,
+        )
         counts_all = self.comm.allreduce(counts, op=ReduceOp.SUM)
         interrupted = should_stop is not None and should_stop()
         peaks = np.array([clock[1] - clock[0], clock[2] - clock[1], float(interrupted)])
         peaks_all = self.comm.allreduce(peaks, op=ReduceOp.MAX)
         clock.append(time.perf_counter())
 
-        waits = [
-            (gather.seconds - seconds, gather.nbytes - nbytes)
-            for gather, (seconds, nbytes) in zip(gathers, before, strict=True)
-        ]
         self.timing.append(
             [
                 1e3 * (clock[1] - clock[0] - waits[0][0]),
@@ -212,6 +217,7 @@ class _Trainer:
                 total_seconds=clock[5] - clock[0],
                 elapsed_seconds=clock[5] - start,
                 forward_passes=self.case.config.forward_passes,
+                wait_share=1e-9 * int(counts_all[2]) / (self.comm.size * (clock[4] - clock[0])),
             )
         )
         return _REASONS[int(verdict[1])] or (_INTERRUPTED if peaks_all[2] else "")
