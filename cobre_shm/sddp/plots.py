@@ -77,10 +77,12 @@ def convergence(table: Table) -> Figure:
         color=_ORANGE,
         alpha=0.3,
         linewidth=0,
-        label="95 % of the mean",
+        label="95 % confidence of the mean",
     )
     marker = "." if len(iteration) < 50 else ""
-    axes.plot(iteration, mean / divisor, "--", color=_ORANGE, marker=marker, label="upper bound")
+    axes.plot(
+        iteration, mean / divisor, "--", color=_ORANGE, marker=marker, label="upper bound, mean"
+    )
     axes.plot(
         iteration,
         table["lower_bound"] / divisor,
@@ -154,7 +156,8 @@ def generation(stages: npt.NDArray[Any], parts: Mapping[str, Floats], load: Floa
             edgecolor="white", linewidth=0.4,
         )  # fmt: skip
         bottom = bottom + values
-    axes.step(stages, load, where="mid", color="black", linewidth=1.5, label="load")
+    axes.hlines(load, stages - 0.48, stages + 0.48, color="black", linewidth=1.8, label="load")
+    axes.set_ylim(0.0, 1.05 * max(float(np.max(load)), float(np.max(bottom)), 1.0))
     _tidy(axes, "stage", "mean over scenarios and hours [MW]")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
@@ -203,5 +206,6 @@ def speed_up(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
             label=backend,
         )
     _tidy(axes, "ranks", "speed-up (LPs per second)")
+    axes.set_ylim(bottom=0.0)
     axes.legend(frameon=False)
     return figure
