@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cobre_shm.sddp.case import load_case as load_case
     from cobre_shm.sddp.case import share_case as share_case
     from cobre_shm.sddp.errors import CaseError as CaseError
+    from cobre_shm.sddp.errors import CheckpointError as CheckpointError
     from cobre_shm.sddp.errors import DuplicateId as DuplicateId
     from cobre_shm.sddp.errors import InvalidEnum as InvalidEnum
     from cobre_shm.sddp.errors import MissingDependency as MissingDependency
@@ -47,6 +48,7 @@ _HOME = {
     "case": ("Case", "check_case", "load_case", "share_case"),
     "errors": (
         "CaseError",
+        "CheckpointError",
         "DuplicateId",
         "InvalidEnum",
         "MissingDependency",

@@ -2,7 +2,9 @@
 
 Every rank runs the same line; rank 0 reads the case, prints and writes. Exit codes: 0 success,
 1 wrong arguments or output directory, 2 wrong configuration (``config.json``), 3 wrong case
-data or a stage problem without solution, 4 backend or communication, 130 interrupted.
+data or a stage problem without solution, 4 backend or communication, 130 interrupted (Ctrl-C),
+143 terminated (SIGTERM). Both signals end the training after its iteration, with its results and
+a checkpoint in the output directory; the same signal once more ends it at once.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import importlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,7 +33,7 @@ BAD_ARGUMENTS = 1
 BAD_CONFIGURATION = 2
 BAD_DATA = 3
 BAD_BACKEND = 4
-INTERRUPTED = 130
+_SIGNAL_BASE = 128
 
 # Commands beside the training, and the modules with their ``add_arguments`` and ``run``. A case
 # directory of such a name is given as ./NAME.
@@ -72,6 +74,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--iterations", type=_positive, metavar="N", help="replaces the case's iteration limit"
     )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=_positive,
+        metavar="K",
+        help="write a checkpoint to the output directory after every K iterations",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        default=None,
+        help="go on from the checkpoint in the output directory; where there is none, begin",
+    )
+    parser.add_argument(
+        "--warm-start",
+        type=Path,
+        metavar="DIR",
+        help="begin with the cuts in the policy directory DIR of an earlier training",
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument(
         "--output-format",
@@ -81,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
         "errors as JSON on stderr (default: text)",
     )
     return parser
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.output_dir is None and (options.resume or options.checkpoint_every):
+        parser.error("--resume and --checkpoint-every need --output-dir")
+    return options
 
 
 def _positive(text: str) -> int:
@@ -114,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in _COMMANDS:
         return _run_command(arguments[0], arguments[1:])
     try:
-        options = _parser().parse_args(arguments)
+        options = _parse(arguments)
     except _UsageError as error:
         return _report_usage(str(error))
     as_json = options.output_format == "json"
@@ -173,49 +201,68 @@ def _run(options: argparse.Namespace, comm: Communicator) -> int:
     with ExitStack() as stack:
         shown: ConvergenceTable | EventLines | None = None
         if speaks and options.output_format == "text":
-            print(_opening_line(case.name, comm), flush=True)
+            print(_opening_line(case.name, comm, options), flush=True)
             shown = stack.enter_context(ConvergenceTable(case.config.iteration_limit))
         elif speaks:
             shown = EventLines(case.config.iteration_limit)
+        received = stack.enter_context(_stop_on_signal())
         result = train(
             case,
             comm,
             output_dir=options.output_dir,
             progress=shown,
-            should_stop=stack.enter_context(_stop_on_interrupt()),
+            should_stop=lambda: bool(received),
+            checkpoint_every=options.checkpoint_every,
+            resume=options.resume,
+            warm_start=options.warm_start,
         )
     simulation: SimulationResult | None = None
     if case.config.simulation_scenarios and result.stop_reason != "interrupted":
-        simulation = simulate(case, result.cuts, comm)
+        simulation = simulate(case, result.cuts, comm, output_dir=options.output_dir)
         if options.output_dir is not None:
             finished = simulation
             on_rank_zero(lambda: write_simulation(finished, options.output_dir), comm)
-    code = INTERRUPTED if result.stop_reason == "interrupted" else 0
+    code = 0
+    if result.stop_reason == "interrupted":
+        # Another rank may have got the signal, and this one none.
+        code = _SIGNAL_BASE + (received[0] if received else signal.SIGINT)
     if speaks:
         print(_summary(result, simulation, options, code), flush=True)
     return code
 
 
 @contextmanager
-def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C end the training after its iteration, and a second one at once."""
-    requested = False
+def _stop_on_signal() -> Iterator[list[int]]:
+    """Collect the first SIGINT and SIGTERM instead of ending by them; a second one ends at once.
 
-    def request(_number: int, _frame: Any) -> None:
-        nonlocal requested
-        requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    Yields:
+        The numbers of the signals received, to be looked at between iterations.
+    """
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    before = signal.signal(signal.SIGINT, request)
+    def take(number: int, _frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, take)
     try:
-        yield lambda: requested
+        yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _opening_line(name: str, comm: Communicator) -> str:
+def _opening_line(name: str, comm: Communicator, options: argparse.Namespace) -> str:
+    from cobre_shm.sddp.checkpoint import FILE_NAME
+
     ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
-    return f"case {name}, {ranks}, backend {comm.backend}"
+    line = f"case {name}, {ranks}, backend {comm.backend}"
+    if options.resume:
+        path = options.output_dir / "policy" / FILE_NAME
+        line += f", {'goes on from' if path.is_file() else 'begins: there is no'} {path}"
+    return line
 
 
 def _summary(

@@ -60,6 +60,7 @@ class Case:
         initial_state: float64, one value per state component: the storages in hm3, then for
             each lag, newest first, the past inflows in m3/s.
         warnings: What was read and has no effect.
+        digest: Hash over everything that the course of a training depends on.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Case:
     statistics: Statistics
     initial_state: Floats
     warnings: tuple[str, ...]
+    digest: str
 
     @property
     def stages(self) -> int:
@@ -157,10 +159,12 @@ def share_case(path: str | Path, comm: Communicator) -> Case:
         findings.check()
         return encode({"name": name, "documents": documents})
 
+    from cobre_shm.sddp.node_arrays import share_openings
+
     shared = decode(on_rank_zero(read, comm))
     case = build_case(shared["name"], CaseFiles(shared["documents"], Findings()))
     assert case is not None, "rank 0 has checked the same documents"
-    return case
+    return share_openings(case, comm)
 
 
 def build_case(name: str, files: CaseFiles) -> Case | None:
@@ -204,6 +208,7 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
     _check_stage_bounds(hydros, thermals, overrides, horizon, files.findings)
     if len(files.findings):
         return None
+    _warn_of_entity_dates(files)
     return Case(
         name=name,
         config=config,
@@ -218,7 +223,20 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
         statistics=statistics,
         initial_state=initial_state,
         warnings=tuple(files.warnings),
+        digest=files.digest(),
     )
+
+
+def _warn_of_entity_dates(files: CaseFiles) -> None:
+    """Warn of stages of entry and exit, which the reference program heeds for sources only."""
+    for kind in ("hydro", "thermal", "line"):
+        for record in files.record(f"system/{kind}s.json").records(f"{kind}s"):
+            files.warnings.extend(
+                f"{record.file}: {kind} {record.data['id']}: {key} is ignored, as the reference "
+                "program does"
+                for key in ("entry_stage_id", "exit_stage_id")
+                if key in record
+            )
 
 
 def _parse_initial(document: Record, hydros: Positions, lags: int) -> Floats:

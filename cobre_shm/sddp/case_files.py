@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 
 from cobre_shm.sddp.documents import Documents
 from cobre_shm.sddp.errors import SchemaViolation
 from cobre_shm.sddp.fields import Record
 from cobre_shm.sddp.findings import Findings
+
+# How long to go on may change while a training rests.
+_UNCOUNTED_TRAINING = ("stopping_rules", "stopping_mode")
 
 
 class CaseFiles:
@@ -57,6 +62,23 @@ class CaseFiles:
         for i, values in enumerate(zip(*table.values(), strict=True)):
             row = dict(zip(names, values, strict=True))
             yield Record(row, file, self.findings, f"row {i}")
+
+    def digest(self) -> str:
+        """Return a hash over everything that the course of a training depends on.
+
+        How long it goes on, what is simulated and what is written do not count.
+        """
+        config = self._documents.get("config.json", {})
+        training = config.get("training", {})
+        counted = {
+            **self._documents,
+            "config.json": {
+                "training": {k: v for k, v in training.items() if k not in _UNCOUNTED_TRAINING},
+                "modeling": config.get("modeling"),
+            },
+        }
+        text = json.dumps(counted, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def columns_with_values(self, file: str) -> set[str]:
         """Return the names of the columns of a table that are not null throughout."""

@@ -32,6 +32,18 @@ class StoppingRule:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointSchedule:
+    """Checkpoints after iteration ``first`` and every ``interval`` iterations from there on."""
+
+    first: int
+    interval: int
+
+    def is_due(self, iteration: int) -> bool:
+        """Tell whether a checkpoint is written after an iteration, counted from 1."""
+        return iteration >= self.first and (iteration - self.first) % self.interval == 0
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The settings of a case.
 
@@ -44,6 +56,10 @@ class Config:
         truncate_inflow: Whether negative inflow is cut off outside the problem.
         inflow_slack: Whether a penalised slack lets an inflow be filled up to zero.
         export_tree: Whether the opening tree is written to the output directory.
+        policy_mode: ``fresh``, ``warm_start`` from the cuts in ``policy_path``, or ``resume``
+            from the checkpoint there.
+        policy_path: Directory of that policy; a relative one is below the output directory.
+        checkpoints: When to write checkpoints, or None for not at all.
     """
 
     forward_passes: int
@@ -54,6 +70,9 @@ class Config:
     truncate_inflow: bool
     inflow_slack: bool
     export_tree: bool
+    policy_mode: str
+    policy_path: str
+    checkpoints: CheckpointSchedule | None
 
     @property
     def iteration_limit(self) -> int:
@@ -67,7 +86,7 @@ def parse_config(document: Record) -> Config:
     if not training.boolean("enabled", True):
         training.refuse("enabled", "a case without training")
     _check_sources(training)
-    _check_refused(document, training)
+    _check_refused(training)
     before = len(document.findings)
     rules = tuple(_parse_rule(record) for record in training.records("stopping_rules"))
     readable = len(document.findings) == before
@@ -84,6 +103,9 @@ def parse_config(document: Record) -> Config:
     method = modeling.record("inflow_non_negativity", required=False).choice(
         "method", _METHODS, "penalty"
     )
+    policy = document.record("policy", required=False)
+    if "boundary" in policy:
+        policy.refuse("boundary", "a policy of another study at the end of the horizon")
     return Config(
         forward_passes=training.integer("forward_passes", minimum=1, maximum=2**31 - 1),
         stopping_rules=rules,
@@ -97,6 +119,9 @@ def parse_config(document: Record) -> Config:
         truncate_inflow=method.startswith("truncation"),
         inflow_slack=method.endswith("penalty"),
         export_tree=document.record("exports", required=False).boolean("stochastic", False),
+        policy_mode=policy.choice("mode", ("fresh", "warm_start", "resume"), "fresh"),
+        policy_path=policy.text("path", "policy"),
+        checkpoints=_parse_checkpoints(policy.record("checkpointing", required=False)),
     )
 
 
@@ -114,6 +139,13 @@ def _parse_rule(record: Record) -> StoppingRule:
     return StoppingRule(kind)
 
 
+def _parse_checkpoints(record: Record) -> CheckpointSchedule | None:
+    if not record.boolean("enabled", False):
+        return None
+    interval = record.integer("interval_iterations", minimum=1)
+    return CheckpointSchedule(record.integer("initial_iteration", interval, minimum=1), interval)
+
+
 def _check_sources(section: Record) -> None:
     source = section.record("scenario_source", required=False)
     for name in ("inflow", "load", "ncs"):
@@ -122,7 +154,7 @@ def _check_sources(section: Record) -> None:
         )
 
 
-def _check_refused(document: Record, training: Record) -> None:
+def _check_refused(training: Record) -> None:
     selection = training.record("cut_selection", required=False)
     if selection.boolean("enabled", False):
         selection.refuse("enabled", "cut selection")
@@ -131,8 +163,3 @@ def _check_refused(document: Record, training: Record) -> None:
     forward = training.record("forward_pass", required=False)
     if "type" in forward and forward.text("type") != "default":
         forward.refuse("type", f"the forward pass {forward.text('type')!r}")
-    policy = document.record("policy", required=False)
-    policy.choice("mode", ("fresh",), "fresh", unsupported=("warm_start", "resume"))
-    checkpointing = policy.record("checkpointing", required=False)
-    if checkpointing.boolean("enabled", False):
-        checkpointing.refuse("enabled", "writing checkpoints")

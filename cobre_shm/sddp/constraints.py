@@ -78,16 +78,19 @@ class GenericConstraint:
 def parse_constraints(
     files: CaseFiles, horizon: Horizon, positions: Mapping[str, Positions]
 ) -> tuple[GenericConstraint, ...]:
-    """Read and check the generic constraints; rows of an unknown stage have no effect."""
+    """Read and check the generic constraints.
+
+    Bounds of an unknown constraint or stage have no effect.
+    """
     records: list[Record] = []
     ids = Positions(())
     if CONSTRAINTS in files:
         records, ids = identified(files.record(CONSTRAINTS), "constraints")
     bounds: dict[int, dict[int, list[tuple[int | None, float]]]] = {}
     for row in files.rows(BOUNDS, ("constraint_id", "stage_id", "bound")):
-        constraint = row.reference("constraint_id", ids, "generic constraint")
+        constraint = ids.get(row.integer("constraint_id"))
         t = horizon.positions.get(row.integer("stage_id"))
-        if t is None:
+        if constraint is None or t is None:
             continue
         last = horizon.stages[t].last_block
         block = row.integer("block_id", minimum=0, maximum=last) if "block_id" in row else None

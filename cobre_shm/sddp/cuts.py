@@ -8,6 +8,7 @@ same formula covers the expectation and CVaR.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,11 @@ def ordered_sum(terms: Floats) -> Floats:
 
 def opening_weights(values: Floats, risk: RiskMeasure | None) -> Floats:
     """Return the weight of each opening under a risk measure.
+
+    CVaR gives each opening at most ``(1 - weight) / count + weight / (count * tail)``, the
+    dearest ones first. That is how the reference program does it, and its figures are the ones
+    to match: where the dearest openings take all the weight, the cheapest have none, although
+    the expectation's part would leave them ``(1 - weight) / count``.
 
     Args:
         values: float64, the optimal cost of each opening.
@@ -86,31 +92,36 @@ class StageCuts:
 
 
 class CutPool:
-    """Collects the cuts of all stages in scaled $, one batch per stage and iteration."""
+    """Collects the cuts of all stages in scaled $, one batch per stage and iteration.
 
-    def __init__(self, stages: int, forward_passes: int, state_size: int) -> None:
-        self._passes = forward_passes
-        self._width = state_size
-        self._batches: list[list[tuple[int, Floats]]] = [[] for _ in range(stages)]
+    Attributes:
+        given: For each stage the cuts that the training begins with, float64
+            (cuts, 1 + state components).
+    """
+
+    def __init__(self, given: Sequence[Floats]) -> None:
+        self.given = tuple(given)
+        self._batches: list[list[tuple[int, Floats]]] = [[] for _ in given]
 
     def add(self, t: int, iteration: int, batch: Floats) -> None:
-        """Keep a copy of ``batch``: (forward passes, 1 + state components)."""
-        self._batches[t].append((iteration, batch.copy()))
+        """Take ``batch``, which nobody may change any more: (cuts, 1 + state components)."""
+        self._batches[t].append((iteration, batch))
+
+    def made(self, t: int) -> Floats:
+        """Return the cuts that were added to a stage, in scaled $."""
+        return np.concatenate([self.given[t][:0], *(batch for _, batch in self._batches[t])])
 
     def policy(self, scale: float) -> tuple[StageCuts, ...]:
-        """Return the cuts of every stage in $."""
-        return tuple(self._stage(batches, scale) for batches in self._batches)
+        """Return the cuts of every stage in $; those given count as of iteration 0."""
+        return tuple(self._stage(t, scale) for t in range(len(self.given)))
 
-    def _stage(self, batches: list[tuple[int, Floats]], scale: float) -> StageCuts:
-        values = (
-            np.concatenate([batch for _, batch in batches]) * scale
-            if batches
-            else np.zeros((0, 1 + self._width))
-        )
-        iterations = np.array([iteration for iteration, _ in batches], dtype=np.int64)
+    def _stage(self, t: int, scale: float) -> StageCuts:
+        values = np.concatenate([self.given[t], self.made(t)]) * scale
+        counts = [len(self.given[t]), *(len(batch) for _, batch in self._batches[t])]
+        iterations = [0, *(iteration for iteration, _ in self._batches[t])]
         return StageCuts(
             intercept=values[:, 0].copy(),
             coefficients=values[:, 1:].copy(),
-            iteration=np.repeat(iterations, self._passes),
-            scenario=np.tile(np.arange(self._passes, dtype=np.int64), len(batches)),
+            iteration=np.repeat(np.array(iterations, dtype=np.int64), counts),
+            scenario=np.concatenate([np.arange(count, dtype=np.int64) for count in counts]),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from cobre_shm.sddp.errors import SolverError
 from cobre_shm.sddp.sharing import share_failure
 
 Floats = npt.NDArray[np.float64]
+_Items = npt.NDArray[Any]
 
 
 class Shares:
@@ -27,6 +29,17 @@ class Shares:
         self.counts = [base + (rank < rest) for rank in range(comm.size)]
         start = sum(self.counts[: comm.rank])
         self.mine = range(start, start + self.counts[comm.rank])
+
+
+def gather_items(local: _Items, shares: Shares, comm: Communicator) -> _Items:
+    """Return the rows of all ranks in item order; ``local`` has one per item. Collective."""
+    width = local.shape[1]
+    counts = [count * width for count in shares.counts]
+    everything = np.zeros((sum(shares.counts), width), dtype=local.dtype)
+    if everything.size:
+        displs = [sum(counts[:rank]) for rank in range(comm.size)]
+        comm.allgatherv(local.reshape(-1), everything.reshape(-1), counts, displs)
+    return everything
 
 
 class ItemGather:

@@ -13,6 +13,7 @@ CobreError
 |   `-- Unsupported           the format knows it, this program does not
 |-- SolverError               a stage problem could not be solved
 |-- OutputError               the output directory cannot be used
+|-- CheckpointError           a checkpoint or policy cannot be gone on with
 `-- MissingDependency         an optional package is not installed
 """
 
@@ -95,17 +96,23 @@ class Unsupported(CaseError):
 class SolverError(CobreError):
     """A stage problem has no optimal solution.
 
-    ``context`` names ``stage``, ``iteration``, ``scenario`` and ``opening``, with the status
-    that the solver reported.
+    ``context`` names ``stage`` (its id), ``iteration``, ``scenario`` and ``opening``, with the
+    status that the solver reported and the file that holds the problem, if one was written.
     """
 
-    kind: ClassVar[str] = "SolverError"
+    kind: ClassVar[str] = "SolverFailure"
 
 
 class OutputError(CobreError):
     """The output directory cannot be created or written."""
 
     kind: ClassVar[str] = "OutputError"
+
+
+class CheckpointError(CobreError):
+    """A checkpoint or a policy is damaged or belongs to something else."""
+
+    kind: ClassVar[str] = "CheckpointFailed"
 
 
 class MissingDependency(CobreError):
@@ -130,6 +137,7 @@ SHARED_ERRORS: dict[str, type[CobreError]] = {
         Unsupported,
         SolverError,
         OutputError,
+        CheckpointError,
         MissingDependency,
     )
 }

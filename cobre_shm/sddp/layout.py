@@ -49,6 +49,7 @@ class StageLp:
 
     Attributes:
         index: Position of the stage.
+        stage_id: Id of the stage.
         hours: Length of each block.
         discount: Cost of ``theta``.
         layout: Where each quantity stands.
@@ -61,6 +62,7 @@ class StageLp:
     """
 
     index: int
+    stage_id: int
     hours: tuple[float, ...]
     discount: float
     layout: Layout

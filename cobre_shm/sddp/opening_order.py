@@ -14,16 +14,20 @@ import numpy.typing as npt
 from cobre_shm.sddp.cuts import ordered_sum
 
 
-def opening_order(inflow: npt.NDArray[np.float64], start: int) -> list[int]:
-    """Return all openings, each once: ``start``, the nearer end of the row, the other end.
+def sorted_openings(inflow: npt.NDArray[np.float64]) -> list[int]:
+    """Return the openings from the driest to the wettest.
 
     Args:
         inflow: float64, (openings, hydro plants), in m3/s.
-        start: The opening to begin with.
     """
     # Summed in order: another order may round differently, and then sort differently.
     total = ordered_sum(inflow.T) if inflow.shape[1] else np.zeros(len(inflow))
-    row = np.argsort(total, kind="stable").tolist()
-    place = row.index(start)
-    sides = row[:place][::-1], row[place + 1 :]
-    return [start, *min(sides, key=len), *max(sides, key=len)]
+    order: list[int] = np.argsort(total, kind="stable").tolist()
+    return order
+
+
+def outwards(order: list[int], start: int) -> list[int]:
+    """Return all openings of ``order``: ``start``, then the shorter side, then the other one."""
+    place = order.index(start)
+    shorter, longer = sorted((order[:place][::-1], order[place + 1 :]), key=len)
+    return [start, *shorter, *longer]

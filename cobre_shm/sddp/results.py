@@ -89,10 +89,21 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
+        _flush(partial)
         partial.replace(path)
+        _flush(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise _output_error(path, error) from error
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or a directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_table(path: Path, columns: Columns) -> None:

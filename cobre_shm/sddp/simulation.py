@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,11 @@ from cobre_shm.sddp.case import Case
 from cobre_shm.sddp.cuts import StageCuts
 from cobre_shm.sddp.distribution import ItemGather, Shares
 from cobre_shm.sddp.errors import SolverError
+from cobre_shm.sddp.failed_problem import ProblemWriter
+from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise import SIMULATION_SCENARIO_OFFSET
-from cobre_shm.sddp.noise_bounds import noise_bounds
-from cobre_shm.sddp.scenarios import draw_opening, opening_tree
-from cobre_shm.sddp.solver import StageSolver
+from cobre_shm.sddp.scenarios import draw_opening
+from cobre_shm.sddp.solver import Place, StageSolver
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
 
 Floats = npt.NDArray[np.float64]
@@ -90,6 +92,8 @@ def simulate(
     cuts: Sequence[StageCuts],
     comm: Communicator,
     scenarios: int | None = None,
+    *,
+    output_dir: str | Path | None = None,
 ) -> SimulationResult:
     """Run the policy. Collective: every rank calls it with equal arguments.
 
@@ -98,6 +102,7 @@ def simulate(
         cuts: The cuts of each stage, as :func:`cobre_shm.sddp.train` returns them.
         comm: The communicator; it stays open.
         scenarios: Number of trajectories; by default what the case asks for.
+        output_dir: Where a problem without solution is written; None writes none.
 
     Raises:
         SolverError: A stage problem has no solution; on every rank.
@@ -109,11 +114,13 @@ def simulate(
     if len(cuts) != case.stages:
         raise ValueError(f"cuts of {case.stages} stages are needed, not of {len(cuts)}")
     scale = cost_scale(case)
-    tree = opening_tree(case.statistics, case.horizon, case.config.tree_seed, len(case.hydros))
+    writer = None if output_dir is None else ProblemWriter(case, Path(output_dir) / "failed")
+    node = NodeArrays(comm)
+    tree = node.opening_tree(case)
     stages = []
     for t, noise in enumerate(tree):
         lp = build_stage(case, t, scale)
-        solver = StageSolver(lp, noise_bounds(case, lp, noise))
+        solver = StageSolver(lp, node.noise_bounds(case, lp, noise), writer)
         if len(cuts[t]):
             solver.add_cuts(cuts[t].intercept / scale, cuts[t].coefficients / scale)
         stages.append(_Stage(case, solver, scale))
@@ -197,7 +204,7 @@ class _Stage:
         """Solve, write the outcome into ``record``, return the next state and the cost in $."""
         solver, lp, at = self.solver, self.lp, self.lp.layout
         solver.begin(state)
-        objective = solver.solve(opening, (0, scenario))
+        objective = solver.solve(opening, Place(0, scenario))
         values, duals = solver.solution()
         future = lp.discount * values[at.theta]
         cost = float((objective - future) * self.scale)

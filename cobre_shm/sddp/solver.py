@@ -6,17 +6,23 @@ the same order: one forward solve, all openings at one trial point, all openings
 The solver's memory is cleared where a chain begins (``StageSolver.begin`` is the only place) and
 only a basis that belongs to the same chain of an earlier pass is given back. So a result depends
 on its chain and not on which rank ran which chains before.
+
+Clearing leaves one thing: HiGHS finds its scale factors at the first solve of a problem and keeps
+them, also for rows that come later. Therefore every problem is solved once before it has cuts, and
+what a problem needs beyond the usual options is tried on a copy. So a problem that is built anew
+from its cuts, after a pause or for a simulation, is the same problem to the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.sddp.errors import SolverError, require
+from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.layout import StageLp
 from cobre_shm.sddp.noise_bounds import NoiseBounds, truncated_inflow
 
@@ -27,6 +33,7 @@ except ImportError as error:
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
+Statuses = npt.NDArray[np.int8]
 
 _OPTIONS: dict[str, Any] = {
     "output_flag": False,
@@ -44,8 +51,8 @@ _OPTIONS: dict[str, Any] = {
     # tested in any case, and a chain is too short for many updates of the factors.
     "rebuild_refactor_solution_error_tolerance": 0.0,
 }
-# Attempts for a problem that HiGHS gives up on, each from a cleared solver. They depend on the
-# problem alone, so every rank count takes the same path.
+# Attempts for a problem that HiGHS gives up on, each from a new solver. They depend on the problem
+# alone, so every rank count takes the same path.
 _RETRIES: tuple[dict[str, Any], ...] = (
     {},
     {
@@ -55,11 +62,38 @@ _RETRIES: tuple[dict[str, Any], ...] = (
     },
     {"presolve": "on"},
 )
-_RESTORED = {"simplex_scale_strategy": 1, **_OPTIONS}
 
 _OPTIMAL = highs.HighsModelStatus.kOptimal
 _ERROR = highs.HighsStatus.kError
 _BASIC = highs.HighsBasisStatus.kBasic
+_STATUSES = sorted(highs.HighsBasisStatus.__members__.values(), key=int)
+
+
+class Place(NamedTuple):
+    """What a problem is solved for.
+
+    Attributes:
+        iteration: Iteration of the training; 0 is the simulation.
+        scenario: Trajectory; None is the evaluation of the lower bound.
+    """
+
+    iteration: int
+    scenario: int | None
+
+    def __str__(self) -> str:
+        when = f"iteration {self.iteration}" if self.iteration else "the simulation"
+        what = "the lower bound" if self.scenario is None else f"scenario {self.scenario}"
+        return f"{when}, {what}"
+
+
+_NOWHERE = Place(0, 0)
+
+
+def _new_solver() -> Any:
+    solver = highs._Highs()
+    for name, value in _OPTIONS.items():
+        solver.setOptionValue(name, value)
+    return solver
 
 
 class StageSolver:
@@ -71,15 +105,26 @@ class StageSolver:
         retries: Problems that needed more than one attempt.
     """
 
-    def __init__(self, lp: StageLp, noise: NoiseBounds) -> None:
+    def __init__(
+        self, lp: StageLp, noise: NoiseBounds, writer: ProblemWriter | None = None
+    ) -> None:
+        """Take a problem and the noise of its openings.
+
+        Args:
+            lp: The problem.
+            noise: Bounds of its noise columns for every opening.
+            writer: Keeps the problem that has no solution; None keeps none.
+        """
         self.lp = lp
+        self._writer = writer
         self.solves = 0
         self.retries = 0
         self._noise = noise
-        self._highs = highs._Highs()
-        for name, value in _OPTIONS.items():
-            self._highs.setOptionValue(name, value)
+        self._highs = _new_solver()
         self._pass_model()
+        # For its scale factors only; see above.
+        self._highs.run()
+        self._answer = self._highs
         self._rows = len(lp.row_lower)
         self._cut_columns = np.append(lp.theta_column, lp.next_state_columns).astype(np.int32)
         self._next_state = lp.next_state_columns.tolist()
@@ -102,14 +147,13 @@ class StageSolver:
         model.a_matrix_.value_ = lp.values
         if self._highs.passModel(model) == _ERROR:
             raise SolverError(
-                f"HiGHS refused the problem of stage position {lp.index}",
-                context={"stage": lp.index, "status": "passModel failed"},
+                f"HiGHS refused the problem of stage {lp.stage_id}",
+                context={"stage": lp.stage_id, "status": "passModel failed"},
             )
 
     def _use(self, lower: Floats, upper: Floats) -> None:
-        # Views of single rows made once: making them at every solve would cost more than the
-        # call that uses them.
-        self._lower_rows, self._upper_rows = list(lower), list(upper)
+        # Not as lists of rows: the views would take more memory than most rows do.
+        self._lower_rows, self._upper_rows = lower, upper
 
     @property
     def cuts(self) -> int:
@@ -139,10 +183,30 @@ class StageSolver:
         # A warning only says that coefficients next to zero were dropped.
         if status == _ERROR:
             raise SolverError(
-                f"HiGHS refused a cut at stage position {self.lp.index}",
-                context={"stage": self.lp.index, "status": "addRows failed"},
+                f"HiGHS refused a cut at stage {self.lp.stage_id}",
+                context={"stage": self.lp.stage_id, "status": "addRows failed"},
             )
         self._rows += count
+
+    def basis(self, key: Hashable) -> Statuses:
+        """Return the basis kept under ``key`` as numbers: columns, then all rows of now."""
+        basis, rows = self._bases[key]
+        statuses = [*basis.col_status, *basis.row_status, *[_BASIC] * (self._rows - rows)]
+        return np.array([int(status) for status in statuses], dtype=np.int8)
+
+    @property
+    def basis_size(self) -> int:
+        """Number of statuses in a basis of the problem with its cuts."""
+        return len(self.lp.cost) + self._rows
+
+    def restore_basis(self, key: Hashable, statuses: Statuses) -> None:
+        """Keep under ``key`` a basis that :meth:`basis` of an equal problem returned."""
+        values = [_STATUSES[status] for status in statuses.tolist()]
+        basis, columns = highs.HighsBasis(), len(self.lp.cost)
+        basis.col_status, basis.row_status = values[:columns], values[columns:]
+        # As HiGHS marks a basis of its own: one from elsewhere it would examine and repair.
+        basis.valid, basis.alien, basis.was_alien = True, False, False
+        self._bases[key] = (basis, len(values) - columns)
 
     def begin(self, state: Floats, key: Hashable = None) -> None:
         """Begin a chain at ``state``.
@@ -175,12 +239,12 @@ class StageSolver:
         lower[:, :hydros] = upper[:, :hydros] = inflow
         self._use(lower, upper)
 
-    def solve(self, opening: int, place: tuple[int, int] = (0, 0)) -> float:
+    def solve(self, opening: int, place: Place = _NOWHERE) -> float:
         """Solve for one opening and return the scaled objective.
 
         Args:
             opening: Position of the opening.
-            place: Iteration and scenario, for error messages only.
+            place: What the problem is solved for, for error messages only.
 
         Raises:
             SolverError: No attempt found an optimal solution.
@@ -193,52 +257,59 @@ class StageSolver:
         solver.run()
         self.solves += 1
         if solver.getModelStatus() != _OPTIMAL:
-            self._retry(opening, place)
+            solver = self._retry(opening, place)
+        self._answer = solver
         if self._unsaved:
             self._bases[self._key] = (solver.getBasis(), self._rows)
             self._unsaved = False
         objective: float = solver.getObjectiveValue()
         return objective
 
-    def _retry(self, opening: int, place: tuple[int, int]) -> None:
-        solver = self._highs
-        first = solver.getModelStatus()
+    def _retry(self, opening: int, place: Place) -> Any:
+        """Return a solver that has solved the problem as it stands."""
         self.retries += 1
         for options in _RETRIES:
-            solver.clearSolver()
+            solver = _new_solver()
             for name, value in options.items():
                 solver.setOptionValue(name, value)
+            solver.passModel(self._highs.getLp())
             solver.run()
-            for name in options:
-                solver.setOptionValue(name, _RESTORED[name])
             if solver.getModelStatus() == _OPTIMAL:
-                return
-        status = solver.modelStatusToString(first)
-        iteration, scenario = place
-        raise SolverError(
-            f"the problem of stage position {self.lp.index} has no optimal solution ({status}) "
-            f"in iteration {iteration}, scenario {scenario}, opening {opening}",
+                return solver
+        raise self._failure(opening, place)
+
+    def _failure(self, opening: int, place: Place) -> SolverError:
+        status = self._highs.modelStatusToString(self._highs.getModelStatus())
+        context = {"stage": self.lp.stage_id, **place._asdict(), "opening": opening}
+        path = None
+        if self._writer is not None:
+            name = "_".join(f"{key}-{value}" for key, value in context.items() if value is not None)
+            path = self._writer.write(self._highs, self.lp, name)
+        return SolverError(
+            f"the problem of stage {self.lp.stage_id} has no optimal solution ({status}) "
+            f"in {place}, opening {opening}",
             context={
-                "stage": self.lp.index,
-                "iteration": iteration,
-                "scenario": scenario,
-                "opening": opening,
-                "status": status,
+                **context,
+                "solver_status": status,
+                "lp_file": None if path is None else str(path),
             },
+            suggestion="Give an output directory to get the problem as a file"
+            if path is None
+            else f"The problem is in {str(path)!r}",
         )
 
     def state_duals(self) -> list[float]:
         """Return the derivative of the objective by each state component."""
         first = self._first_state
-        duals: list[float] = self._highs.getSolution().col_dual[first : first + self._states]
+        duals: list[float] = self._answer.getSolution().col_dual[first : first + self._states]
         return duals
 
     def next_state(self) -> tuple[list[float], float]:
         """Return the next state and ``theta``."""
-        values = self._highs.getSolution().col_value
+        values = self._answer.getSolution().col_value
         return [values[j] for j in self._next_state], values[self.lp.theta_column]
 
     def solution(self) -> tuple[Floats, Floats]:
         """Return all column values and all row duals."""
-        solution = self._highs.getSolution()
+        solution = self._answer.getSolution()
         return np.array(solution.col_value), np.array(solution.row_dual)

@@ -122,6 +122,7 @@ class _StageBuilder:
 
         return StageLp(
             index=self.t,
+            stage_id=self.stage.id,
             hours=self.stage.hours,
             discount=self.stage.discount,
             layout=at,

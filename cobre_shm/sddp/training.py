@@ -10,7 +10,7 @@ makes every result equal, bit for bit, for any number of ranks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,25 @@ import numpy.typing as npt
 from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.sddp.case import Case, share_case, with_iterations
+from cobre_shm.sddp.checkpoint import (
+    Checkpoint,
+    decode,
+    encode,
+    read_checkpoint,
+    write_checkpoint,
+)
+from cobre_shm.sddp.cut_store import CutStore
 from cobre_shm.sddp.cuts import CutPool, average_cut, opening_weights, ordered_sum
-from cobre_shm.sddp.distribution import ItemGather, Shares
+from cobre_shm.sddp.distribution import ItemGather, Shares, gather_items
 from cobre_shm.sddp.errors import SolverError
+from cobre_shm.sddp.failed_problem import ProblemWriter
+from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise_bounds import noise_bounds
-from cobre_shm.sddp.opening_order import opening_order
-from cobre_shm.sddp.scenarios import draw_opening, opening_tree
+from cobre_shm.sddp.opening_order import outwards, sorted_openings
+from cobre_shm.sddp.plan import INTERRUPTED, Plan, make_plan
+from cobre_shm.sddp.scenarios import draw_opening
 from cobre_shm.sddp.sharing import on_rank_zero, share_failure
-from cobre_shm.sddp.solver import StageSolver
+from cobre_shm.sddp.solver import Place, StageSolver
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
 from cobre_shm.sddp.stopping import stop_reason
 from cobre_shm.sddp.training_result import (
@@ -35,11 +46,11 @@ from cobre_shm.sddp.training_result import (
     TrainingResult,
     mean_and_std,
 )
+from cobre_shm.sddp.warm_start import share_policy
 
 Floats = npt.NDArray[np.float64]
 
 _REASONS = ("", "iteration_limit", "time_limit", "bound_stalling")
-_INTERRUPTED = "interrupted"
 
 Progress = Callable[[Iteration], None]
 
@@ -52,6 +63,9 @@ def train(
     output_dir: str | Path | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool | None = None,
+    warm_start: str | Path | None = None,
 ) -> TrainingResult:
     """Train a policy. Collective: every rank calls it with equal arguments.
 
@@ -63,49 +77,65 @@ def train(
         progress: Called on rank 0 after every iteration.
         should_stop: Asked on every rank after every iteration; if any rank's answer is true,
             all end after that iteration with the reason ``interrupted``.
+        checkpoint_every: Write a checkpoint below ``output_dir`` after every so many
+            iterations; by default what the case asks for. One is also written where the
+            training was interrupted, and where it ended if the case or this asks for any.
+        resume: Go on from the checkpoint below ``output_dir``, to the same bits as without a
+            pause and on any number of ranks; where there is none, begin. None does what the
+            case asks for.
+        warm_start: A policy directory with cuts to begin with; by default what the case asks
+            for. A training that resumes has its cuts already.
 
     Raises:
         CaseError: The case directory cannot be used; on every rank.
+        CheckpointError: The checkpoint or the policy is damaged or of another case; on every
+            rank.
         OutputError: ``output_dir`` cannot be used; on every rank, before the training starts.
-        SolverError: A stage problem has no solution; on every rank.
-        ValueError: ``iterations`` is below 1.
+        SolverError: A stage problem has no solution; on every rank. With an ``output_dir``, the
+            problem is in a file there.
+        ValueError: A number is below 1, or checkpoints are asked for without ``output_dir``.
     """
-    if iterations is not None and iterations < 1:
-        raise ValueError(f"iterations must be at least 1, not {iterations}")
+    for name, value in (("iterations", iterations), ("checkpoint_every", checkpoint_every)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
     if not isinstance(case, Case):
         case = share_case(case, comm)
     if iterations is not None:
         case = with_iterations(case, iterations)
+    plan = make_plan(case.config, output_dir, checkpoint_every, resume, warm_start)
     if output_dir is not None:
         from cobre_shm.sddp.results import prepare_output, write_training
 
         prepare_output(output_dir, comm)
-    result = _Trainer(case, comm).run(progress, should_stop)
+    trainer = _Trainer(case, comm, plan)
+    trainer.resume()
+    result = trainer.run(progress, should_stop)
     if output_dir is not None:
         on_rank_zero(lambda: write_training(result, Path(output_dir)), comm)
     return result
 
 
 class _Trainer:
-    def __init__(self, case: Case, comm: Communicator) -> None:
-        self.case, self.comm = case, comm
+    def __init__(self, case: Case, comm: Communicator, plan: Plan) -> None:
+        self.case, self.comm, self.plan = case, comm, plan
         horizon = case.horizon
         passes, self.state_size = case.config.forward_passes, case.state_size
         self.scale = cost_scale(case)
-        self.tree = opening_tree(case.statistics, horizon, case.config.tree_seed, len(case.hydros))
+        node = NodeArrays(comm)
+        self.tree = node.opening_tree(case)
         lps = [build_stage(case, t, self.scale) for t in range(case.stages)]
-        bounds = [noise_bounds(case, lp, noise) for lp, noise in zip(lps, self.tree, strict=True)]
-        self.solvers = [StageSolver(lp, noise) for lp, noise in zip(lps, bounds, strict=True)]
-        # For each stage and opening to begin with: the order in which a chain solves all.
-        self.orders = [
-            [
-                opening_order(noise.upper[:, : len(case.hydros)], start)
-                for start in range(len(noise.upper))
-            ]
-            for noise in bounds
+        directory = plan.directory
+        writer = None if directory is None else ProblemWriter(case, directory / "failed")
+        bounds = [
+            node.noise_bounds(case, lp, noise) for lp, noise in zip(lps, self.tree, strict=True)
+        ]
+        # The openings of each stage from the driest to the wettest.
+        self.orders = [sorted_openings(noise.upper[:, : len(case.hydros)]) for noise in bounds]
+        self.solvers = [
+            StageSolver(lp, noise, writer) for lp, noise in zip(lps, bounds, strict=True)
         ]
         self.bound_solver = (
-            StageSolver(lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True))
+            StageSolver(lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True), writer)
             if comm.rank == 0
             else None
         )
@@ -115,20 +145,37 @@ class _Trainer:
         self.drawn = np.zeros((len(self.shares.mine), case.stages), dtype=np.int64)
         self.trials = ItemGather(self.shares, case.stages * self.state_size + 1, comm)
         self.found = ItemGather(self.shares, 1 + self.state_size, comm)
-        self.pool = CutPool(case.stages, passes, self.state_size)
+        self.pool = CutPool([np.zeros((0, 1 + self.state_size))] * case.stages)
+        self.store = CutStore(comm, 1 + self.state_size)
         self.history: list[Iteration] = []
         self.timing: list[list[float]] = []
         self.retries = 0
+
+    def resume(self) -> None:
+        """Take over what an earlier training found, if the plan names one. Collective."""
+        if self.plan.resume_from is not None:
+            path = self.plan.resume_from
+            data = on_rank_zero(lambda: read_checkpoint(path, self.case), self.comm)
+            if data:
+                self._restore(decode(data, self.case.digest, self.case.stages, path))
+                return
+        if self.plan.warm_start is not None:
+            policy = share_policy(self.plan.warm_start, self.case, self.comm)
+            self._begin_with([cuts / self.scale for cuts in policy])
 
     def run(
         self, progress: Progress | None, should_stop: Callable[[], bool] | None
     ) -> TrainingResult:
         start = time.perf_counter()
         reason = ""
+        if self.history:
+            start -= self.history[-1].elapsed_seconds
+            reason = self._reason_to_rest(start)
         while not reason:
             reason = self._iterate(start, should_stop)
             if progress is not None and self.comm.rank == 0:
                 progress(self.history[-1])
+            self._save(reason)
         seconds = time.perf_counter() - start
         timing = self.comm.allgatherv(np.array(self.timing, dtype=np.float64).reshape(-1))
         history = self.history
@@ -151,6 +198,75 @@ class _Trainer:
             backend=self.comm.backend,
             tree=tuple(self.tree),
         )
+
+    def _begin_with(self, given: Sequence[Floats]) -> None:
+        self.pool = CutPool([self.store.keep(cuts) for cuts in given])
+        for t, cuts in enumerate(given):
+            if len(cuts):
+                self._add_cuts(t, cuts)
+
+    def _reason_to_rest(self, start: float) -> str:
+        """Return why a training that resumes has nothing left to do, or nothing. Collective."""
+        verdict = np.zeros(1)
+        if self.comm.rank == 0:
+            bounds = [item.lower_bound for item in self.history]
+            reason = stop_reason(self.case.config, bounds, time.perf_counter() - start)
+            verdict[0] = _REASONS.index(reason or "")
+        self.comm.broadcast(verdict, root=0)
+        return _REASONS[int(verdict[0])]
+
+    def _save(self, reason: str) -> None:
+        """Write a checkpoint if one is due. Collective."""
+        path = self.plan.checkpoint
+        if path is None or not self.plan.writes_checkpoint(len(self.history), reason):
+            return
+        make = self._checkpoint()
+        on_rank_zero(lambda: write_checkpoint(path, encode(make(), self.case.digest)), self.comm)
+
+    def _checkpoint(self) -> Callable[[], Checkpoint]:
+        """Gather what the ranks know; return how rank 0 makes a checkpoint of it. Collective."""
+        width = sum(solver.basis_size for solver in self.solvers)
+        local = np.zeros((len(self.shares.mine), width), dtype=np.int8)
+        for i in range(len(local)):
+            local[i] = np.concatenate([solver.basis(i) for solver in self.solvers])
+        bases = gather_items(local, self.shares, self.comm)
+        timing = self.comm.allgatherv(np.array(self.timing, dtype=np.float64).reshape(-1))
+
+        def make() -> Checkpoint:
+            assert self.bound_solver is not None, "only rank 0 makes checkpoints"
+            return Checkpoint(
+                history=tuple(self.history),
+                retries=self.retries,
+                given=self.pool.given,
+                cuts=tuple(self.pool.made(t) for t in range(self.case.stages)),
+                bases=bases,
+                bound_basis=self.bound_solver.basis(0),
+                timing=timing.reshape(self.comm.size, len(self.history), len(TIMING_COLUMNS)),
+            )
+
+        return make
+
+    def _restore(self, saved: Checkpoint) -> None:
+        self._begin_with(saved.given)
+        passes = self.case.config.forward_passes
+        for t, cuts in enumerate(saved.cuts):
+            # In the batches in which they came, so that the problem grows in the same way.
+            for k in range(len(cuts) // passes):
+                batch = cuts[k * passes : (k + 1) * passes]
+                self.pool.add(t, k + 1, self.store.keep(batch))
+                self._add_cuts(t, batch)
+        ends = np.cumsum([solver.basis_size for solver in self.solvers])
+        for i, scenario in enumerate(self.shares.mine):
+            parts = np.split(saved.bases[scenario], ends[:-1])
+            for solver, statuses in zip(self.solvers, parts, strict=True):
+                solver.restore_basis(i, statuses)
+        if self.bound_solver is not None:
+            self.bound_solver.restore_basis(0, saved.bound_basis)
+        self.history = list(saved.history)
+        self.retries = saved.retries
+        known = saved.timing[self.comm.rank : self.comm.rank + 1]
+        # A rank that was not there has spent nothing.
+        self.timing = (known[0] if len(known) else np.zeros_like(saved.timing[0])).tolist()
 
     def _iterate(self, start: float, should_stop: Callable[[], bool] | None) -> str:
         iteration = len(self.history) + 1
@@ -210,7 +326,7 @@ class _Trainer:
                 upper_bound_std=std,
                 gap_percent=100.0 * (mean - lower) / max(1.0, abs(mean)),
                 cuts_added=added,
-                cuts_active=added * iteration,
+                cuts_active=added * iteration + sum(len(cuts) for cuts in self.pool.given),
                 lp_solves=int(counts_all[0]),
                 forward_seconds=float(peaks_all[0]),
                 backward_seconds=float(peaks_all[1]),
@@ -220,7 +336,7 @@ class _Trainer:
                 wait_share=1e-9 * int(counts_all[2]) / (self.comm.size * (clock[4] - clock[0])),
             )
         )
-        return _REASONS[int(verdict[1])] or (_INTERRUPTED if peaks_all[2] else "")
+        return _REASONS[int(verdict[1])] or (INTERRUPTED if peaks_all[2] else "")
 
     def _judge(self, iteration: int, start: float) -> tuple[Floats, SolverError | None]:
         """Return lower bound and stop reason on rank 0; NaN where there is an error instead."""
@@ -258,7 +374,7 @@ class _Trainer:
                 opening = draw_opening(config.tree_seed, iteration, scenario, t, len(self.tree[t]))
                 self.drawn[i, t] = opening
                 solver.begin(state, i)
-                objective = solver.solve(opening, (iteration, scenario))
+                objective = solver.solve(opening, Place(iteration, scenario))
                 values, theta = solver.next_state()
                 cost += self.discounts[t] * (objective - solver.lp.discount * theta) * self.scale
                 state = row[t * size : (t + 1) * size]
@@ -273,10 +389,14 @@ class _Trainer:
             except SolverError as error:
                 failure = error
             batch = self.found.gather(failure)
-            self.pool.add(t, iteration, batch)
-            self.solvers[t].add_cuts(batch[:, 0].copy(), batch[:, 1:])
-            if t == 0 and self.bound_solver is not None:
-                self.bound_solver.add_cuts(batch[:, 0].copy(), batch[:, 1:])
+            self.pool.add(t, iteration, self.store.keep(batch))
+            self._add_cuts(t, batch)
+
+    def _add_cuts(self, t: int, batch: Floats) -> None:
+        """Add cuts, (cuts, 1 + state components) in scaled $, to the problems of a stage."""
+        self.solvers[t].add_cuts(batch[:, 0].copy(), batch[:, 1:])
+        if t == 0 and self.bound_solver is not None:
+            self.bound_solver.add_cuts(batch[:, 0].copy(), batch[:, 1:])
 
     def _find_cuts(self, t: int, iteration: int) -> None:
         """Find the cut of stage ``t`` at each trial point of this rank."""
@@ -287,8 +407,8 @@ class _Trainer:
             state = self.trials.local[i, t * size : (t + 1) * size]
             solver.begin(state, i)
             # First the opening whose basis the forward pass has kept, then its neighbours.
-            for opening in self.orders[t + 1][self.drawn[i, t + 1]]:
-                values[opening] = solver.solve(opening, (iteration, scenario))
+            for opening in outwards(self.orders[t + 1], int(self.drawn[i, t + 1])):
+                values[opening] = solver.solve(opening, Place(iteration, scenario))
                 slopes[opening] = solver.state_duals()
             cut = self.found.local[i]
             cut[0], cut[1:] = average_cut(values, slopes, state, risk)
@@ -298,7 +418,7 @@ class _Trainer:
         solver, values = self.bound_solver, np.empty(len(self.tree[0]))
         assert solver is not None
         solver.begin(self.case.initial_state, 0)
-        for opening in self.orders[0][0]:
-            values[opening] = solver.solve(opening, (iteration, 0))
+        for opening in self.orders[0]:
+            values[opening] = solver.solve(opening, Place(iteration, None))
         weights = opening_weights(values, self.case.horizon.stages[0].risk)
         return float(ordered_sum(weights * values) * self.scale)

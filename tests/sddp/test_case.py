@@ -141,7 +141,49 @@ def test_unreadable_file_is_named(shipped_copy, name, content):
             InvalidEnum,
             "modeling.inflow_non_negativity.method",
         ),
-        ("config.json", set_path("policy", value={"mode": "resume"}), Unsupported, "policy.mode"),
+        ("config.json", set_path("policy", value={"mode": "later"}), InvalidEnum, "policy.mode"),
+        (
+            "config.json",
+            set_path("policy", value={"boundary": {"path": "x"}}),
+            Unsupported,
+            "policy.boundary",
+        ),
+        (
+            "config.json",
+            set_path("policy", value={"checkpointing": {"enabled": True}}),
+            SchemaViolation,
+            "policy.checkpointing.interval_iterations",
+        ),
+        (
+            "config.json",
+            set_path("simulation", value={"scenario_source": {"load": {"scheme": "historical"}}}),
+            Unsupported,
+            "simulation.scenario_source.load.scheme",
+        ),
+        (
+            "config.json",
+            set_path("training", "forward_pass", value={"type": "backward"}),
+            Unsupported,
+            "training.forward_pass.type",
+        ),
+        (
+            "system/hydros.json",
+            set_path("hydros", 1, "filling", value={"start_stage_id": 1}),
+            Unsupported,
+            "hydros[1].filling",
+        ),
+        (
+            "system/thermals.json",
+            set_path("thermals", 0, "gnl_config", value={"lag_stages": 1}),
+            Unsupported,
+            "thermals[0].gnl_config",
+        ),
+        (
+            "initial_conditions.json",
+            set_path("recent_observations", value=[{}]),
+            Unsupported,
+            "recent_observations",
+        ),
         (
             "stages.json",
             set_path("policy_graph", "type", value="cyclic"),
@@ -317,6 +359,41 @@ def test_losses_are_ignored_with_a_warning(shipped_copy):
     edit(shipped_copy, "system/lines.json", set_path("lines", 0, "losses_percent", value=3.0))
     (warning,) = load_case(shipped_copy).warnings
     assert "losses_percent" in warning
+
+
+@pytest.mark.parametrize("kind", ["hydro", "thermal", "line"])
+def test_stages_of_entry_and_exit_are_ignored_with_a_warning(shipped_copy, kind):
+    before = load_case(shipped_copy)
+    file, dates = f"system/{kind}s.json", {"entry_stage_id": 3, "exit_stage_id": None}
+    edit(shipped_copy, file, lambda content: content[f"{kind}s"][0].update(dates))
+    after = load_case(shipped_copy)
+    (warning,) = after.warnings
+    assert warning.startswith(f"{file}: {kind} 0: entry_stage_id is ignored")
+    assert (after.hydros, after.thermals, after.lines) == (
+        before.hydros,
+        before.thermals,
+        before.lines,
+    )
+
+
+def test_rows_of_unknown_entities_and_stages_have_no_effect(shipped_copy):
+    constraint = {"id": 0, "name": "C", "expression": "hydro_turbined(0)", "sense": "<="}
+    write_json(shipped_copy, "constraints/generic_constraints.json", {"constraints": [constraint]})
+    write_table(
+        shipped_copy,
+        "constraints/generic_constraint_bounds.parquet",
+        ["constraint_id", "stage_id", "block_id", "bound"],
+        [(0, 2, None, 5.0), (0, 99, None, 6.0), (7, 2, None, 7.0)],
+    )
+    write_table(
+        shipped_copy,
+        "constraints/line_bounds.parquet",
+        ["line_id", "stage_id", "direct_mw"],
+        [(0, 99, 1.0), (99, 0, 1.0)],
+    )
+    case = load_case(shipped_copy)
+    assert [dict(item.bounds) for item in case.constraints] == [{2: ((None, 5.0),)}]
+    assert not case.overrides.tables["line_bounds"]
 
 
 def test_entities_are_sorted_by_id(shipped_copy):

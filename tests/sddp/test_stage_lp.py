@@ -257,7 +257,7 @@ def test_problem_without_solution_names_its_place(small, comm):
         cost(small, comm)
     assert caught.value.context["stage"] == 0
     assert caught.value.context["iteration"] == 1
-    assert {"scenario", "opening", "status"} <= set(caught.value.context)
+    assert {"scenario", "opening", "solver_status"} <= set(caught.value.context)
 
 
 def test_blocks_divide_the_stage(small, comm):
@@ -271,3 +271,189 @@ def test_blocks_divide_the_stage(small, comm):
         {"load_factors": [{"bus_id": 0, "stage_id": 0, "block_factors": factors}]},
     )
     assert cost(small, comm) == pytest.approx((100 * 10 + 10 * 1000) * 30 + 50 * 10 * 70)
+
+
+def table(case, name, columns, *rows):
+    write_table(case, f"constraints/{name}.parquet", columns, list(rows))
+
+
+def test_hydro_bounds_by_stage_replace_the_plants(small, comm):
+    """Turbine at most 20, stock at least 3.6 hm3 of the 7.2 at the start."""
+    constant_load(small, 60.0)
+    hydros(small, hydro_plant(0), storage=[7.2], inflow=[15.0])
+    names = ["hydro_id", "stage_id", "max_turbined_m3s", "min_storage_hm3"]
+    table(small, "hydro_bounds", names, (0, 0, 20.0, None))
+    assert cost(small, comm) == pytest.approx((60 - 20) * 10 * HOURS)
+    table(small, "hydro_bounds", names, (0, 0, 50.0, 3.6))
+    assert cost(small, comm) == pytest.approx((60 - 15 - 3.6 / ZETA) * 10 * HOURS)
+
+
+def test_generation_bounds_by_stage_replace_the_plants(small, comm):
+    constant_load(small, 60.0)
+    hydros(small, hydro_plant(0), inflow=[15.0])
+    set_penalty(small, spillage_cost=0.5)
+    names = ["hydro_id", "stage_id", "max_generation_mw", "max_storage_hm3"]
+    table(small, "hydro_bounds", names, (0, 0, 4.0, 0.0))
+    assert cost(small, comm) == pytest.approx((56 * 10 + 11 * 0.5) * HOURS)
+
+
+def test_stage_productivity_does_not_change_a_minimum_generation(small, comm):
+    """The floor of 8 MW is measured with the plant's own 1 MW per m3/s: 5 m3/s are 3 short."""
+    set_penalty(small, generation_violation_below_cost=7.0)
+    hydros(small, hydro_plant(0, generation={"min_generation_mw": 8.0}), inflow=[5.0])
+    span = {"start_stage_id": 0, "end_stage_id": 0, "model": "constant_productivity"}
+    span["productivity_override"] = 4.0
+    models = [{"hydro_id": 0, "selection_mode": "stage_ranges", "stage_ranges": [span]}]
+    write_json(small, "system/hydro_production_models.json", {"production_models": models})
+    constant_load(small, 20.0)
+    assert cost(small, comm) == pytest.approx(3 * 7 * HOURS)
+
+
+def test_line_bounds_by_stage_replace_the_lines(small, comm):
+    buses = [{"id": 0, "name": "A"}, {"id": 1, "name": "B"}]
+    write_json(small, "system/buses.json", {"buses": buses})
+    line = {"id": 0, "name": "L", "source_bus_id": 0, "target_bus_id": 1}
+    line["capacity"] = {"direct_mw": 99.0, "reverse_mw": 99.0}
+    write_json(small, "system/lines.json", {"lines": [line]})
+    names = ["bus_id", "stage_id", "mean_mw", "std_mw"]
+    write_table(small, "scenarios/load_seasonal_stats.parquet", names, [(1, 0, 50.0, 0.0)])
+    table(small, "line_bounds", ["line_id", "stage_id", "direct_mw"], (0, 0, 30.0))
+    table(small, "penalty_overrides_line", ["line_id", "stage_id", "exchange_cost"], (0, 0, 3.0))
+    assert cost(small, comm) == pytest.approx((30 * (10 + 3) + 20 * 1000) * HOURS)
+
+
+def wind(case, capacity=80.0, **fields):
+    source = {"id": 0, "name": "W", "bus_id": 0, "max_generation_mw": capacity, **fields}
+    write_json(case, "system/non_controllable_sources.json", {"non_controllable_sources": [source]})
+
+
+def test_bound_of_a_source_replaces_its_capacity(small, comm):
+    wind(small, curtailment_cost=0.25)
+    table(small, "ncs_bounds", ["ncs_id", "stage_id", "available_generation_mw"], (0, 0, 12.0))
+    constant_load(small, 60.0)
+    assert cost(small, comm) == pytest.approx((48 * 10 - 12 * 0.25) * HOURS)
+
+
+def test_factor_of_a_source_holds_in_its_block(small, comm):
+    blocks = [{"id": i, "name": str(i), "hours": hours} for i, hours in enumerate((30.0, 70.0))]
+    edit(small, "stages.json", lambda content: content["stages"][0].update(blocks=blocks))
+    wind(small, curtailment_cost=0.25)
+    factors = [{"block_id": 1, "factor": 0.5}]
+    items = [{"ncs_id": 0, "stage_id": 0, "block_factors": factors}]
+    name = "scenarios/non_controllable_factors.json"
+    write_json(small, name, {"non_controllable_factors": items})
+    constant_load(small, 60.0)
+    windy, calm = -60 * 0.25, 20 * 10 - 40 * 0.25
+    assert cost(small, comm) == pytest.approx(windy * 30 + calm * 70)
+
+
+@pytest.mark.parametrize(("mean", "share"), [(1.4, 1.0), (-0.3, 0.0), (0.25, 0.25)])
+def test_availability_is_a_share_of_the_capacity(small, comm, mean, share):
+    wind(small, capacity=20.0, curtailment_cost=0.25)
+    write_table(
+        small,
+        "scenarios/non_controllable_stats.parquet",
+        ["ncs_id", "stage_id", "mean", "std"],
+        [(0, 0, mean, 0.0)],
+    )
+    constant_load(small, 60.0)
+    power = 20.0 * share
+    assert cost(small, comm) == pytest.approx(((60 - power) * 10 - power * 0.25) * HOURS)
+
+
+def test_penalties_of_a_plant_replace_the_global_ones_and_a_stage_those(small, comm):
+    plant = hydro_plant(0, reservoir={"max_storage_hm3": 0.0}, penalties={"spillage_cost": 2.0})
+    hydros(small, plant, inflow=[70.0])
+    constant_load(small, 50.0)
+    assert cost(small, comm) == pytest.approx(20 * 2 * HOURS)
+    table(small, "penalty_overrides_hydro", ["hydro_id", "stage_id", "spillage_cost"], (0, 0, 5.0))
+    assert cost(small, comm) == pytest.approx(20 * 5 * HOURS)
+
+
+def test_excess_cost_by_stage_replaces_the_global_one(small, comm):
+    change = {"min_mw": 30.0, "max_mw": 30.0}
+    edit(
+        small,
+        "system/thermals.json",
+        lambda content: content["thermals"][0]["generation"].update(change),
+    )
+    table(small, "penalty_overrides_bus", ["bus_id", "stage_id", "excess_cost"], (0, 0, 4.0))
+    assert cost(small, comm) == pytest.approx((30 * 10 + 30 * 4) * HOURS)
+
+
+def test_withdrawal_has_a_price_on_either_side(small, comm):
+    """Too little costs 7 per m3/s, and the reservoir cannot keep what nobody takes."""
+    set_penalty(
+        small,
+        water_withdrawal_violation_neg_cost=7.0,
+        water_withdrawal_violation_pos_cost=3.0,
+        spillage_cost=100.0,
+    )
+    plant = hydro_plant(
+        0, reservoir={"max_storage_hm3": 0.0}, generation={"max_turbined_m3s": 10.0}
+    )
+    hydros(small, plant, inflow=[30.0])
+    table(small, "hydro_bounds", ["hydro_id", "stage_id", "water_withdrawal_m3s"], (0, 0, 8.0))
+    constant_load(small, 10.0)
+    assert cost(small, comm) == pytest.approx(12 * 3 * HOURS)
+
+
+def test_unbounded_deficit_segment_may_be_the_only_one_of_a_bus(small, comm):
+    constant_load(small, 130.0)
+    segments = [{"depth_mw": None, "cost": 70.0}]
+    edit(
+        small,
+        "system/buses.json",
+        lambda content: content["buses"][0].update(deficit_segments=segments),
+    )
+    assert cost(small, comm) == pytest.approx((100 * 10 + 30 * 70) * HOURS)
+
+
+def constraint(case, expression, sense, bound, penalty=None, blocks=(None,)):
+    slack = {"enabled": penalty is not None, **({} if penalty is None else {"penalty": penalty})}
+    item = {"id": 4, "name": "C", "expression": expression, "sense": sense, "slack": slack}
+    write_json(case, "constraints/generic_constraints.json", {"constraints": [item]})
+    table(
+        case,
+        "generic_constraint_bounds",
+        ["constraint_id", "stage_id", "block_id", "bound"],
+        *((4, 0, block, bound) for block in blocks),
+    )
+
+
+@pytest.mark.parametrize(
+    ("sense", "bound", "penalty", "expected"),
+    [
+        ("<=", 50.0, None, 25 * 10 + 35 * 1000),
+        ("<=", 50.0, 3.0, 60 * 10 + (120 - 50) * 3),
+        (">=", 150.0, None, 75 * 10 + 15),
+        (">=", 150.0, 3.0, 60 * 10 + (150 - 120) * 3),
+        ("==", 60.0, None, 30 * 10 + 30 * 1000),
+        ("==", 150.0, 3.0, 60 * 10 + 30 * 3),
+    ],
+)
+def test_generic_constraint_holds_or_costs_its_penalty(
+    small, comm, sense, bound, penalty, expected
+):
+    """The load is 60 MW, an excess costs 1 and a deficit 1000; the constraint counts twice."""
+    constant_load(small, 60.0)
+    constraint(small, "2 * thermal_generation(0)", sense, bound, penalty)
+    assert cost(small, comm) == pytest.approx(expected * HOURS)
+
+
+def test_generic_constraint_holds_in_the_blocks_of_its_bounds(small, comm):
+    blocks = [{"id": i, "name": str(i), "hours": hours} for i, hours in enumerate((30.0, 70.0))]
+    edit(small, "stages.json", lambda content: content["stages"][0].update(blocks=blocks))
+    constant_load(small, 60.0)
+    constraint(small, "thermal_generation(0)", "<=", 50.0, blocks=(1,))
+    short = 50 * 10 + 10 * 1000
+    assert cost(small, comm) == pytest.approx(60 * 10 * 30 + short * 70)
+    # A term with a block of its own stands for that block in every row.
+    constraint(small, "thermal_generation(0, 0)", "<=", 50.0, blocks=(1,))
+    assert cost(small, comm) == pytest.approx(short * 30 + 60 * 10 * 70)
+
+
+def test_inflow_penalty_is_a_thousand_unless_it_is_given(small, comm):
+    hydros(small, hydro_plant(0), inflow=[-5.0])
+    edit(small, "config.json", lambda content: content.pop("modeling"))
+    assert cost(small, comm) == pytest.approx(5 * 1000 * HOURS)

@@ -57,6 +57,23 @@ def _make_shm_group(size: int, timeout: float) -> list[Connect]:
     return [_JoinShm(name, rank, size, timeout) for rank in range(size)]
 
 
+@dataclass(frozen=True)
+class _JoinShmByMethods(_JoinShm):
+    """Joins with the Python methods, as where the fast road cannot be taken."""
+
+    def __call__(self) -> Communicator:
+        from cobre_shm import fastcall
+        from cobre_shm.shm import ShmCommunicator
+
+        fastcall.remove(ShmCommunicator)
+        return super().__call__()
+
+
+def _make_shm_group_by_methods(size: int, timeout: float) -> list[Connect]:
+    name = f"/cobre-test-{secrets.token_hex(8)}"
+    return [_JoinShmByMethods(name, rank, size, timeout) for rank in range(size)]
+
+
 def _make_local_group(size: int, _timeout: float) -> list[Connect]:
     if size != 1:
         raise ValueError(f"a local group has 1 rank, not {size}")
@@ -66,11 +83,13 @@ def _make_local_group(size: int, _timeout: float) -> list[Connect]:
 BACKENDS = {
     "local": Backend((1,), _make_local_group, in_process=True),
     "shm": Backend((1, 2, 3, 4, 8), _make_shm_group),
+    "shm-by-methods": Backend((2, 3), _make_shm_group_by_methods),
 }
 
 
 def why_missing(name: str) -> str | None:
     """Return why the backend is not available in this installation, or None."""
+    name = name.partition("-")[0]
     spec = read_registry().find(name)
     if spec is None:
         return f"backend {name} is not registered"

@@ -28,8 +28,10 @@ from cobre_shm.testing.conformance import (
     broadcast,
     lifecycle,
     mismatch,
+    plans,
     regions,
     sequences,
+    shared_arrays,
 )
 from cobre_shm.testing.conformance.registry import CHECKS, Check
 
@@ -43,9 +45,11 @@ __all__ = [
     "broadcast",
     "lifecycle",
     "mismatch",
+    "plans",
     "regions",
     "run_all",
     "sequences",
+    "shared_arrays",
 ]
 
 

@@ -1,0 +1,76 @@
+"""Where a training begins and what it leaves behind on its way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cobre_shm.sddp.checkpoint import FILE_NAME
+from cobre_shm.sddp.config import CheckpointSchedule, Config
+
+# The reason of a training that ended because it was asked to.
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a training begins and what it leaves behind on its way; None is not at all.
+
+    Attributes:
+        directory: The output directory.
+        schedule: When to write checkpoints.
+        resume_from: The checkpoint to go on from, if it exists.
+        warm_start: The policy directory with cuts to begin with.
+    """
+
+    directory: Path | None
+    schedule: CheckpointSchedule | None
+    resume_from: Path | None
+    warm_start: Path | None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Where checkpoints are written."""
+        return None if self.directory is None else self.directory / "policy" / FILE_NAME
+
+    def writes_checkpoint(self, iteration: int, reason: str) -> bool:
+        """Tell whether a checkpoint is written after an iteration.
+
+        Args:
+            iteration: Number of the iteration, from 1.
+            reason: Why the training ends after it, or nothing if it goes on.
+        """
+        if self.directory is None:
+            return False
+        if self.schedule is None:
+            return reason == INTERRUPTED
+        return bool(reason) or self.schedule.is_due(iteration)
+
+
+def make_plan(
+    config: Config,
+    output_dir: str | Path | None,
+    every: int | None,
+    resume: bool | None,
+    warm_start: str | Path | None,
+) -> Plan:
+    """Return the plan of a training from the wishes of its caller, which come before the case's.
+
+    Raises:
+        ValueError: Checkpoints are asked for without an output directory.
+    """
+    directory = None if output_dir is None else Path(output_dir)
+    schedule = config.checkpoints if every is None else CheckpointSchedule(every, every)
+    resumes = config.policy_mode == "resume" if resume is None else resume
+    if directory is None and (every is not None or resumes):
+        raise ValueError("checkpoints need an output directory")
+    base = directory or Path()
+    if warm_start is None and config.policy_mode == "warm_start":
+        warm_start = base / config.policy_path
+    read = config.policy_path if config.policy_mode == "resume" else "policy"
+    return Plan(
+        directory=directory,
+        schedule=schedule,
+        resume_from=base / read / FILE_NAME if resumes else None,
+        warm_start=None if warm_start is None else Path(warm_start),
+    )

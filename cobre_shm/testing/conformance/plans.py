@@ -1,0 +1,101 @@
+"""Plans: collectives that are checked once and run many times."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cobre_shm.communicator import Communicator
+from cobre_shm.errors import CollectiveMismatch, InvalidBufferSize, InvalidCommunicator, InvalidRoot
+from cobre_shm.testing.conformance.expect import (
+    assert_group_usable,
+    assert_same_bytes,
+    expect_error,
+)
+from cobre_shm.testing.conformance.registry import conformance_check
+
+
+@conformance_check()
+def check_plan_repeats_the_collective(comm: Communicator) -> None:
+    """Each call takes the buffers as they are then, and returns what the method returns."""
+    rank, size = comm.rank, comm.size
+    for length in (1, 6, 100, 30_000):
+        send, recv, buf = np.empty(length), np.empty(length), np.empty(length)
+        everything = np.empty(length * size)
+        counts = [length] * size
+        allreduce = comm.allreduce_init(send, recv)
+        gather = comm.allgatherv_init(send, everything, counts)
+        broadcast = comm.broadcast_init(buf, size - 1)
+        barrier = comm.barrier_init()
+        for turn in range(5):
+            send[:], buf[:] = turn * (rank + 1), turn * 10 + rank
+            assert allreduce() is recv
+            expected = np.full(length, float(turn * size * (size + 1) // 2))
+            assert_same_bytes(recv, expected, f"allreduce of {length}, turn {turn}")
+            assert gather() is everything
+            blocks = np.repeat(turn * np.arange(1.0, size + 1), length)
+            assert_same_bytes(everything, blocks, f"allgatherv of {length}, turn {turn}")
+            assert broadcast() is buf
+            root = np.full(length, turn * 10.0 + size - 1)
+            assert_same_bytes(buf, root, f"broadcast of {length}, turn {turn}")
+            barrier()
+
+
+@conformance_check(min_size=2)
+def check_plan_meets_the_method(comm: Communicator) -> None:
+    """One rank may use a plan and another the method."""
+    send, recv = np.array([1.0, comm.rank]), np.empty(2)
+    plan = comm.allreduce_init(send, recv, "max")
+    for turn in range(6):
+        if (turn + comm.rank) % 2:
+            plan()
+        else:
+            comm.allreduce(send, recv, "max")
+        assert recv.tolist() == [1.0, comm.size - 1.0]
+
+
+@conformance_check()
+def check_plan_is_checked_when_it_is_made(comm: Communicator) -> None:
+    """A mistake is found by making the plan, alone, and leaves the group usable."""
+    two, three = np.zeros(2), np.zeros(3)
+    expect_error(InvalidBufferSize, "sizes", comm.allreduce_init, two, three)
+    expect_error(InvalidRoot, "root", comm.broadcast_init, two, comm.size)
+    wrong = [3] * comm.size
+    expect_error(InvalidBufferSize, "counts", comm.allgatherv_init, two, three, wrong)
+    assert_group_usable(comm, "plans that were refused")
+
+
+@conformance_check(fatal=True, min_size=2)
+def check_plans_that_differ_are_a_mismatch(comm: Communicator) -> None:
+    """A plan is the collective that it was made for, also in its errors."""
+    send, recv = np.zeros(100 + comm.rank), np.zeros(100 + comm.rank)
+    plan = comm.allreduce_init(send, recv)
+    error = expect_error(CollectiveMismatch, "lengths", plan)
+    assert "allreduce" in str(error)
+
+
+@conformance_check(fatal=True)
+def check_plan_of_a_closed_communicator_is_refused(comm: Communicator) -> None:
+    """A plan keeps its communicator alive, not open."""
+    send, recv = np.ones(3), np.zeros(3)
+    plans = [comm.allreduce_init(send, recv), comm.barrier_init(), comm.broadcast_init(recv)]
+    for plan in plans:
+        plan()
+    comm.close()
+    for plan in plans:
+        expect_error(InvalidCommunicator, "plan after close()", plan)
+
+
+@conformance_check()
+def check_shared_result_is_that_of_allreduce(comm: Communicator) -> None:
+    """``allreduce_shared`` gives the bits of ``allreduce``, and nobody can write them."""
+    for length in (1, 7, 5000, 100_000):
+        send = np.sqrt(np.arange(1.0, length + 1) * (comm.rank + 2))
+        expected = comm.allreduce(send)
+        for _ in range(3):
+            result = comm.allreduce_shared(send)
+            assert_same_bytes(result, expected, f"shared result of {length}")
+        expect_error(ValueError, "writing to a shared result", result.fill, 0.0)
+    shaped = comm.allreduce_shared(np.ones((2, 3), np.int32), "max")
+    assert shaped.shape == (2, 3)
+    expect_error(InvalidBufferSize, "empty", comm.allreduce_shared, np.zeros(0))
+    assert_group_usable(comm, "a shared result that was refused")

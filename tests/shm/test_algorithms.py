@@ -1,0 +1,190 @@
+"""Every algorithm of the shm backend, byte for byte against the plain loop in rank order.
+
+Which algorithm serves a payload is data, so a tuning file forces each of them, with slots of one
+or two pages, so that small payloads already take many chunks.
+"""
+
+import json
+import secrets
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from cobre_shm.datatypes import ReduceOp
+from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.testing.conformance.expect import assert_same_bytes, assert_same_numbers
+from cobre_shm.testing.conformance.payloads import filled, numbers, records, reduced, reductions
+from tests.support.ranks import RankGroup, results_of
+
+NEVER = 1 << 62
+SMALL = {
+    "scatter_chunk": 4096,
+    "scatter_stream_chunk": 4096,
+    "gather_chunk": 4096,
+    "gather_stream_chunk": 4096,
+    "direct_chunk": 4096,
+    "chain_chunk": 4096,
+    "broadcast_small_chunk": 4096,
+    "broadcast_chunk": 8192,
+    "direct_bytes": 0,
+    "chain_min_bytes": NEVER,
+    "stream_bytes": NEVER,
+    "share_bytes": 64,
+}
+ALGORITHMS = {
+    "direct": {**SMALL, "direct_bytes": NEVER},
+    "scatter": SMALL,
+    "scatter past the caches": {**SMALL, "stream_bytes": 0, "stream_ranks": 0},
+    "streaming": {**SMALL, "stream_bytes": 0, "stream_ranks": 1024},
+    "chain": {**SMALL, "chain_min_bytes": 0, "chain_max_bytes": NEVER},
+}
+# Around lines, pieces and chunks of 8-byte elements, and beyond the room of a chain.
+LENGTHS = [1, 5, 6, 7, 8, 9, 63, 511, 512, 513, 1023, 1024, 1025, 1537, 4097, 9000]
+
+
+@dataclass(frozen=True)
+class JoinTuned:
+    name: str
+    rank: int
+    size: int
+    tuning: str
+
+    def __call__(self):
+        from cobre_shm.shm import ShmCommunicator
+
+        return ShmCommunicator(
+            ShmConfig(self.name, self.rank, self.size, 60.0, slot_bytes=8192, tuning=self.tuning)
+        )
+
+
+def run_tuned(tmp_path, tuning, function, size, *args):
+    path = tmp_path / "tuning.json"
+    path.write_text(json.dumps(tuning))
+    name = f"/cobre-test-{secrets.token_hex(8)}"
+    connects = [JoinTuned(name, rank, size, str(path)) for rank in range(size)]
+    with RankGroup(connects, function, args) as group:
+        return results_of(group.outcomes(120.0))
+
+
+def buffers(comm, shared, dtype, count):
+    make = comm.empty if shared else np.empty
+    return make(count, dtype), make(count, dtype)
+
+
+def all_lengths(comm, shared):
+    for length in LENGTHS:
+        blocks = [numbers(np.float64, length, 7, length, rank) for rank in range(comm.size)]
+        expected = reduced(ReduceOp.SUM, blocks)
+        send, recv = buffers(comm, shared, np.float64, length)
+        send[:], recv[:] = blocks[comm.rank], -1
+        assert_same_bytes(comm.allreduce(send, recv), expected, f"{length}")
+        assert_same_bytes(send, blocks[comm.rank], f"{length}, send")
+        assert_same_bytes(comm.allreduce(send, send), expected, f"{length} in place")
+        recv[:] = blocks[comm.rank]
+        assert_same_bytes(comm.allreduce_shared(recv), expected, f"{length} shared result")
+        everything = np.concatenate(blocks)
+        counts = np.full(comm.size, length)
+        target = comm.empty(everything.size) if shared else np.empty(everything.size)
+        target[:] = -1
+        comm.allgatherv(recv, target, counts)
+        assert_same_bytes(target, everything, f"{length} gathered")
+        own = slice(comm.rank * length, (comm.rank + 1) * length)
+        target[:] = -1
+        target[own] = blocks[comm.rank]
+        comm.allgatherv(target[own], target, counts)
+        assert_same_bytes(target, everything, f"{length} gathered in place")
+        root = length % comm.size
+        recv[:] = blocks[comm.rank]
+        comm.broadcast(recv, root)
+        assert_same_bytes(recv, blocks[root], f"{length} broadcast")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_algorithm_gives_the_bits_of_the_plain_loop(tmp_path, algorithm, shared, size):
+    run_tuned(tmp_path, ALGORITHMS[algorithm], all_lengths, size, shared)
+
+
+def all_types(comm):
+    for dtype, op in reductions():
+        for length in (3, 1500):
+            blocks = [numbers(dtype, length, 3, length, rank) for rank in range(comm.size)]
+            result = comm.allreduce(blocks[comm.rank], filled(dtype, length), op)
+            expected = reduced(op, blocks)
+            signs = op in (ReduceOp.SUM, ReduceOp.PROD)
+            what = f"{length} x {dtype} {op.name}"
+            assert_same_numbers(result, expected, what, sign_of_zero=signs)
+            shared = comm.allreduce_shared(blocks[comm.rank], op)
+            assert_same_numbers(shared, expected, f"{what} shared", sign_of_zero=signs)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_algorithm_reduces_every_dtype_and_operation(tmp_path, algorithm):
+    run_tuned(tmp_path, ALGORITHMS[algorithm], all_types, 3)
+
+
+def mixed_buffers(comm):
+    """Some ranks pass shared arrays and some private ones; each rank in its own way."""
+    for turn in range(48):
+        length = (1500, 4097)[turn & 1]
+        blocks = [numbers(np.float64, length, turn, rank) for rank in range(comm.size)]
+        own, other = buffers(comm, True, np.float64, length)
+        kind = (turn * 5 + comm.rank * (turn // 3 + 1)) % 5
+        send = own if kind in (0, 1, 4) else np.empty(length)
+        send[:] = blocks[comm.rank]
+        recv = {0: other, 1: np.empty(length), 2: other, 3: np.empty(length), 4: own}[kind]
+        comm.allreduce(send, recv)
+        assert_same_bytes(recv, reduced(ReduceOp.SUM, blocks), f"turn {turn}, kind {kind}")
+        counts = [length] * comm.size
+        send[:] = blocks[comm.rank]
+        gathered = comm.allgatherv(send, np.empty(length * comm.size), counts)
+        assert_same_bytes(gathered, np.concatenate(blocks), f"turn {turn}, gathered")
+        send[:] = blocks[comm.rank]
+        comm.broadcast(send, turn % comm.size)
+        assert_same_bytes(send, blocks[turn % comm.size], f"turn {turn}, broadcast")
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("algorithm", ["scatter", "streaming", "chain"])
+def test_private_and_shared_buffers_may_meet(tmp_path, algorithm, size):
+    run_tuned(tmp_path, ALGORITHMS[algorithm], mixed_buffers, size)
+
+
+def sender_goes_on_at_once(comm):
+    """Who returns from a collective may change its buffers, whoever still reads them."""
+    length = 4097
+    send, recv = buffers(comm, True, np.float64, length)
+    for turn in range(100):
+        send[:] = turn + comm.rank
+        comm.allreduce(send, recv)
+        send[:] = -1e9
+        expected = comm.size * turn + comm.size * (comm.size - 1) // 2
+        assert (recv == expected).all(), turn
+        root = turn % comm.size
+        recv[:] = turn if comm.rank == root else -1
+        comm.broadcast(recv, root)
+        assert (recv == turn).all(), turn
+        recv[:] = -2
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+@pytest.mark.parametrize("algorithm", ["scatter", "streaming", "chain"])
+def test_buffers_belong_to_the_program_again_on_return(tmp_path, algorithm, size):
+    run_tuned(tmp_path, ALGORITHMS[algorithm], sender_goes_on_at_once, size)
+
+
+def records_of_any_size(comm):
+    for dtype in (np.dtype("S5"), np.dtype("V7"), np.dtype([("a", "i4"), ("b", "f8")])):
+        for lengths in ([0, 3, 700], [2000, 0, 1], [5, 5, 5]):
+            counts = (lengths * comm.size)[: comm.size]
+            blocks = [records(dtype, count, 1, r) for r, count in enumerate(counts)]
+            recv = filled(dtype, sum(counts))
+            comm.allgatherv(blocks[comm.rank], recv, counts)
+            assert_same_bytes(recv, np.concatenate(blocks), f"{dtype} {counts}")
+
+
+@pytest.mark.parametrize("algorithm", ["scatter", "streaming"])
+def test_allgatherv_moves_records_in_chunks_that_do_not_divide_them(tmp_path, algorithm):
+    run_tuned(tmp_path, ALGORITHMS[algorithm], records_of_any_size, 3)
