@@ -37,7 +37,7 @@ _SIGNAL_BASE = 128
 
 # Commands beside the training, and the modules with their ``add_arguments`` and ``run``. A case
 # directory of such a name is given as ./NAME.
-_COMMANDS = {"validate": "cobre_shm.sddp.validate"}
+_COMMANDS = {"report": "cobre_shm.sddp.report", "validate": "cobre_shm.sddp.validate"}
 
 
 class _UsageError(Exception):
@@ -55,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m cobre_shm.sddp",
         description="Train a hydrothermal operation policy. Under the launcher the same line "
-        "runs on every rank. 'validate CASE' checks a case instead.",
+        "runs on every rank. 'validate CASE' checks a case instead; 'report DIR' draws what is in "
+        "an output directory.",
     )
     parser.add_argument(
         "case",
@@ -96,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output-format",
         choices=("text", "json"),
         default="text",
-        help="json: the summary and any error as one JSON object (default: text)",
+        help="json: a JSON object a line, one for each iteration and the last for the summary; "
+        "errors as JSON on stderr (default: text)",
     )
     return parser
 
@@ -183,7 +185,7 @@ def _exit_code(error: CobreError) -> int:
 def _run(options: argparse.Namespace, comm: Communicator) -> int:
     # Imported here so that a wrong backend is reported even where no solver is installed.
     from cobre_shm.sddp.case import share_case, with_iterations
-    from cobre_shm.sddp.progress import ConvergenceTable
+    from cobre_shm.sddp.progress import ConvergenceTable, EventLines
     from cobre_shm.sddp.sharing import on_rank_zero
     from cobre_shm.sddp.simulation import simulate
     from cobre_shm.sddp.simulation_results import write_simulation
@@ -197,16 +199,18 @@ def _run(options: argparse.Namespace, comm: Communicator) -> int:
         for warning in case.warnings:
             print(f"cobre_shm.sddp: warning: {warning}", file=sys.stderr)
     with ExitStack() as stack:
-        table: ConvergenceTable | None = None
+        shown: ConvergenceTable | EventLines | None = None
         if speaks and options.output_format == "text":
             print(_opening_line(case.name, comm, options), flush=True)
-            table = stack.enter_context(ConvergenceTable(case.config.iteration_limit))
+            shown = stack.enter_context(ConvergenceTable(case.config.iteration_limit))
+        elif speaks:
+            shown = EventLines(case.config.iteration_limit)
         received = stack.enter_context(_stop_on_signal())
         result = train(
             case,
             comm,
             output_dir=options.output_dir,
-            progress=table,
+            progress=shown,
             should_stop=lambda: bool(received),
             checkpoint_every=options.checkpoint_every,
             resume=options.resume,
@@ -218,12 +222,13 @@ def _run(options: argparse.Namespace, comm: Communicator) -> int:
         if options.output_dir is not None:
             finished = simulation
             on_rank_zero(lambda: write_simulation(finished, options.output_dir), comm)
+    code = 0
+    if result.stop_reason == "interrupted":
+        # Another rank may have got the signal, and this one none.
+        code = _SIGNAL_BASE + (received[0] if received else signal.SIGINT)
     if speaks:
-        print(_summary(result, simulation, options), flush=True)
-    if result.stop_reason != "interrupted":
-        return 0
-    # Another rank may have got the signal, and this one none.
-    return _SIGNAL_BASE + (received[0] if received else signal.SIGINT)
+        print(_summary(result, simulation, options, code), flush=True)
+    return code
 
 
 @contextmanager
@@ -261,8 +266,12 @@ def _opening_line(name: str, comm: Communicator, options: argparse.Namespace) ->
 
 
 def _summary(
-    result: TrainingResult, simulation: SimulationResult | None, options: argparse.Namespace
+    result: TrainingResult,
+    simulation: SimulationResult | None,
+    options: argparse.Namespace,
+    code: int,
 ) -> str:
+    from cobre_shm.sddp.envelope import envelope
     from cobre_shm.sddp.simulation_results import summary
 
     last = result.history[-1]
@@ -286,7 +295,7 @@ def _summary(
     if simulation is not None:
         values["simulation"] = summary(simulation)
     if options.output_format == "json":
-        return json.dumps(values)
+        return json.dumps(envelope("train", code, warnings=result.case.warnings, summary=values))
     lines = [
         "",
         f"stopped after {result.iterations} iterations: {result.stop_reason}",

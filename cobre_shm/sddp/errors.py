@@ -116,7 +116,7 @@ class CheckpointError(CobreError):
 
 
 class MissingDependency(CobreError):
-    """A package of the ``sddp`` extra is not installed."""
+    """A package of the ``sddp`` or ``report`` extra is not installed."""
 
     kind: ClassVar[str] = "MissingDependency"
 
@@ -143,10 +143,10 @@ SHARED_ERRORS: dict[str, type[CobreError]] = {
 }
 
 
-def require(package: str) -> MissingDependency:
+def require(package: str, extra: str = "sddp") -> MissingDependency:
     """Return the error that names the extra to install for ``package``."""
     return MissingDependency(
         f"the training workload needs the package {package!r}, which is not installed",
         context={"package": package},
-        suggestion='pip install "cobre-shm[sddp]"',
+        suggestion=f'pip install "cobre-shm[{extra}]"',
     )

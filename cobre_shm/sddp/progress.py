@@ -1,28 +1,94 @@
-"""The convergence table, and a live line under it where there is a terminal for it."""
+"""What a training shows while it runs.
+
+For people a convergence table, with a live line under it where there is a terminal for it; for
+programs one JSON object a line.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self, TextIO
+
+import numpy as np
 
 from cobre_shm.sddp.training_result import Iteration
 
 _HEADER = (
     f"{'iter':>5}  {'lower bound':>15}  {'upper bound':>15}  {'+- 95%':>11}  "
-    f"{'gap %':>7}  {'LPs/s':>7}  {'time s':>7}"
+    f"{'gap %':>7}  {'LPs/s':>7}  {'wait %':>6}  {'time s':>7}"
 )
 _FULL_TABLE = 40
+# Iterations before their times say anything about those to come.
+_FORECAST_FROM = 3
 
 
 def format_iteration(item: Iteration) -> str:
     """Return the table row of an iteration; costs in $."""
-    rate = item.lp_solves / item.total_seconds if item.total_seconds > 0 else 0.0
     return (
         f"{item.iteration:>5}  {_money(item.lower_bound)}  {_money(item.upper_bound_mean)}  "
-        f"{_money(item.half_width, 11)}  {item.gap_percent:>7.2f}  {rate:>7.0f}  "
-        f"{item.elapsed_seconds:>7.1f}"
+        f"{_money(item.half_width, 11)}  {item.gap_percent:>7.2f}  {_rate(item):>7.0f}  "
+        f"{100 * item.wait_share:>6.1f}  {item.elapsed_seconds:>7.1f}"
     )
+
+
+def _rate(item: Iteration) -> float:
+    """Return problems per second of wall time, over all ranks."""
+    return item.lp_solves / item.total_seconds if item.total_seconds > 0 else 0.0
+
+
+def remaining_seconds(seconds: Sequence[float], limit: int) -> float | None:
+    """Return the time left until ``limit`` iterations, None while it cannot be told.
+
+    An iteration takes longer the more cuts there are, which grow by the same number each time:
+    the times are continued on the least-squares line through those so far.
+
+    Args:
+        seconds: How long each iteration took.
+        limit: The iteration limit.
+    """
+    done = len(seconds)
+    if done >= limit:
+        return 0.0
+    if done < _FORECAST_FROM:
+        return None
+    slope, offset = np.polyfit(np.arange(done), seconds, 1)
+    if slope <= 0:
+        return float(np.mean(seconds) * (limit - done))
+    return float(max(0.0, np.sum(offset + slope * np.arange(done, limit))))
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class EventLines:
+    """Prints an ``iteration`` event a line, as JSON; see :class:`Iteration` for its fields."""
+
+    def __init__(self, limit: int, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._limit = limit
+        self._seconds: list[float] = []
+
+    def __call__(self, item: Iteration) -> None:
+        """Print an iteration that has just ended."""
+        self._seconds.append(item.total_seconds)
+        event = {
+            "event": "iteration",
+            **asdict(item),
+            "iteration_limit": self._limit,
+            "upper_bound_half_width": item.half_width,
+            "lp_solves_per_second": _rate(item),
+            "remaining_seconds": remaining_seconds(self._seconds, self._limit),
+        }
+        print(json.dumps(event), file=self._stream, flush=True)
 
 
 def _money(value: float, width: int = 15) -> str:
@@ -45,6 +111,7 @@ class ConvergenceTable:
         self._live: Any = None
         self._task: Any = None
         self._pending: Iteration | None = None
+        self._seconds: list[float] = []
 
     def __enter__(self) -> Self:
         if self._stream.isatty():
@@ -64,6 +131,7 @@ class ConvergenceTable:
 
     def __call__(self, item: Iteration) -> None:
         """Show an iteration that has just ended."""
+        self._seconds.append(item.total_seconds)
         if item.iteration == 1:
             self._print(_HEADER)
         if item.iteration == 1 or item.iteration % self._every == 0:
@@ -75,26 +143,27 @@ class ConvergenceTable:
             self._live.update(
                 self._task,
                 completed=item.iteration,
-                description=f"lower bound {item.lower_bound:,.0f}  gap {item.gap_percent:.2f} %",
+                description=self._describe(item),
             )
+
+    def _describe(self, item: Iteration) -> str:
+        left = _clock(remaining_seconds(self._seconds, self._limit))
+        bounds = (_money(item.lower_bound).strip(), _money(item.upper_bound_mean).strip())
+        # No bar: on 80 columns there is room for the figures only.
+        return (
+            f"{bounds[0]} .. {bounds[1]}  gap {item.gap_percent:.2f} %  "
+            f"{_rate(item):.0f} LPs/s  wait {100 * item.wait_share:.0f} %  left {left}"
+        )
 
     def _start_live(self) -> None:
         try:
             from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-            )
+            from rich.progress import MofNCompleteColumn, Progress, TextColumn
         except ImportError:
             return
         self._live = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
             console=Console(file=self._stream, highlight=False),
             transient=True,
         )

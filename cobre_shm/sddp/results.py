@@ -5,6 +5,7 @@
     training/metadata.json                          versions, sizes, why it stopped
     policy/cuts.parquet, state.json                 the cuts and what their coefficients mean
     simulation/*.parquet, summary.json              what the policy did, if it was simulated
+    simulation/costs.csv                            its costs, for people
     stochastic/noise_openings.parquet               the opening tree, if the case asks for it
 
 A file appears under its name only when it is complete.
@@ -44,7 +45,7 @@ def prepare_output(directory: str | Path, comm: Communicator) -> None:
     root = Path(directory)
 
     def prepare() -> None:
-        _parquet()
+        parquet()
         try:
             for name in ("training", "policy"):
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,12 @@ def _output_error(path: Path, error: OSError) -> OutputError:
     )
 
 
-def _parquet() -> Any:
+def parquet() -> Any:
+    """Return the package pyarrow with its parquet module.
+
+    Raises:
+        MissingDependency: It is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
@@ -103,7 +109,7 @@ def _flush(path: Path) -> None:
 
 def write_table(path: Path, columns: Columns) -> None:
     """Write named columns of equal length as Parquet."""
-    arrow = _parquet()
+    arrow = parquet()
     table = arrow.table({name: arrow.array(np.asarray(v)) for name, v in columns.items()})
     # Not snappy, pyarrow's default: the reference program reads zstd and uncompressed files.
     write_atomically(
@@ -133,6 +139,13 @@ def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
+def write_csv(path: Path, columns: Columns) -> None:
+    """Write named columns of numbers as CSV, with every digit."""
+    rows = zip(*(np.asarray(values) for values in columns.values()), strict=True)
+    lines = [",".join(columns), *(",".join(_text(value) for value in row) for row in rows)]
+    write_text(path, "\n".join(lines) + "\n")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value."""
     write_text(path, json.dumps(value, indent=2) + "\n")
@@ -155,9 +168,7 @@ def write_training(result: TrainingResult, root: Path) -> None:
     """
     convergence = _convergence(result)
     write_table(root / "training" / "convergence.parquet", convergence)
-    names, rows = list(convergence), zip(*convergence.values(), strict=True)
-    lines = [",".join(names), *(",".join(_text(value) for value in row) for row in rows)]
-    write_text(root / "training" / "convergence.csv", "\n".join(lines) + "\n")
+    write_csv(root / "training" / "convergence.csv", convergence)
     write_table(root / "training" / "timing.parquet", _timing(result))
     write_json(root / "training" / "metadata.json", _metadata(result))
     ids = [stage.id for stage in result.case.horizon.stages]
@@ -238,6 +249,11 @@ def _metadata(result: TrainingResult) -> dict[str, Any]:
             "non_controllable_sources": len(case.sources),
             "forward_passes": case.config.forward_passes,
         },
+        "names": {
+            "buses": {str(bus.id): bus.name for bus in case.buses},
+            "hydros": {str(hydro.id): hydro.name for hydro in case.hydros},
+        },
+        "block_hours": {str(stage.id): list(stage.hours) for stage in case.horizon.stages},
         "iterations": result.iterations,
         "stop_reason": result.stop_reason,
         "converged": result.converged,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cobre_shm.sddp.results import Columns, write_json, write_table
+from cobre_shm.sddp.results import Columns, write_csv, write_json, write_table
 from cobre_shm.sddp.simulation import SimulationResult, StageOutcome
 from cobre_shm.sddp.training_result import CONFIDENCE, mean_and_std
 
@@ -39,7 +39,9 @@ def write_simulation(result: SimulationResult, root: Path) -> None:
         OutputError: A file cannot be written.
     """
     case, folder = result.case, root / "simulation"
-    write_table(folder / "costs.parquet", _costs(result))
+    costs = _costs(result)
+    write_table(folder / "costs.parquet", costs)
+    write_csv(folder / "costs.csv", costs)
     tables: tuple[tuple[str, str, Sequence[Any], dict[str, str]], ...] = (
         ("hydros", "hydro_id", case.hydros, _BY_HYDRO),
         ("thermals", "thermal_id", case.thermals, {"generation_mw": "thermal"}),

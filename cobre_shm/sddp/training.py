@@ -33,6 +33,7 @@ from cobre_shm.sddp.errors import SolverError
 from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise_bounds import noise_bounds
+from cobre_shm.sddp.opening_order import outwards, sorted_openings
 from cobre_shm.sddp.plan import INTERRUPTED, Plan, make_plan
 from cobre_shm.sddp.scenarios import draw_opening
 from cobre_shm.sddp.sharing import on_rank_zero, share_failure
@@ -125,9 +126,13 @@ class _Trainer:
         lps = [build_stage(case, t, self.scale) for t in range(case.stages)]
         directory = plan.directory
         writer = None if directory is None else ProblemWriter(case, directory / "failed")
+        bounds = [
+            node.noise_bounds(case, lp, noise) for lp, noise in zip(lps, self.tree, strict=True)
+        ]
+        # The openings of each stage from the driest to the wettest.
+        self.orders = [sorted_openings(noise.upper[:, : len(case.hydros)]) for noise in bounds]
         self.solvers = [
-            StageSolver(lp, node.noise_bounds(case, lp, noise), writer)
-            for lp, noise in zip(lps, self.tree, strict=True)
+            StageSolver(lp, noise, writer) for lp, noise in zip(lps, bounds, strict=True)
         ]
         self.bound_solver = (
             StageSolver(lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True), writer)
@@ -136,6 +141,8 @@ class _Trainer:
         )
         self.discounts = np.cumprod([1.0, *(stage.discount for stage in horizon.stages[:-1])])
         self.shares = Shares(passes, comm)
+        # The opening of each of this rank's trajectories at each stage.
+        self.drawn = np.zeros((len(self.shares.mine), case.stages), dtype=np.int64)
         self.trials = ItemGather(self.shares, case.stages * self.state_size + 1, comm)
         self.found = ItemGather(self.shares, 1 + self.state_size, comm)
         self.pool = CutPool([np.zeros((0, 1 + self.state_size))] * case.stages)
@@ -278,18 +285,23 @@ class _Trainer:
         if np.isnan(verdict[0]):
             share_failure(failure.to_dict() if failure else {}, self.comm)
 
+        waits = [
+            (gather.seconds - seconds, gather.nbytes - nbytes)
+            for gather, (seconds, nbytes) in zip(gathers, before, strict=True)
+        ]
+        waited = clock[4] - clock[3] + sum(seconds for seconds, _ in waits)
         solves, retries = self._counters()
-        counts = np.array([solves - solves_before, retries - retries_before], dtype=np.int64)
+        counts = np.array(
+            # Nanoseconds: whole numbers have one sum in any order.
+            [solves - solves_before, retries - retries_before, round(1e9 * waited)],
+            dtype=np.int64,
+        )
         counts_all = self.comm.allreduce(counts, op=ReduceOp.SUM)
         interrupted = should_stop is not None and should_stop()
         peaks = np.array([clock[1] - clock[0], clock[2] - clock[1], float(interrupted)])
         peaks_all = self.comm.allreduce(peaks, op=ReduceOp.MAX)
         clock.append(time.perf_counter())
 
-        waits = [
-            (gather.seconds - seconds, gather.nbytes - nbytes)
-            for gather, (seconds, nbytes) in zip(gathers, before, strict=True)
-        ]
         self.timing.append(
             [
                 1e3 * (clock[1] - clock[0] - waits[0][0]),
@@ -321,6 +333,7 @@ class _Trainer:
                 total_seconds=clock[5] - clock[0],
                 elapsed_seconds=clock[5] - start,
                 forward_passes=self.case.config.forward_passes,
+                wait_share=1e-9 * int(counts_all[2]) / (self.comm.size * (clock[4] - clock[0])),
             )
         )
         return _REASONS[int(verdict[1])] or (INTERRUPTED if peaks_all[2] else "")
@@ -359,6 +372,7 @@ class _Trainer:
             state, cost = self.case.initial_state, 0.0
             for t, solver in enumerate(self.solvers):
                 opening = draw_opening(config.tree_seed, iteration, scenario, t, len(self.tree[t]))
+                self.drawn[i, t] = opening
                 solver.begin(state, i)
                 objective = solver.solve(opening, Place(iteration, scenario))
                 values, theta = solver.next_state()
@@ -392,7 +406,8 @@ class _Trainer:
         for i, scenario in enumerate(self.shares.mine):
             state = self.trials.local[i, t * size : (t + 1) * size]
             solver.begin(state, i)
-            for opening in range(openings):
+            # First the opening whose basis the forward pass has kept, then its neighbours.
+            for opening in outwards(self.orders[t + 1], int(self.drawn[i, t + 1])):
                 values[opening] = solver.solve(opening, Place(iteration, scenario))
                 slopes[opening] = solver.state_duals()
             cut = self.found.local[i]
@@ -400,9 +415,10 @@ class _Trainer:
 
     def _lower_bound(self, iteration: int) -> float:
         """Evaluate the first stage over all its openings; rank 0 only."""
-        solver, openings = self.bound_solver, len(self.tree[0])
+        solver, values = self.bound_solver, np.empty(len(self.tree[0]))
         assert solver is not None
         solver.begin(self.case.initial_state, 0)
-        values = np.array([solver.solve(w, Place(iteration, None)) for w in range(openings)])
+        for opening in self.orders[0]:
+            values[opening] = solver.solve(opening, Place(iteration, None))
         weights = opening_weights(values, self.case.horizon.stages[0].risk)
         return float(ordered_sum(weights * values) * self.scale)

@@ -50,6 +50,7 @@ class Iteration:
         total_seconds: Time of the iteration on rank 0.
         elapsed_seconds: Time since the start of the training on rank 0.
         forward_passes: Trajectories of the iteration.
+        wait_share: Part of the ranks' time, 0 to 1, that went into exchanging and waiting.
     """
 
     iteration: int
@@ -65,6 +66,7 @@ class Iteration:
     total_seconds: float
     elapsed_seconds: float
     forward_passes: int
+    wait_share: float = 0.0
 
     @property
     def half_width(self) -> float:

@@ -40,12 +40,15 @@ def test_table_has_a_row_per_iteration_and_no_control_codes(random_path, capsys)
     assert not any("\x1b" in line for line in lines)
 
 
-def test_summary_as_json_is_one_object(random_path, capsys):
+def test_json_is_an_event_an_iteration_and_then_the_summary(random_path, capsys):
     assert main([str(random_path), "--iterations", "3", "--output-format", "json"]) == 0
-    summary = json.loads(capsys.readouterr().out)
-    assert summary["iterations"] == 3
-    assert summary["backend"] == "local"
-    assert summary["lower_bound"] > 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["iteration"] for line in lines[:-1]] == [1, 2, 3]
+    answer = lines[-1]
+    assert (answer["command"], answer["success"], answer["exit_code"]) == ("train", True, 0)
+    assert answer["summary"]["iterations"] == 3
+    assert answer["summary"]["backend"] == "local"
+    assert answer["summary"]["lower_bound"] == lines[-2]["lower_bound"]
 
 
 def test_quiet_prints_nothing_and_writes_everything(random_path, tmp_path, capsys):

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 
-from cobre_shm.sddp.progress import ConvergenceTable, format_iteration
+from cobre_shm.sddp.progress import (
+    ConvergenceTable,
+    EventLines,
+    format_iteration,
+    remaining_seconds,
+)
 from cobre_shm.sddp.training_result import Iteration
 
 
@@ -30,6 +36,7 @@ def iteration(number, lower=1234567.0):
         total_seconds=0.5,
         elapsed_seconds=0.5 * number,
         forward_passes=4,
+        wait_share=0.125,
     )
 
 
@@ -46,7 +53,7 @@ def rows(text):
 
 def test_row_shows_bounds_gap_and_rate():
     row = format_iteration(iteration(7)).split()
-    assert row == ["7", "1,234,567", "2,000,000", "98,000", "12.50", "200", "3.5"]
+    assert row == ["7", "1,234,567", "2,000,000", "98,000", "12.50", "200", "12.5", "3.5"]
 
 
 def test_wide_costs_keep_the_columns():
@@ -71,3 +78,38 @@ def test_terminal_gets_the_same_rows_with_or_without_rich(monkeypatch):
     assert "98,000" in with_rich
     monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
     assert rows(shown(3, Terminal())) == [1, 2, 3]
+
+
+def test_time_left_continues_the_growth_of_the_iterations():
+    # 1, 2, 3, 4 seconds so far, so 5 + 6 are left of six iterations.
+    assert remaining_seconds([1.0, 2.0, 3.0, 4.0], 6) == pytest.approx(11.0)
+    assert remaining_seconds([2.0, 2.0, 2.0], 5) == pytest.approx(4.0)
+    assert remaining_seconds([4.0, 3.0, 2.0], 5) == pytest.approx(6.0)
+
+
+def test_time_left_is_unknown_at_first_and_nothing_at_the_end():
+    assert remaining_seconds([1.0, 1.0], 10) is None
+    assert remaining_seconds([1.0], 1) == 0.0
+
+
+def test_terminal_shows_rate_wait_share_and_time_left():
+    pytest.importorskip("rich")
+    text = shown(5, Terminal())
+    assert "200 LPs/s" in text
+    assert "wait 12 %" in text
+    assert "left 0:00" in text
+    assert "5/5" in text
+
+
+def test_events_are_one_json_object_a_line():
+    stream = io.StringIO()
+    events = EventLines(4, stream)
+    for number in range(1, 4):
+        events(iteration(number))
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+    assert lines[0]["event"] == "iteration"
+    assert lines[0]["remaining_seconds"] is None
+    assert lines[2]["remaining_seconds"] == pytest.approx(0.5)
+    assert lines[2]["upper_bound_half_width"] == pytest.approx(98000.0)
+    assert lines[2]["wait_share"] == 0.125

@@ -20,7 +20,8 @@ _OPERATIONS = {
 }
 
 
-_PATIENCE_SECONDS = 0.5
+# A rank that is slow to hear of the error is not one that waits in vain.
+_PATIENCE_SECONDS = 5.0
 
 
 class _Group:

@@ -69,7 +69,7 @@ def checkout(tmp_path):
             ["-n", "4", "-m", "m", "a b"],
             ["-m", "cobre_shm.spawn", "-n", "8", "-n", "4", "-m", "m", "a b"],
         ),
-        ("test", "sddp,test", ["-k", "a b"], ["-m", "pytest", "-k", "a b"]),
+        ("test", "report,test", ["-k", "a b"], ["-m", "pytest", "-k", "a b"]),
     ],
 )
 def test_script_installs_once_and_passes_its_arguments(checkout, script, extras, arguments, last):

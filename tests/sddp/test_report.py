@@ -1,0 +1,108 @@
+"""The report of an output directory."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import sys
+
+import pytest
+
+pytest.importorskip("matplotlib", reason='needs the extra "report"')
+
+from cobre_shm.sddp import MissingDependency, OutputError, load_case
+from cobre_shm.sddp.__main__ import main
+from cobre_shm.sddp.report import write_report
+from tests.sddp.editing import edit
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fonts():
+    """Let matplotlib open its fonts, which it keeps, before a test counts open files."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.add_subplot().set_title("any")
+    figure.savefig(io.BytesIO())
+
+
+@pytest.fixture
+def output(random_path, tmp_path, capsys):
+    def change(content):
+        content["simulation"] = {"enabled": True, "num_scenarios": 5}
+
+    edit(random_path, "config.json", change)
+    root = tmp_path / "out"
+    arguments = [str(random_path), "--iterations", "3", "--output-dir", str(root), "--quiet"]
+    assert main(arguments) == 0
+    return root
+
+
+def pictures(page):
+    return [base64.b64decode(text) for text in re.findall(r"base64,([^\"]+)", page)]
+
+
+def test_page_holds_every_picture_and_needs_no_other_file(output):
+    page = write_report(output, [output]).read_text()
+    names = {path.stem for path in (output / "report").glob("*.png")}
+    assert names == {
+        "convergence", "storage", "spot_price", "generation", "time", "speed_up",
+    }  # fmt: skip
+    files = {path.read_bytes() for path in (output / "report").glob("*.png")}
+    assert set(pictures(page)) == files
+    assert all(data.startswith(PNG) for data in files)
+    assert re.findall(r'src="(?!data:)|href=|<script', page) == []
+
+
+def test_tables_tell_the_results(output):
+    page = write_report(output).read_text()
+    metadata = json.loads((output / "training" / "metadata.json").read_text())
+    summary = json.loads((output / "simulation" / "summary.json").read_text())
+    assert f"{metadata['lower_bound']:,.2f} $" in page
+    assert f"{summary['mean']:,.2f}" in page
+    assert "--compare" in page
+
+
+def test_generation_and_deficit_meet_the_load(output):
+    page = write_report(output).read_text()
+    table = page[page.index(">Generation by stage<") :]
+    rows = re.findall(r"<tr><td>\d+</td>(.*?)</tr>", table.split("</table>")[0])
+    assert len(rows) == 3
+    for row in rows:
+        *parts, load = (float(text.replace(",", "")) for text in re.findall(r"<td>(.*?)<", row))
+        # Excess is not drawn: the parts can only be more than the load.
+        assert sum(parts) >= load - 0.1 * len(parts)
+        assert load > 100.0
+
+
+def test_training_without_simulation_has_a_report(random_path, tmp_path):
+    root = tmp_path / "out"
+    arguments = [str(random_path), "--iterations", "2", "--output-dir", str(root), "--quiet"]
+    assert main(arguments) == 0
+    assert "was not simulated" in write_report(root).read_text()
+    assert load_case(random_path).config.simulation_scenarios == 0
+
+
+def test_command_prints_the_path(output, capsys):
+    assert main(["report", str(output)]) == 0
+    assert capsys.readouterr().out.strip() == str(output / "report" / "index.html")
+
+
+def test_directory_without_result_is_refused(tmp_path, capsys):
+    with pytest.raises(OutputError, match="no result of a training"):
+        write_report(tmp_path)
+    assert main(["report", str(tmp_path)]) == 1
+    assert "metadata.json" in capsys.readouterr().err
+
+
+def test_missing_matplotlib_names_the_extra(output, monkeypatch):
+    monkeypatch.delitem(sys.modules, "cobre_shm.sddp.plots", raising=False)
+    monkeypatch.delattr("cobre_shm.sddp.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingDependency) as caught:
+        write_report(output)
+    assert caught.value.suggestion == 'pip install "cobre-shm[report]"'
