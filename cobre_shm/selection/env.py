@@ -22,6 +22,7 @@ from cobre_shm.selection.values import (
     Integer,
     Seconds,
     SegmentName,
+    Switch,
     ValueType,
 )
 
@@ -199,6 +200,23 @@ VARIABLES: tuple[Variable, ...] = (
         default="60",
         example="60",
         unit="s",
+    ),
+    Variable(
+        "COBRE_MPI_HIERARCHICAL",
+        "mpi",
+        Switch(or_auto=True),
+        "Ranks of one node meet in shared memory and their leaders talk MPI: `auto` where that "
+        "is possible, `1` or it is an error, `0` never",
+        default="auto",
+        example="auto",
+    ),
+    Variable(
+        "COBRE_MPI_CHECK",
+        "mpi",
+        Switch(),
+        "`1`: compare every call with those of all ranks first, one small collective more",
+        default="0",
+        example="1",
     ),
 )
 

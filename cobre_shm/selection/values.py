@@ -25,6 +25,7 @@ __all__ = [
     "Integer",
     "Seconds",
     "SegmentName",
+    "Switch",
     "ValueType",
     "split_address",
 ]
@@ -121,6 +122,33 @@ class Seconds:
         if math.isnan(seconds) or seconds <= 0:
             raise ValueError(value)
         return seconds
+
+
+@dataclass(frozen=True)
+class Switch:
+    """On or off: ``1`` or ``0``.
+
+    Attributes:
+        or_auto: Whether ``auto``, which leaves it to the backend, is a value too.
+    """
+
+    or_auto: bool = False
+
+    @property
+    def expected(self) -> str:
+        """See :class:`ValueType`."""
+        return "auto, 1 or 0" if self.or_auto else "1 or 0"
+
+    def parse(self, text: str) -> bool | str:
+        """Case and surrounding spaces carry no meaning."""
+        word = text.strip().lower()
+        return {"1": True, "0": False}.get(word, word)
+
+    def check(self, value: Any) -> bool | str:
+        """Return True, False or ``"auto"``."""
+        if isinstance(value, bool) or (self.or_auto and value == "auto"):
+            return value  # type: ignore[no-any-return]
+        raise ValueError(value)
 
 
 @dataclass(frozen=True)

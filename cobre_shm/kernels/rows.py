@@ -1,0 +1,78 @@
+"""Reduction of blocks that lie in one buffer, in rank order.
+
+For backends whose transport gathers the ranks' blocks: row r is rank r's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobre_shm.datatypes import ReduceOp
+from cobre_shm.kernels.copying import call_reduction, copy_bytes
+from cobre_shm.kernels.jit import compiling, entry_point
+from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
+
+__all__ = ["reduce_rows"]
+
+# The part of the accumulator that stays in the first-level cache while the rows stream by.
+_PART_BYTES = 8192
+
+with compiling():
+
+    @entry_point("void(int64, int64, int64, int64, int64, int64, int64)")
+    def _reduce(
+        reduction: int,
+        target: int,
+        rows: int,
+        row_bytes: int,
+        size: int,
+        count: int,
+        item_bytes: int,
+    ) -> None:
+        part = _PART_BYTES // item_bytes
+        first = 0
+        while first < count:
+            n = min(part, count - first)
+            start = first * item_bytes
+            copy_bytes(target + start, rows + start, n * item_bytes)
+            for row in range(1, size):
+                call_reduction(reduction, target + start, rows + row * row_bytes + start, n)
+            first += n
+
+
+def reduce_rows(op: ReduceOp, rows: NDArray[Any], target: NDArray[Any]) -> None:
+    """Write ``rows[0] op rows[1] op ...`` to ``target``, strictly in this order.
+
+    Args:
+        op: The reduction.
+        rows: Shape (ranks, n), C-contiguous. Unspecified afterwards where numpy reduces.
+        target: n elements of the same dtype, contiguous, outside ``rows``.
+    """
+    size, count = rows.shape
+    reduction = reduction_address(rows.dtype, op)
+    if reduction:
+        item_bytes = rows.itemsize
+        _reduce(
+            reduction,
+            _address(target),
+            _address(rows),
+            count * item_bytes,
+            size,
+            count,
+            item_bytes,
+        )
+        return
+    accumulator = rows[0]
+    with np.errstate(all="ignore"):
+        for row in rows[1:]:
+            reduce_with_numpy(op, accumulator, row)
+    target[...] = accumulator
+
+
+def _address(array: Any) -> int:
+    # A fifth of the time that __array_interface__ and array.ctypes take.
+    return ctypes.addressof(ctypes.c_char.from_buffer(array))
