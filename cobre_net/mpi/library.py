@@ -36,7 +36,7 @@ def _load() -> Any:
         raise InitializationFailed(
             "mpi",
             "mpi4py found no MPI library that it can use: "
-            + " ".join(str(error).split())
+            + (str(error).splitlines() or [type(error).__name__])[0]
             + (f" (loaded: {', '.join(found)})" if found else ""),
             operation="load",
             source=error,
