@@ -7,8 +7,7 @@ from cobre_shm.testing.conformance import CHECKS
 WAYS = [
     *(("flat", size) for size in (1, 2, 3, 4, 8)),
     *(("node", size) for size in (2, 3)),
-    *(("two", size) for size in (2, 4)),
-    ("uneven", 3),
+    ("two", 4),
     *(pytest.param("node", size, marks=pytest.mark.slow) for size in (4, 8)),
     pytest.param("two", 8, marks=pytest.mark.slow),
 ]

@@ -13,9 +13,9 @@ RANK, SIZE = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 WAYS = {
     "flat": {"hierarchical": False, "check": True},
     "node": {"hierarchical": True},
-    # As if the machine were two: the first half of the ranks, and the others.
+    # As if the machine were two: the first half of the ranks, and the others. The suite takes the
+    # number of ranks of a node as that of every node.
     "two": {"hierarchical": True, "check": True, "node": 2 * RANK // SIZE},
-    "uneven": {"hierarchical": True, "check": True, "node": int(RANK > 0)},
 }
 # Libraries that spin need milliseconds for a collective when ranks share a core.
 OPERATIONS = 10_000 if SIZE <= 2 else 400
