@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cobre_net.mpi import ending
+from cobre_net.mpi.direct import Direct
 from cobre_net.mpi.failure import failed
 from cobre_net.mpi.flat import Flat
 from cobre_net.mpi.grouping import Grouping
@@ -93,6 +94,9 @@ class MpiCommunicator(Communicator):
         self.levels = self._grouping.levels
         self._engine = self._grouping.engine
         self._group = self._grouping.whole
+        # Only while the communicator is usable, flat, and compares nothing.
+        is_direct = self._engine is self._flat and not config.check
+        self._direct = Direct(self._flat) if is_direct else None
         if self._group is not None:
             for name in _DELEGATED:
                 setattr(self, name, getattr(self._group, name))
@@ -112,6 +116,12 @@ class MpiCommunicator(Communicator):
         displs: Counts | None = None,
     ) -> Array:
         """See :meth:`Communicator.allgatherv`."""
+        try:
+            direct = self._direct
+            if direct is not None and direct.allgatherv(send, recv, counts, displs):
+                return recv  # type: ignore[return-value]
+        except MPI.Exception as error:
+            self._fail(error)
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
         if counts is None:
@@ -141,6 +151,12 @@ class MpiCommunicator(Communicator):
         self, send: Array, recv: Array | None = None, op: ReduceOp | str = ReduceOp.SUM
     ) -> Array:
         """See :meth:`Communicator.allreduce`."""
+        try:
+            direct = self._direct
+            if direct is not None and direct.allreduce(send, recv, op):
+                return recv  # type: ignore[return-value]
+        except MPI.Exception as error:
+            self._fail(error)
         self._check_usable()
         send, recv, op = check_allreduce(send, recv, op)
         if self._config.check:
@@ -153,6 +169,12 @@ class MpiCommunicator(Communicator):
 
     def broadcast(self, buf: Array, root: int = 0) -> Array:
         """See :meth:`Communicator.broadcast`."""
+        try:
+            direct = self._direct
+            if direct is not None and direct.broadcast(buf, root):
+                return buf
+        except MPI.Exception as error:
+            self._fail(error)
         self._check_usable()
         array = check_broadcast(self.size, self.rank, buf, root)
         if self._config.check:
@@ -213,8 +235,10 @@ class MpiCommunicator(Communicator):
         """See :meth:`Communicator.close`. Windows go later, see ``region.py``."""
         if self._is_closed:
             return
-        self._unusable = InvalidCommunicator(
-            "The communicator is closed", context={"backend": "mpi", "rank": self.rank}
+        self._lose(
+            InvalidCommunicator(
+                "The communicator is closed", context={"backend": "mpi", "rank": self.rank}
+            )
         )
         _living.discard(self)
         self._grouping.close()
@@ -243,9 +267,15 @@ class MpiCommunicator(Communicator):
         if self._unusable is not None:
             raise self._unusable.with_traceback(None)
 
+    def _lose(self, reason: CollectiveFailed | InvalidCommunicator) -> None:
+        """Be of no use from now on."""
+        self._unusable = reason
+        self._direct = None
+
     def _fail(self, error: Any) -> NoReturn:
-        self._unusable = failed(error, self.rank)
-        raise self._unusable from error
+        reason = failed(error, self.rank)
+        self._lose(reason)
+        raise reason from error
 
     def _compare(self, what: int, tag: int, count: int, *, high: int = 0) -> None:
         """Compare this call with those of all ranks."""
@@ -256,16 +286,19 @@ class MpiCommunicator(Communicator):
         except MPI.Exception as error:
             self._fail(error)
         if (calls != calls[0]).any():
-            self._unusable = CollectiveMismatch([call_text(*call) for call in calls.tolist()])
-            raise self._unusable
+            reason = CollectiveMismatch([call_text(*call) for call in calls.tolist()])
+            self._lose(reason)
+            raise reason
 
 
 def _disown_in_child() -> None:
     """A forked child is not the rank."""
     for comm in list(_living):
-        comm._unusable = InvalidCommunicator(
-            "The communicator belongs to the parent process and cannot be used after fork",
-            context={"code": "ForkedCommunicator", "backend": "mpi", "rank": comm.rank},
+        comm._lose(
+            InvalidCommunicator(
+                "The communicator belongs to the parent process and cannot be used after fork",
+                context={"code": "ForkedCommunicator", "backend": "mpi", "rank": comm.rank},
+            )
         )
     _living.clear()
 

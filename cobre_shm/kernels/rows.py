@@ -16,7 +16,7 @@ from cobre_shm.kernels.copying import call_reduction, copy_bytes
 from cobre_shm.kernels.jit import compiling, entry_point
 from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
 
-__all__ = ["reduce_rows"]
+__all__ = ["address_of", "reduce_at", "reduce_rows"]
 
 # The part of the accumulator that stays in the first-level cache while the rows stream by.
 _PART_BYTES = 8192
@@ -52,19 +52,10 @@ def reduce_rows(op: ReduceOp, rows: NDArray[Any], target: NDArray[Any]) -> None:
         rows: Shape (ranks, n), C-contiguous. Unspecified afterwards where numpy reduces.
         target: n elements of the same dtype, contiguous, outside ``rows``.
     """
-    size, count = rows.shape
+    size = len(rows)
     reduction = reduction_address(rows.dtype, op)
     if reduction:
-        item_bytes = rows.itemsize
-        _reduce(
-            reduction,
-            _address(target),
-            _address(rows),
-            count * item_bytes,
-            size,
-            count,
-            item_bytes,
-        )
+        reduce_at(reduction, address_of(rows), size, target)
         return
     accumulator = rows[0]
     with np.errstate(all="ignore"):
@@ -73,6 +64,15 @@ def reduce_rows(op: ReduceOp, rows: NDArray[Any], target: NDArray[Any]) -> None:
     target[...] = accumulator
 
 
-def _address(array: Any) -> int:
+def reduce_at(reduction: int, rows: int, size: int, target: Any) -> None:
+    """The same for a kernel of ``reduction_address`` and rows at an address, of ``target``'s size.
+
+    Without any look at the arguments: for callers that have made sure of them.
+    """
+    _reduce(reduction, address_of(target), rows, target.nbytes, size, target.size, target.itemsize)
+
+
+def address_of(array: Any) -> int:
+    """Return the address of a writable, contiguous array that exports a buffer."""
     # A fifth of the time that __array_interface__ and array.ctypes take.
     return ctypes.addressof(ctypes.c_char.from_buffer(array))
