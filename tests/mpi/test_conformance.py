@@ -6,6 +6,7 @@ from cobre_shm.testing.conformance import CHECKS
 
 WAYS = [
     *(("flat", size) for size in (1, 2, 3, 4, 8)),
+    ("plain", 3),
     *(("node", size) for size in (2, 3)),
     ("two", 4),
     *(pytest.param("node", size, marks=pytest.mark.slow) for size in (4, 8)),
@@ -17,10 +18,13 @@ WAYS = [
 def test_mpi_keeps_the_contract(mpi, way, size):
     done = mpi.program(size, "conform", way)
     assert done.code == 0, done.stderr
-    # Left out: who outlives an abort, and what needs gigabytes or more ranks.
+    # Left out: who outlives an abort, what needs gigabytes or more ranks, and what nobody compares.
     expected = [
         check
         for check in CHECKS.values()
-        if not check.outlives_peers and not check.huge and size >= check.min_size
+        if not check.outlives_peers
+        and not check.huge
+        and size >= check.min_size
+        and (way != "plain" or check.topic != "mismatch")
     ]
-    assert f"checked {len(expected)} of {len(CHECKS)}" in done.stdout
+    assert f"checked {len(expected)} checks" in done.stdout
