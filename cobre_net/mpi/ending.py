@@ -24,10 +24,14 @@ from types import TracebackType
 from typing import Any
 
 from cobre_net.mpi.library import MPI
+from cobre_shm.errors import CollectiveFailed
 
 __all__ = ["abort", "left_by_exception", "watch"]
 
 _AGREE_SECS = 2.0
+# A rank that lost its group is not the cause. The rank that is ends the job with its own code,
+# which needs up to the time above; only if nobody does, this one ends it.
+_ORIGIN_SECS = 3.0
 _INTERRUPTED = 130
 
 _left: list[tuple[Any, int]] = []
@@ -54,6 +58,9 @@ def _chain_hook() -> None:
         finally:
             # A forked child is no rank.
             if os.getpid() == pid and not MPI.Is_finalized():
+                if issubclass(kind, CollectiveFailed):
+                    flush()
+                    time.sleep(_ORIGIN_SECS)
                 abort(MPI.COMM_WORLD, _INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1)
 
     sys.excepthook = end_job
@@ -79,12 +86,17 @@ def exit_code(error: BaseException) -> int:
 
 def abort(comm: Any, code: int) -> None:
     """End the job; what was printed is flushed, for MPI ends the process without that."""
+    flush()
+    comm.Abort(code)
+
+
+def flush() -> None:
+    """Pass on what was printed."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
             continue
-    comm.Abort(code)
 
 
 def _at_exit() -> None:

@@ -66,7 +66,8 @@ def test_launcher_of_another_mpi_is_refused(all_of_them):
         ("mpi4py.rc.thread_level = 'single'", ""),
         ("mpi4py.rc.initialize = False", ""),
         (
-            "mpi4py.rc.thread_level = 'single'; threading.Thread(target=input).start()",
+            "mpi4py.rc.thread_level = 'single'; "
+            "threading.Thread(target=threading.Event().wait, daemon=True).start()",
             "MPI was initialised for the thread level single, but this process has several threads",
         ),
         ("from mpi4py import MPI; MPI.Finalize()", "MPI was finalised in this process"),

@@ -2,9 +2,6 @@
 
 import pytest
 
-# What mpiexec makes of the code of MPI_Abort, of an exit and of a signal is its own affair: Open
-# MPI passes them on, MPICH may join the codes of several ranks into one.
-
 
 @pytest.mark.parametrize(
     ("levels", "way", "code", "said"),
@@ -21,14 +18,17 @@ import pytest
 def test_rank_that_fails_ends_the_job(mpi, levels, way, code, said):
     done = mpi.program(3, "ending", way, levels)
     assert done.stdout.count("started") >= 1
-    assert done.code == code, done.stderr
+    # MPICH's launcher may report the signal with which it ended the others instead.
+    signalled = mpi.name != "openmpi" and done.code == 9 and f"Abort({code})" in done.stderr
+    assert done.code == code or signalled, done.stderr
     assert said in done.stderr
 
 
-@pytest.mark.parametrize("way", ["exit_in_block", "caught"])
-def test_rank_that_leaves_a_group_of_one_node_ends_the_job(mpi, way):
+@pytest.mark.parametrize(("way", "code"), [("exit_in_block", 5), ("caught", 1)])
+def test_rank_that_leaves_a_group_of_one_node_ends_the_job(mpi, way, code):
+    """Its peers raise at once, and leave it to the rank that was the cause to end the job."""
     done = mpi.program(3, "ending", way, "node")
-    assert done.code != 0
+    assert done.code == code
     assert "RankFailed: Rank 1" in done.stderr
 
 
