@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -18,6 +19,7 @@ from cobre_shm.selection.launchers import LAUNCHER_VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).with_name("programs")
+SHARED = Path("/dev/shm")
 NO_NETWORK = 69
 # Ends what hangs; a busy machine needs tens of seconds.
 WATCHDOG_SECS = 270.0
@@ -60,6 +62,7 @@ def run(command: list[str | Path], **variables: str) -> Ended:
     env = {name: value for name, value in os.environ.items() if name not in unwanted}
     env |= {"MPI_PYTHON": sys.executable, "MPI_ENVIRONMENTS": str(_folder()), **variables}
     env["PYTHONPATH"] = str(ROOT)
+    before = _segments()
     with subprocess.Popen(
         command,
         env=env,
@@ -76,7 +79,25 @@ def run(command: list[str | Path], **variables: str) -> Ended:
             os.killpg(process.pid, signal.SIGKILL)
             out, err = process.communicate()
             pytest.fail(f"{command} did not end in {WATCHDOG_SECS} s\n{out}\n{err}")
+    _remove_left(_segments() - before)
     return Ended(process.returncode, out, err)
+
+
+def _segments() -> set[Path]:
+    return {path for name in ("mpich_shm_*", "sm_segment.*") for path in SHARED.glob(name)}
+
+
+def _remove_left(segments: set[Path]) -> None:
+    """Remove what a library leaves behind when a job is aborted; not what a process still maps."""
+    if not segments:
+        return
+    mapped = ""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            mapped += maps.read_text()
+    for path in segments:
+        if str(path) not in mapped:
+            path.unlink(missing_ok=True)
 
 
 def _folder() -> Path:
