@@ -125,7 +125,7 @@ def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
         ParseError: It is not readable as Parquet.
         MissingDependency: pyarrow is not installed.
     """
-    arrow = _parquet()
+    arrow = parquet()
     context = {"file": str(path)}
     try:
         with path.open("rb") as file:

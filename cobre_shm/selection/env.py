@@ -277,6 +277,23 @@ VARIABLES: tuple[Variable, ...] = (
         default="0",
         example="1",
     ),
+    Variable(
+        "COBRE_MPI_HIERARCHICAL",
+        "mpi",
+        Flag(or_auto=True),
+        "Ranks of one node meet in shared memory and their leaders talk MPI: `auto` where that "
+        "is possible, `1` or it is an error, `0` never",
+        default="auto",
+        example="auto",
+    ),
+    Variable(
+        "COBRE_MPI_CHECK",
+        "mpi",
+        Flag(),
+        "`1`: compare every call with those of all ranks first, one small collective more",
+        default="0",
+        example="1",
+    ),
 )
 
 

@@ -76,14 +76,63 @@ class LocalConfig:
 
 @dataclass(frozen=True)
 class MpiConfig:
-    """The launcher tells each process its rank and the number of ranks."""
+    """A group of processes that an MPI launcher started; rank and size come from MPI.
+
+    Attributes:
+        comm: Any intracommunicator of mpi4py; None: ``MPI.COMM_WORLD``. It is duplicated, so
+            that our messages never meet the program's.
+        deterministic: Whether ``allreduce`` adds in rank order, so that its bits are those of
+            every other backend. False: MPI's own reduction, where MPI has one.
+        hierarchical: Whether the ranks of a node form a shared memory group, whose leaders talk
+            MPI. True: it is an error where that is not possible. The same on all ranks.
+        check: Whether every call is compared with those of all ranks first, at the cost of one
+            small collective. The same on all ranks.
+        node: Ranks of one machine that have equal numbers count as a node; None: all of them.
+            To make one group for each NUMA domain, for example.
+
+    Raises:
+        InitializationFailed: A field is out of range.
+    """
 
     backend: ClassVar[str] = "mpi"
 
+    comm: Any = None
+    deterministic: bool = True
+    hierarchical: bool | str = "auto"
+    check: bool = False
+    node: int | None = None
+
+    def __post_init__(self) -> None:
+        known = {variable.field: variable for variable in variables_of("mpi")}
+        for name in ("hierarchical", "check"):
+            value = getattr(self, name)
+            check_value(known[name], value, f"MpiConfig.{name}", value)
+        numbers = Integer(0, 2**31 - 1)
+        if self.node is not None:
+            try:
+                object.__setattr__(self, "node", numbers.check(self.node))
+            except ValueError:
+                raise InitializationFailed(
+                    "mpi",
+                    f"MpiConfig.node={self.node!r} is not valid: expected {numbers.expected}",
+                    operation="configure",
+                    context={"setting": "MpiConfig.node", "value": str(self.node)},
+                    suggestion="Example: node=0",
+                ) from None
+
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Self:  # noqa: ARG003 - nothing to read
-        """Return the configuration; no variable of ours bears on it."""
-        return cls()
+    def from_env(cls, env: Mapping[str, str]) -> Self:
+        """Read ``COBRE_MPI_*``.
+
+        Raises:
+            InitializationFailed: A value is malformed.
+        """
+        settings = read_settings("mpi", variables_of("mpi"), env)
+        known = {variable.field: variable for variable in variables_of("mpi")}
+        for setting, value in settings.items():
+            name = known[setting].name
+            check_value(known[setting], value, name, env[name])
+        return cls(**settings)
 
 
 @dataclass(frozen=True)

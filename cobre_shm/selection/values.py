@@ -148,18 +148,29 @@ class Choice:
 
 @dataclass(frozen=True)
 class Flag:
-    """Yes or no; as text, ``1`` or ``0``."""
+    """Yes or no; as text, ``1`` or ``0``.
 
-    expected: ClassVar[str] = "1 or 0"
+    Attributes:
+        or_auto: Whether ``auto``, which leaves it to the backend, is a value too.
+    """
 
-    def parse(self, text: str) -> bool:
+    or_auto: bool = False
+
+    @property
+    def expected(self) -> str:
         """See :class:`ValueType`."""
-        if text not in ("0", "1"):
-            raise ValueError(text)
-        return text == "1"
+        return "auto, 1 or 0" if self.or_auto else "1 or 0"
 
-    def check(self, value: Any) -> bool:
-        """A bool, or what acts as the integers 0 and 1."""
+    def parse(self, text: str) -> bool | str:
+        """See :class:`ValueType`."""
+        if text in ("0", "1"):
+            return text == "1"
+        return self.check(text)
+
+    def check(self, value: Any) -> bool | str:
+        """A bool, or what acts as the integers 0 and 1; or ``auto`` where it is a value."""
+        if self.or_auto and value == "auto":
+            return "auto"
         if isinstance(value, str) or value not in (0, 1):
             raise ValueError(value)
         return bool(value)

@@ -84,6 +84,22 @@ def malformed(backend, name, value, expected, example):
     }
 
 
+class NoLibrary:
+    """Equal to every error that says that mpi4py found no MPI library, and what installs one."""
+
+    def __eq__(self, outcome):
+        return (
+            outcome.get("error") == "InitializationFailed"
+            and outcome["message"]
+            == "mpi4py found no MPI library that it can use: cannot load MPI library"
+            and "libmpi.so" in outcome["context"]["detail"]
+            and outcome["context"]["libraries"] == []
+            and outcome["suggestion"].endswith("python -m pip install mpich")
+        )
+
+    __hash__ = None
+
+
 ALL_MISSING = missing(
     "shm",
     "COBRE_SHM_NAME, COBRE_SHM_RANK, and COBRE_SHM_SIZE",
@@ -112,7 +128,7 @@ NUMPY_ALONE = [
         not_available("shm", NO_FEATURE, 'pip install "cobre-shm[shm]"'),
     ),
     (named("tcp", **TCP), not_available("tcp", NO_FEATURE)),
-    (named("mpi", **LAUNCHED), not_available("mpi", NO_FEATURE)),
+    (named("mpi", **LAUNCHED), not_available("mpi", NO_FEATURE, 'pip install "cobre-shm[mpi]"')),
     (named("shn"), invalid("shn", NO_FEATURE, "Did you mean 'shm'? ")),
     (named("quantum"), invalid("quantum", NO_FEATURE)),
 ]
@@ -134,29 +150,30 @@ WHEEL_PROFILE = [
     (named("auto", COBRE_SHM_NAME="x"), TWO_MISSING),
     (named("shm", **{**SHM, "COBRE_SHM_RANK": "1"}), BAD_RANK),
     (named("tcp", **TCP), not_available("tcp", SHM_FEATURE)),
-    (named("mpi", **LAUNCHED), not_available("mpi", SHM_FEATURE)),
+    (named("mpi", **LAUNCHED), not_available("mpi", SHM_FEATURE, 'pip install "cobre-shm[mpi]"')),
     (named("shn"), invalid("shn", SHM_FEATURE, "Did you mean 'shm'? ")),
 ]
-# The backends tcp and mpi are not part of this version, so no installation makes them available,
-# no message promises that one would, and detection passes them over.
+# The backend tcp is not part of this version, so no installation makes it available, no message
+# promises that one would, and detection passes it over.
+WITH_MPI = ["mpi", "shm", "local"]
 MPI4PY_WITHOUT_LIBRARY = [
     ({}, LOCAL_IS_MADE),
     (named(""), LOCAL_IS_MADE),
     (named("auto"), LOCAL_IS_MADE),
-    (named("auto", **LAUNCHED), LOCAL_IS_MADE),
+    (named("auto", **LAUNCHED), NoLibrary()),
     (named("local", **LAUNCHED), LOCAL_IS_MADE),
-    (LAUNCHED, LOCAL_IS_MADE),
-    (TCP | LAUNCHED, LOCAL_IS_MADE),
+    (LAUNCHED, NoLibrary()),
+    (TCP | LAUNCHED, NoLibrary()),
     (SHM, SHM_IS_MADE),
-    (SHM | LAUNCHED, SHM_IS_MADE),
-    (SHM | TCP | LAUNCHED, SHM_IS_MADE),
+    (SHM | LAUNCHED, NoLibrary()),
+    (SHM | TCP | LAUNCHED, NoLibrary()),
     (named("shm", **SHM, **LAUNCHED), SHM_IS_MADE),
     (named("shm"), ALL_MISSING),
-    (named("mpi"), not_available("mpi", SHM_FEATURE)),
-    (named("mpi", **LAUNCHED), not_available("mpi", SHM_FEATURE)),
-    (named("tcp"), not_available("tcp", SHM_FEATURE)),
-    (named("tcp", **TCP), not_available("tcp", SHM_FEATURE)),
-    (named("npi"), invalid("npi", SHM_FEATURE, "Did you mean 'mpi'? ")),
+    (named("mpi"), NoLibrary()),
+    (named("mpi", **LAUNCHED), NoLibrary()),
+    (named("tcp"), not_available("tcp", WITH_MPI)),
+    (named("tcp", **TCP), not_available("tcp", WITH_MPI)),
+    (named("npi"), invalid("npi", WITH_MPI, "Did you mean 'mpi'? ")),
 ]
 EVERYTHING = MPI4PY_WITHOUT_LIBRARY
 PROFILES = {

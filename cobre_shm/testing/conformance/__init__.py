@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cobre_shm.communicator import Communicator
+from cobre_shm.selection.registry import read_registry
 from cobre_shm.testing.conformance import (
     allgatherv,
     allreduce,
@@ -62,21 +63,28 @@ def run_all(make_communicator: Callable[[], Communicator], *, huge: bool = False
         huge: Whether to include the checks that need gigabytes of memory on every rank.
 
     Returns:
-        The names of the checks that were run.
+        The names of the checks that were run. Left out are those that need more ranks, or that a
+        backend's capabilities rule out: without ``detects_peer_loss`` no rank outlives another.
 
     Raises:
         AssertionError: A check failed on this rank.
     """
     names = []
     with make_communicator() as shared:
-        size = shared.size
-        for check in CHECKS.values():
-            if not check.fatal and size >= check.min_size and check.huge <= huge:
+        checks = [check for check in CHECKS.values() if _applies(check, shared)]
+        for check in checks:
+            if not check.fatal and check.huge <= huge:
                 check.function(shared)
                 names.append(check.name)
-    for check in CHECKS.values():
-        if check.fatal and size >= check.min_size:
+    for check in checks:
+        if check.fatal:
             with make_communicator() as lost:
                 check.function(lost)
             names.append(check.name)
     return names
+
+
+def _applies(check: Check, comm: Communicator) -> bool:
+    spec = read_registry().find(comm.backend)
+    alone = spec is not None and not spec.capabilities.detects_peer_loss
+    return comm.size >= check.min_size and not (check.outlives_peers and alone)

@@ -90,7 +90,7 @@ def check_close_after_last_collective_harmless(comm: Communicator) -> None:
     assert (result == expected).all(), "the last allgatherv before close"
 
 
-@conformance_check(fatal=True, min_size=2)
+@conformance_check(fatal=True, min_size=2, outlives_peers=True)
 def check_abort_fails_all_ranks(comm: Communicator) -> None:
     """When one rank aborts, its waiting peers raise RankFailed, which names it."""
     assert_group_usable(comm, "construction")

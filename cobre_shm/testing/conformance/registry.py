@@ -24,6 +24,8 @@ class Check:
         min_size: The smallest group in which the check says anything.
         fatal: The communicator is closed or failed afterwards: give each such check its own group.
         huge: Needs gigabytes of memory on every rank.
+        outlives_peers: The group's other ranks go on after one has ended: only for a backend
+            that detects the loss of a peer.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Check:
     min_size: int = 1
     fatal: bool = False
     huge: bool = False
+    outlives_peers: bool = False
 
 
 CHECKS: dict[str, Check] = {}
@@ -39,7 +42,11 @@ CHECKS: dict[str, Check] = {}
 
 
 def conformance_check(
-    *, min_size: int = 1, fatal: bool = False, huge: bool = False
+    *,
+    min_size: int = 1,
+    fatal: bool = False,
+    huge: bool = False,
+    outlives_peers: bool = False,
 ) -> Callable[[CheckFunction], CheckFunction]:
     """Enter the decorated function into :data:`CHECKS`."""
 
@@ -48,7 +55,7 @@ def conformance_check(
         if name in CHECKS:
             raise ValueError(f"there are two checks named {name}")
         topic = function.__module__.rpartition(".")[2]
-        CHECKS[name] = Check(name, topic, function, min_size, fatal, huge)
+        CHECKS[name] = Check(name, topic, function, min_size, fatal, huge, outlives_peers)
         return function
 
     return enter

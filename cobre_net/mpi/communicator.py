@@ -1,0 +1,306 @@
+"""The mpi backend: ties MPI, and shared memory within the nodes, to the contract."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+import zlib
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from cobre_net.mpi import ending
+from cobre_net.mpi.direct import Direct
+from cobre_net.mpi.failure import failed
+from cobre_net.mpi.flat import Flat
+from cobre_net.mpi.grouping import Grouping
+from cobre_net.mpi.library import MPI, check_started
+from cobre_net.mpi.region import MpiRegion, free_windows
+from cobre_shm import layout
+from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion
+from cobre_shm.datatypes import ReduceOp, dtype_tag
+from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, InvalidCommunicator
+from cobre_shm.segment.recorder import call_text
+from cobre_shm.selection.kinds import MpiConfig
+from cobre_shm.validate import (
+    check_allgatherv,
+    check_allreduce,
+    check_broadcast,
+    check_gather_buffers,
+    check_region,
+)
+
+__all__ = ["MpiCommunicator"]
+
+logger = logging.getLogger("cobre_shm")
+
+_living: weakref.WeakSet[MpiCommunicator] = weakref.WeakSet()
+# What a group of one node does by itself from its construction on.
+_DELEGATED = (
+    "allgatherv",
+    "allreduce",
+    "broadcast",
+    "barrier",
+    "create_shared_region",
+    "split_local",
+)
+
+
+class MpiCommunicator(Communicator):
+    """Ranks that an MPI launcher started.
+
+    Construction is collective over ``config.comm``. Where the ranks of a node can share memory
+    (see :class:`MpiConfig`) they form a group of the shm backend: alone on one machine they are
+    that group, and on several their leaders talk MPI.
+
+    MPI offers no place in which to compare calls for free, so ranks that disagree are noticed
+    only with ``MpiConfig(check=True)``, or where all ranks share a node. Nor does it report a
+    death: the launcher ends the job then, and an exception that nobody catches ends it as well
+    (see ``ending.py``). There is no time limit.
+
+    Args:
+        config: Communicator, determinism, levels.
+
+    Raises:
+        InitializationFailed: MPI is not there, not in a usable state, or not the launcher's; or
+            two levels were demanded and are not possible.
+
+    Attributes:
+        levels: How the ranks talk: ``"flat: <reason>"``, ``"one node"`` or ``"N nodes"``.
+    """
+
+    backend = "mpi"
+
+    def __init__(self, config: MpiConfig) -> None:
+        check_started(os.environ)
+        self._unusable: CollectiveFailed | InvalidCommunicator | None = None
+        self._config = config
+        source = MPI.COMM_WORLD if config.comm is None else config.comm
+        try:
+            self._comm = source.Dup()
+            # Nothing but the question of ending.py goes over it.
+            self._ending = source.Dup()
+            self._flat = Flat(self._comm, deterministic=config.deterministic)
+            self.rank, self.size = self._flat.rank, self._flat.size
+            self._grouping = Grouping(self._flat, config)
+            if self.size > 1:
+                free_windows(self._comm)
+        except MPI.Exception as error:
+            raise failed(error, source.Get_rank()) from error
+        self.is_leader = self._grouping.is_leader
+        self.levels = self._grouping.levels
+        self._engine = self._grouping.engine
+        self._group = self._grouping.whole
+        # Only while the communicator is usable, flat, and compares nothing.
+        is_direct = self._engine is self._flat and not config.check
+        self._direct = Direct(self._flat) if is_direct else None
+        if self._group is not None:
+            for name in _DELEGATED:
+                setattr(self, name, getattr(self._group, name))
+        logger.info("mpi: rank %d of %d, %s", self.rank, self.size, self.levels)
+        if self.size > 1:
+            ending.watch()
+        _living.add(self)
+
+    def __repr__(self) -> str:
+        return f"<MpiCommunicator rank {self.rank} of {self.size}>"
+
+    def allgatherv(
+        self,
+        send: Array,
+        recv: Array | None = None,
+        counts: Counts | None = None,
+        displs: Counts | None = None,
+    ) -> Array:
+        """See :meth:`Communicator.allgatherv`."""
+        try:
+            direct = self._direct
+            if direct is not None and direct.allgatherv(send, recv, counts, displs):
+                return recv  # type: ignore[return-value]
+        except MPI.Exception as error:
+            self._fail(error)
+        self._check_usable()
+        send, recv = check_gather_buffers(self.size, send, recv, displs)
+        if counts is None:
+            counts = self._gather_counts(send)
+        plan = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        if self._config.check:
+            hashed = zlib.crc32(plan.counts.tobytes())
+            total = int(plan.counts.sum())
+            self._compare(layout.ALLGATHERV, dtype_tag(send.dtype), total, high=hashed)
+        try:
+            self._engine.allgatherv(*plan)
+        except MPI.Exception as error:
+            self._fail(error)
+        return plan.recv
+
+    def _gather_counts(self, send: Array) -> Array:
+        counts = np.empty(self.size, np.int64)
+        if self._config.check:
+            self._compare(layout.COUNTS, dtype_tag(send.dtype), self.size)
+        try:
+            self._engine.gather_equal(np.array([send.size], np.int64), counts)
+        except MPI.Exception as error:
+            self._fail(error)
+        return counts
+
+    def allreduce(
+        self, send: Array, recv: Array | None = None, op: ReduceOp | str = ReduceOp.SUM
+    ) -> Array:
+        """See :meth:`Communicator.allreduce`."""
+        try:
+            direct = self._direct
+            if direct is not None and direct.allreduce(send, recv, op):
+                return recv  # type: ignore[return-value]
+        except MPI.Exception as error:
+            self._fail(error)
+        self._check_usable()
+        send, recv, op = check_allreduce(send, recv, op)
+        if self._config.check:
+            self._compare(layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), send.size)
+        try:
+            self._engine.allreduce(send, recv, op)
+        except MPI.Exception as error:
+            self._fail(error)
+        return recv
+
+    def broadcast(self, buf: Array, root: int = 0) -> Array:
+        """See :meth:`Communicator.broadcast`."""
+        try:
+            direct = self._direct
+            if direct is not None and direct.broadcast(buf, root):
+                return buf
+        except MPI.Exception as error:
+            self._fail(error)
+        self._check_usable()
+        array = check_broadcast(self.size, self.rank, buf, root)
+        if self._config.check:
+            what = layout.BROADCAST | int(root) << 16
+            self._compare(what, dtype_tag(array.dtype), array.size)
+        try:
+            self._engine.broadcast(array, int(root))
+        except MPI.Exception as error:
+            self._fail(error)
+        return array
+
+    def barrier(self) -> None:
+        """See :meth:`Communicator.barrier`."""
+        self._check_usable()
+        if self._config.check:
+            self._compare(layout.BARRIER, 0, 0)
+        try:
+            self._engine.barrier()
+        except MPI.Exception as error:
+            self._fail(error)
+
+    def create_shared_region(
+        self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64
+    ) -> SharedRegion:
+        """See :meth:`Communicator.create_shared_region`."""
+        self._check_usable()
+        extents, element = check_region(shape, dtype)
+        if self._config.check:
+            items = min(int(np.prod(extents, dtype=object)), 2**63 - 1)
+            hashed = zlib.crc32(repr(extents).encode())
+            self._compare(layout.REGION, dtype_tag(element), items, high=hashed)
+        try:
+            return MpiRegion(self, self._comm, self._grouping.node, extents, element)
+        except MPI.Exception as error:
+            self._fail(error)
+
+    def split_local(self) -> Communicator:
+        """See :meth:`Communicator.split_local`."""
+        self._check_usable()
+        if self._config.check:
+            self._compare(layout.SPLIT, 0, 0)
+        try:
+            return self._grouping.split()
+        except MPI.Exception as error:
+            self._fail(error)
+
+    def abort(self, code: int = 1) -> NoReturn:
+        """End the whole job with ``code``, as MPI_Abort does; it does not return.
+
+        Raises:
+            SystemExit: With ``code``, where MPI has been finalised.
+        """
+        if not MPI.Is_finalized():
+            ending.abort(MPI.COMM_WORLD if self._is_closed else self._comm, int(code))
+        raise SystemExit(code)
+
+    def close(self) -> None:
+        """See :meth:`Communicator.close`. Windows go later, see ``region.py``."""
+        if self._is_closed:
+            return
+        self._lose(
+            InvalidCommunicator(
+                "The communicator is closed", context={"backend": "mpi", "rank": self.rank}
+            )
+        )
+        _living.discard(self)
+        self._grouping.close()
+        if not MPI.Is_finalized():
+            # MPI expects this to be local, although all ranks must do it at some time.
+            self._comm.Free()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; a process that ends after leaving by an exception ends the job."""
+        if self._group is not None:
+            self._group.__exit__(kind, error, trace)
+        if error is not None and self.size > 1 and ending.exit_code(error) != 0:
+            ending.left_by_exception(self._ending, error)
+        self.close()
+
+    @property
+    def _is_closed(self) -> bool:
+        return isinstance(self._unusable, InvalidCommunicator)
+
+    def _check_usable(self) -> None:
+        if self._unusable is not None:
+            raise self._unusable.with_traceback(None)
+
+    def _lose(self, reason: CollectiveFailed | InvalidCommunicator) -> None:
+        """Be of no use from now on."""
+        self._unusable = reason
+        self._direct = None
+
+    def _fail(self, error: Any) -> NoReturn:
+        reason = failed(error, self.rank)
+        self._lose(reason)
+        raise reason from error
+
+    def _compare(self, what: int, tag: int, count: int, *, high: int = 0) -> None:
+        """Compare this call with those of all ranks."""
+        high -= (high & 0x80000000) << 1  # the call word is signed
+        calls = np.empty((self.size, 3), np.int64)
+        try:
+            self._flat.gather_equal(np.array([what | high << 32, tag, count], np.int64), calls)
+        except MPI.Exception as error:
+            self._fail(error)
+        if (calls != calls[0]).any():
+            reason = CollectiveMismatch([call_text(*call) for call in calls.tolist()])
+            self._lose(reason)
+            raise reason
+
+
+def _disown_in_child() -> None:
+    """A forked child is not the rank."""
+    for comm in list(_living):
+        comm._lose(
+            InvalidCommunicator(
+                "The communicator belongs to the parent process and cannot be used after fork",
+                context={"code": "ForkedCommunicator", "backend": "mpi", "rank": comm.rank},
+            )
+        )
+    _living.clear()
+
+
+os.register_at_fork(after_in_child=_disown_in_child)

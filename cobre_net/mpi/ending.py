@@ -1,0 +1,114 @@
+"""How a process ends, so that its peers do not wait for it for ever.
+
+MPI has no word for "I failed" but MPI_Abort. Without it a rank that leaves by an exception waits
+in MPI_Finalize for peers that wait for it in a collective. As soon as one of our communicators
+exists:
+
+* an exception that nobody catches ends the job, after its traceback has been printed: code 1, or
+  130 for Ctrl-C;
+* a process that ends after an exception has left a ``with`` block of one of our communicators
+  (and was caught further out, or was SystemExit with a code) asks at its end whether all ranks of
+  that communicator did the same. If they did, as when all refuse the same input, everybody ends
+  in order with its own exit code. If that is not so after two seconds, it ends the job.
+
+The question is a barrier that nobody blocks in, on a duplicate that carries nothing else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from cobre_net.mpi.library import MPI
+from cobre_shm.errors import CollectiveFailed
+
+__all__ = ["abort", "left_by_exception", "watch"]
+
+_AGREE_SECS = 2.0
+# A rank that lost its group is not the cause. The rank that is ends the job with its own code,
+# which needs up to the time above; only if nobody does, this one ends it.
+_ORIGIN_SECS = 3.0
+_INTERRUPTED = 130
+
+_left: list[tuple[Any, int]] = []
+_state = {"watching": False}
+
+
+def watch() -> None:
+    """From now on an uncaught exception of this process ends the job. Idempotent."""
+    if not _state["watching"]:
+        _state["watching"] = True
+        _chain_hook()
+        atexit.register(_at_exit)
+
+
+def _chain_hook() -> None:
+    previous = sys.excepthook
+    pid = os.getpid()
+
+    def end_job(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        try:
+            previous(kind, error, trace)
+        finally:
+            # A forked child is no rank.
+            if os.getpid() == pid and not MPI.Is_finalized():
+                if issubclass(kind, CollectiveFailed):
+                    flush()
+                    time.sleep(_ORIGIN_SECS)
+                abort(MPI.COMM_WORLD, _INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1)
+
+    sys.excepthook = end_job
+
+
+def left_by_exception(comm: Any, error: BaseException) -> None:
+    """Remember that a ``with`` block was left by ``error``.
+
+    Args:
+        comm: mpi4py communicator of all ranks that entered such a block, free for the question.
+        error: Decides the code of the job, if it comes to that.
+    """
+    _left.append((comm, exit_code(error)))
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the code with which Python ends for ``error``, as mpi4py's runner sees it."""
+    if isinstance(error, SystemExit):
+        code = error.code
+        return 0 if code is None else code if isinstance(code, int) else 1
+    return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+def abort(comm: Any, code: int) -> None:
+    """End the job; what was printed is flushed, for MPI ends the process without that."""
+    flush()
+    comm.Abort(code)
+
+
+def flush() -> None:
+    """Pass on what was printed."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            continue
+
+
+def _at_exit() -> None:
+    if not _left or MPI.Is_finalized():
+        return
+    requests = [comm.Ibarrier() for comm, _ in _left]
+    deadline = time.monotonic() + _AGREE_SECS
+    while not MPI.Request.Testall(requests):
+        if time.monotonic() > deadline:
+            print(
+                "cobre_net.mpi: this rank failed and its peers did not: the job ends",
+                file=sys.stderr,
+            )
+            abort(MPI.COMM_WORLD, _left[0][1] or 1)
+        time.sleep(0.005)

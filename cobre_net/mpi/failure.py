@@ -1,0 +1,35 @@
+"""From an error of MPI to an error of ours: the one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cobre_net.mpi.library import MPI
+from cobre_shm.errors import CollectiveFailed
+
+__all__ = ["failed"]
+
+
+def failed(error: Any, rank: int) -> CollectiveFailed:
+    """Return what stands for an ``MPI.Exception``: the group is lost.
+
+    MPI does not say what became of a collective that failed, nor which rank was the cause.
+    """
+    code, kind = error.Get_error_code(), error.Get_error_class()
+    return CollectiveFailed(
+        f"MPI failed on rank {rank}: {error.Get_error_string()}",
+        context={
+            "backend": "mpi",
+            "rank": rank,
+            "mpi_error_class": kind,
+            "mpi_error_class_name": _NAMES.get(kind, "unknown"),
+            "mpi_error_code": code,
+        },
+    )
+
+
+_NAMES = {
+    getattr(MPI, name): name
+    for name in dir(MPI)
+    if name.startswith("ERR_") and isinstance(getattr(MPI, name), int)
+}

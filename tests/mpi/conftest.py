@@ -1,0 +1,133 @@
+"""Programs under real MPIs, each in an environment of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cobre_shm.selection.launchers import LAUNCHER_VARIABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(__file__).with_name("programs")
+SHARED = Path("/dev/shm")
+NO_NETWORK = 69
+# Ends what hangs; a busy machine needs tens of seconds.
+WATCHDOG_SECS = 270.0
+NAMES = ("mpich", "openmpi", pytest.param("impi", marks=pytest.mark.slow))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a job."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Mpi:
+    """One MPI.
+
+    Attributes:
+        name: As ``scripts/mpi`` knows it.
+        folder: Its virtual environment.
+    """
+
+    name: str
+    folder: Path
+
+    def run(self, size: int, *arguments: str | Path, **variables: str) -> Ended:
+        """Run Python with these arguments on ``size`` ranks."""
+        return run([ROOT / "scripts/mpi", self.name, str(size), *arguments], **variables)
+
+    def program(self, size: int, name: str, *arguments: str, **variables: str) -> Ended:
+        """Run ``programs/NAME.py``."""
+        return self.run(size, PROGRAMS / f"{name}.py", *arguments, **variables)
+
+
+def run(command: list[str | Path], **variables: str) -> Ended:
+    """Run a command in a process group of its own, which is gone afterwards."""
+    unwanted = (*LAUNCHER_VARIABLES, "COBRE_COMM_BACKEND")
+    env = {name: value for name, value in os.environ.items() if name not in unwanted}
+    env |= {"MPI_PYTHON": sys.executable, "MPI_ENVIRONMENTS": str(_folder()), **variables}
+    env["PYTHONPATH"] = str(ROOT)
+    before = _segments()
+    with subprocess.Popen(
+        command,
+        env=env,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=WATCHDOG_SECS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            pytest.fail(f"{command} did not end in {WATCHDOG_SECS} s\n{out}\n{err}")
+    _remove_left(_segments() - before)
+    return Ended(process.returncode, out, err)
+
+
+def _segments() -> set[Path]:
+    return {path for name in ("mpich_shm_*", "sm_segment.*") for path in SHARED.glob(name)}
+
+
+def _remove_left(segments: set[Path]) -> None:
+    """Remove what a library leaves behind when a job is aborted; not what a process still maps."""
+    if not segments:
+        return
+    mapped = ""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            mapped += maps.read_text()
+    for path in segments:
+        if str(path) not in mapped:
+            path.unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    return Path(sys.prefix) / "mpi"
+
+
+@functools.cache
+def _make(name: str) -> tuple[int, str]:
+    script = ROOT / "scripts/mpi-environment"
+    made = run([script, name, _folder() / name, sys.executable])
+    return made.code, made.stderr
+
+
+def get_mpi(name: str) -> Mpi:
+    """Return an MPI; without a network, which alone may bring it, the test is skipped."""
+    code, said = _make(name)
+    if code == NO_NETWORK:
+        reason = (re.findall(r"^WARNING.*|^ERROR.*", said, re.MULTILINE) or [said])[0]
+        pytest.skip(f"no {name}: the package index cannot be reached: {reason[:200]}")
+    assert code == 0, said
+    return Mpi(name, _folder() / name)
+
+
+@pytest.fixture(params=NAMES)
+def mpi(request: pytest.FixtureRequest) -> Mpi:
+    """Every MPI in turn."""
+    return get_mpi(request.param)
+
+
+@pytest.fixture
+def all_of_them() -> Callable[[str], Mpi]:
+    """To have two in one test."""
+    return get_mpi

@@ -1,0 +1,167 @@
+"""What is this backend's alone: levels, order, windows, pieces, MPI's own reduction, forks."""
+
+import os
+
+import numpy as np
+from mpi4py import MPI
+
+from cobre_net.mpi import MpiRegion, region
+from cobre_net.mpi.flat import native_operation
+from cobre_shm import InitializationFailed, MpiConfig, ReduceOp, create_communicator
+from cobre_shm.errors import InvalidCommunicator
+from cobre_shm.testing.conformance.expect import expect_error
+
+WORLD = MPI.COMM_WORLD
+RANK, SIZE = WORLD.Get_rank(), WORLD.Get_size()
+rng = np.random.default_rng(7)
+BLOCKS = [rng.normal(size=300_000) * 10.0 ** rng.integers(-9, 9, 300_000) for _ in range(SIZE)]
+
+
+def make(**settings):
+    return create_communicator(MpiConfig(**settings))
+
+
+def in_rank_order(blocks):
+    total = blocks[0].copy()
+    for block in blocks[1:]:
+        total += block
+    return total
+
+
+def check_levels_give_the_same_bits():
+    ways = {
+        "flat: so configured": {"hierarchical": False},
+        "one node": {},
+        "2 nodes": {"node": 2 * RANK // SIZE},
+        "3 nodes": {"node": (RANK + 1) // 2},
+        "flat: the ranks are not placed node by node": {"node": RANK % 2},
+        "flat: every rank is alone on its node": {"node": RANK},
+    }
+    expected = in_rank_order(BLOCKS)
+    assert (in_rank_order(BLOCKS[::-1]) != expected).any()
+    for levels, settings in ways.items():
+        with make(**settings) as comm:
+            assert comm.levels == levels, comm.levels
+            counts = [3 * rank for rank in range(SIZE)]
+            gathered = comm.allgatherv(BLOCKS[RANK][: counts[RANK]], None, counts)
+            parts = [block[:count] for block, count in zip(BLOCKS, counts, strict=True)]
+            assert gathered.tobytes() == np.concatenate(parts).tobytes(), levels
+            for root in range(SIZE):
+                buf = BLOCKS[root][:99].copy() if root == RANK else np.zeros(99)
+                assert comm.broadcast(buf, root).tobytes() == BLOCKS[root][:99].tobytes(), levels
+            for count in (1, 700, 300_000):
+                for op in (ReduceOp.SUM, ReduceOp.MAX):
+                    total = comm.allreduce(BLOCKS[RANK][:count], op=op)
+                    if op is ReduceOp.SUM:
+                        assert total.tobytes() == expected[:count].tobytes(), (levels, count)
+                    else:
+                        assert (total == np.max([b[:count] for b in BLOCKS], axis=0)).all()
+
+
+def check_levels_that_are_impossible_are_refused_when_demanded():
+    error = expect_error(
+        InitializationFailed, "round robin", make, hierarchical=True, node=RANK % 2
+    )
+    assert "not placed node by node" in error.message
+
+
+def check_any_communicator_of_mpi4py():
+    """The program's own messages never meet ours; ranks are those of its communicator."""
+    backwards = WORLD.Split(0, -RANK)
+    pending = backwards.Ibcast(np.array([RANK]), SIZE - 1)
+    with make(comm=backwards, hierarchical=False) as comm:
+        assert comm.rank == SIZE - 1 - RANK
+        ranks = comm.allgatherv(np.array([RANK]))
+        assert ranks.tolist() == list(range(SIZE))[::-1]
+    pending.Wait()
+    half = WORLD.Split(RANK % 2, RANK)
+    with make(comm=half) as comm:
+        assert comm.size == half.Get_size()
+        assert comm.allreduce(np.array([1]))[0] == comm.size
+    half.Free()
+    backwards.Free()
+
+
+def check_large_messages_go_in_pieces():
+    with make(hierarchical=False) as comm:
+        # Without the short road, which took its limits at construction.
+        flat, comm._direct = comm._flat, None
+        flat.piece_bytes, flat.reduce_bytes, flat.small_bytes = 1000, 3000, 16
+        counts = [101 + 17 * rank for rank in range(SIZE)]
+        gaps = [3 + sum(counts[:rank]) + rank for rank in range(SIZE)]
+        expected = np.full(gaps[-1] + counts[-1], -1.0)
+        for rank in range(SIZE):
+            expected[gaps[rank] : gaps[rank] + counts[rank]] = BLOCKS[rank][: counts[rank]]
+        recv = np.full(expected.size, -1.0)
+        comm.allgatherv(BLOCKS[RANK][: counts[RANK]], recv, counts, gaps)
+        assert recv.tobytes() == expected.tobytes()
+        # Displacements may be large where the data is not, and on some ranks only.
+        far = [5 * gap if RANK == 0 else gap for gap in gaps]
+        flat.piece_bytes = 8 * sum(counts)
+        wide = np.zeros(far[-1] + counts[-1])
+        comm.allgatherv(BLOCKS[RANK][: counts[RANK]], wide, counts, far)
+        for rank in range(SIZE):
+            block = wide[far[rank] : far[rank] + counts[rank]]
+            assert block.tobytes() == BLOCKS[rank][: counts[rank]].tobytes()
+        flat.piece_bytes = 1000
+        buf = BLOCKS[1][:777].copy() if RANK == 1 else np.zeros(777)
+        assert comm.broadcast(buf, 1).tobytes() == BLOCKS[1][:777].tobytes()
+        total = comm.allreduce(BLOCKS[RANK][:5001])
+        assert total.tobytes() == in_rank_order(BLOCKS)[:5001].tobytes()
+
+
+def check_windows_are_given_back():
+    with make(hierarchical=False) as comm:
+        for turn in range(30):
+            shared = comm.create_shared_region(1000)
+            assert isinstance(shared, MpiRegion)
+            assert not shared.array.any()
+            shared.fence()
+            shared.array[comm.rank] = turn
+            if turn % 2:
+                shared.close()
+            del shared
+        held = comm.create_shared_region(5, "i4").array
+        assert sum(map(len, region._windows.values())) == 1
+    with make(hierarchical=False):
+        assert sum(map(len, region._windows.values())) == 1
+    held[0] = 1
+    del held
+    with make(hierarchical=False):
+        assert sum(map(len, region._windows.values())) == 0
+
+
+def check_reduction_of_mpi():
+    assert native_operation(np.dtype("f8"), ReduceOp.SUM, deterministic=True) is None
+    assert native_operation(np.dtype("f8"), ReduceOp.MAX, deterministic=False) is None
+    assert native_operation(np.dtype("i8"), ReduceOp.MAX, deterministic=True) is not None
+    with make(deterministic=False) as comm:
+        assert comm.levels == "flat: MPI's own reduction was asked for"
+        for count in (1, 700, 300_000):
+            total = comm.allreduce(BLOCKS[RANK][:count])
+            exact = np.sum([np.abs(block[:count]) for block in BLOCKS], axis=0)
+            error = np.abs(total - in_rank_order(BLOCKS)[:count])
+            assert (error <= 1e-14 * SIZE * exact).all()
+            again = np.array(BLOCKS[RANK][:count])
+            assert comm.allreduce(again, again).tobytes() == total.tobytes()
+
+
+def check_forked_child_is_no_rank():
+    with make() as comm:
+        child = os.fork()
+        if child == 0:
+            try:
+                comm.barrier()
+            except InvalidCommunicator:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        comm.barrier()
+
+
+for name, check in list(globals().items()):
+    if name.startswith("check_"):
+        check()
+        WORLD.Barrier()
+if RANK == 0:
+    print("done")

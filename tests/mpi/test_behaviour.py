@@ -1,0 +1,84 @@
+"""What is this backend's alone, and the trainer over it."""
+
+import subprocess
+import sys
+
+import pyarrow.parquet
+import pytest
+
+from tests.mpi.conftest import ROOT, run
+
+
+def test_levels_order_windows_pieces(mpi):
+    done = mpi.program(4, "behaviour")
+    assert (done.code, done.stdout.strip()) == (0, "done"), done.stderr
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Files of a training in one process, without MPI."""
+    folder = tmp_path_factory.mktemp("alone")
+    command = [sys.executable, "-m", "cobre_shm.sddp", "--iterations", "2", "--output-dir", folder]
+    subprocess.run(command, check=True, capture_output=True, timeout=240, cwd=ROOT)
+    return values(folder)
+
+
+def values(folder):
+    clocks = ("time_forward_ms", "time_backward_ms", "time_total_ms")
+    found = {}
+    for name in ("training/convergence", "policy/cuts"):
+        table = pyarrow.parquet.read_table(folder / f"{name}.parquet")
+        for column in table.column_names:
+            if column not in clocks:
+                found[name, column] = table[column].combine_chunks().buffers()[1].to_pybytes()
+    return found
+
+
+@pytest.mark.parametrize("levels", ["0", "1"])
+def test_trainer_has_the_bits_of_one_process(mpi, alone, tmp_path, levels):
+    done = mpi.run(
+        3,
+        *("-m", "cobre_shm.sddp", "--iterations", "2", "--output-dir", tmp_path),
+        COBRE_MPI_HIERARCHICAL=levels,
+    )
+    assert done.code == 0, done.stderr
+    assert "3 ranks, backend mpi" in done.stdout
+    assert values(tmp_path) == alone
+    assert len(alone) > 10
+
+
+def test_launcher_of_another_mpi_is_refused(all_of_them):
+    """Otherwise each of n processes would be rank 0 of 1, and train the whole case."""
+    mpich, openmpi = all_of_them("mpich"), all_of_them("openmpi")
+    program = "import cobre_shm; cobre_shm.create_communicator()"
+    done = run(
+        [mpich.folder / "bin/mpiexec", "-n", "2", openmpi.folder / "bin/python", "-c", program]
+    )
+    assert done.code != 0
+    assert "the mpiexec of MPICH or Intel MPI started 2 processes" in done.stderr
+    assert "every process is rank 0 of 1 (Open MPI v5" in done.stderr
+    assert f"Use the launcher of that library: {openmpi.folder}/bin/mpiexec -n 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("mpi4py.rc.thread_level = 'single'", ""),
+        ("mpi4py.rc.initialize = False", ""),
+        (
+            "mpi4py.rc.thread_level = 'single'; "
+            "threading.Thread(target=threading.Event().wait, daemon=True).start()",
+            "MPI was initialised for the thread level single, but this process has several threads",
+        ),
+        ("from mpi4py import MPI; MPI.Finalize()", "MPI was finalised in this process"),
+    ],
+)
+def test_state_of_mpi_is_looked_at(all_of_them, before, said):
+    code = (
+        f"import mpi4py, threading; {before}\n"
+        "import cobre_shm\n"
+        "try: comm = cobre_shm.create_communicator('mpi'); comm.barrier(); print('works')\n"
+        "except cobre_shm.InitializationFailed as error: print(error.message)"
+    )
+    done = run([all_of_them("mpich").folder / "bin/python", "-c", code])
+    assert (said or "works") in done.stdout, done.stderr

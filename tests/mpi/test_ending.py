@@ -1,0 +1,50 @@
+"""A rank that fails ends the job, with a code; one that ends in order disturbs nobody."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("levels", "way", "code", "said"),
+    [
+        ("flat", "raise", 1, "LookupError: of rank 1"),
+        ("node", "raise", 1, "LookupError: of rank 1"),
+        ("flat", "interrupt", 130, "KeyboardInterrupt"),
+        ("flat", "abort", 7, ""),
+        ("node", "abort", 7, ""),
+        ("flat", "exit_in_block", 5, ""),
+        ("flat", "caught", 1, "this rank failed and its peers did not"),
+    ],
+)
+def test_rank_that_fails_ends_the_job(mpi, levels, way, code, said):
+    done = mpi.program(3, "ending", way, levels)
+    assert done.stdout.count("started") >= 1
+    # MPICH's launcher may report the signal with which it ended the others instead.
+    signalled = mpi.name != "openmpi" and done.code == 9 and f"Abort({code})" in done.stderr
+    assert done.code == code or signalled, done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(("way", "code"), [("exit_in_block", 5), ("caught", 1)])
+def test_rank_that_leaves_a_group_of_one_node_ends_the_job(mpi, way, code):
+    """Its peers raise at once, and leave it to the rank that was the cause to end the job."""
+    done = mpi.program(3, "ending", way, "node")
+    assert done.code == code
+    assert "RankFailed: Rank 1" in done.stderr
+
+
+def test_rank_that_is_killed_ends_the_job(mpi):
+    assert mpi.program(3, "ending", "kill", "flat").code != 0
+
+
+@pytest.mark.parametrize("levels", ["flat", "node"])
+def test_all_ranks_that_refuse_keep_their_own_code(mpi, levels):
+    done = mpi.program(3, "ending", "all_refuse", levels)
+    assert done.code == 2, done.stderr
+    assert "this rank failed" not in done.stderr
+
+
+@pytest.mark.parametrize("levels", ["flat", "node"])
+def test_end_with_everything_open_is_silent(mpi, levels):
+    done = mpi.program(3, "ending", "untidy", levels)
+    # Open MPI ends its output with a NUL.
+    assert (done.code, done.stderr.strip("\0\n ")) == (0, "")
