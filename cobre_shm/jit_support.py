@@ -94,7 +94,9 @@ def _state_of_one_rank() -> tuple[Any, Any]:
     start = -(-memory.ctypes.data // layout.PAGE_BYTES) * layout.PAGE_BYTES
     state = np.zeros(context.WORDS, dtype=np.int64)
     scratch = np.zeros(context.SCRATCH_BYTES + layout.LINE_BYTES, dtype=np.uint8)
+    costs = np.zeros(context.COSTS_WORDS, dtype=np.int64)
     state[context.SELF] = state.ctypes.data
+    state[context.COSTS] = costs.ctypes.data
     state[context.SIZE] = 1
     state[context.CONTROL] = start + layout.CONTROL
     state[context.SLOTS] = start + layout.slots_offset(1)
@@ -116,4 +118,4 @@ def _state_of_one_rank() -> tuple[Any, Any]:
         strict=True,
     ):
         state[word] = kernel.address
-    return state, (memory, scratch)
+    return state, (memory, scratch, costs)

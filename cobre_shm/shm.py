@@ -140,11 +140,15 @@ class ShmCommunicator(_State, Communicator):
             may_be_unnamed=self._segment.may_be_unnamed,
             pages=PagePolicy(config.hugepages, config.numa_interleave),
         )
-        self._private = np.zeros(3 * config.size + 3, dtype=np.int64)
+        room = 3 * config.size + 3 + context.COSTS_WORDS
+        self._private = np.zeros(room, dtype=np.int64)
         self._scratch = np.empty(context.SCRATCH_BYTES + layout.LINE_BYTES, dtype=np.uint8)
         state = _new_context(self._segment, config.rank, self._scratch)
-        displs, arguments, sources = np.split(self._private, (config.size, config.size + 3))
+        displs, arguments, sources, costs = np.split(
+            self._private, (config.size, config.size + 3, 3 * config.size + 3)
+        )
         state[context.SOURCES] = sources.ctypes.data
+        state[context.COSTS] = costs.ctypes.data
         fastcall.serve(ShmCommunicator, state, displs, arguments)
         self._known = fastcall.Known(state)
         self._address = state.ctypes.data

@@ -12,7 +12,8 @@ from typing import Any
 from cobre_shm import layout
 from cobre_shm.kernels import context
 from cobre_shm.kernels.atomics import load_plain
-from cobre_shm.kernels.copying import copy_bytes, move_bytes
+from cobre_shm.kernels.choices import deposit
+from cobre_shm.kernels.copying import move_bytes
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.rounds import begin, end, next_round, observe, own_line, publish, slot
@@ -83,7 +84,7 @@ def allgatherv(
         if ctx[context.STAGE] == context.DEPOSIT:
             if start == 0:
                 place = slot(ctx, ctx[context.EPOCH] + 1, rank)
-                copy_or_fail(ctx, COPY_IN, place, send, min(chunk, own_bytes))
+                deposit(ctx, COPY_IN, place, send, min(chunk, own_bytes))
             status = publish(ctx)
             if status != context.READY:
                 return status
@@ -114,6 +115,7 @@ def allgatherv(
                     send + start + chunk,
                     ahead,
                     streams,
+                    ctx[context.STREAMS_IN] != 0,
                 )
             fail_at(ctx, COPY_OUT)
         if size == 1 and start + chunk < own_bytes and own != send:
@@ -161,6 +163,7 @@ def _copy_out_and_in(
     send: int,
     ahead: int,
     streams: bool,
+    streams_in: bool,
 ) -> None:
     """Copy a peer's chunk out and the own next one in, piece by piece in turn."""
     at = 0
@@ -168,7 +171,7 @@ def _copy_out_and_in(
         move_bytes(destination + at, source + at, min(PIECE_BYTES, nbytes - at), streams)
         piece = min(PIECE_BYTES, ahead - at)
         if piece > 0:
-            copy_bytes(coming + at, send + at, piece)
+            move_bytes(coming + at, send + at, piece, streams_in)
             if own != send:
                 move_bytes(own + at, send + at, piece, streams)
         at += PIECE_BYTES

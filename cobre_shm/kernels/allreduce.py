@@ -23,7 +23,8 @@ from typing import Any
 from cobre_shm import layout
 from cobre_shm.kernels import context
 from cobre_shm.kernels.chain import chain
-from cobre_shm.kernels.copying import call_reduction, copy_bytes, copy_streaming
+from cobre_shm.kernels.choices import deposit
+from cobre_shm.kernels.copying import call_reduction, copy_bytes, copy_streaming, move_bytes
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, REDUCE, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.parts import part_start, reduce_part
@@ -85,18 +86,30 @@ def allreduce(
 
 @inlined
 def _reduce_ranks(
-    ctx: Any, destination: int, first: int, stride: int, count: int, item_bytes: int, reduction: int
+    ctx: Any,
+    destination: int,
+    first: int,
+    stride: int,
+    own: int,
+    count: int,
+    item_bytes: int,
+    reduction: int,
 ) -> None:
-    """Reduce in rank order the elements of all ranks, at ``first``, ``first + stride``, ..."""
+    """Reduce in rank order the elements of all ranks, at ``first``, ``first + stride``, ...
+
+    Those of this rank are at ``own``.
+    """
     size = ctx[context.SIZE]
+    rank = ctx[context.RANK]
     if size == 1:
-        copy_bytes(destination, first, count * item_bytes)
+        copy_bytes(destination, own, count * item_bytes)
         return
-    call_reduction(reduction, destination, first, first + stride, count)
-    fail_at(ctx, REDUCE)
-    for rank in range(2, size):
-        call_reduction(reduction, destination, destination, first + rank * stride, count)
+    a = own if rank == 0 else first
+    for other in range(1, size):
+        b = own if other == rank else first + other * stride
+        call_reduction(reduction, destination, a, b, count)
         fail_at(ctx, REDUCE)
+        a = destination
 
 
 @inlined
@@ -109,8 +122,10 @@ def _inline(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reducti
     status = observe(ctx)
     if status != context.READY:
         return status
-    first = arrival_line(ctx, ctx[context.EPOCH], 0) + layout.INLINE
-    _reduce_ranks(ctx, recv, first, layout.CONTROL_BYTES, count, item_bytes, reduction)
+    epoch = ctx[context.EPOCH]
+    first = arrival_line(ctx, epoch, 0) + layout.INLINE
+    own = arrival_line(ctx, epoch, ctx[context.RANK]) + layout.INLINE
+    _reduce_ranks(ctx, recv, first, layout.CONTROL_BYTES, own, count, item_bytes, reduction)
     return end(ctx, 0)
 
 
@@ -118,7 +133,7 @@ def _inline(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reducti
 def _direct(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reduction: int) -> int:
     if ctx[context.STAGE] == context.DEPOSIT:
         place = slot(ctx, ctx[context.EPOCH] + 1, ctx[context.RANK])
-        copy_or_fail(ctx, COPY_IN, place, send, count * item_bytes)
+        deposit(ctx, COPY_IN, place, send, count * item_bytes)
         status = publish(ctx)
         if status != context.READY:
             return status
@@ -127,12 +142,14 @@ def _direct(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reducti
         return status
     first = slot(ctx, ctx[context.EPOCH], 0)
     stride = 2 * ctx[context.SLOT_BYTES]
+    # In place the own values would be overwritten by those of the ranks before.
+    own = slot(ctx, ctx[context.EPOCH], ctx[context.RANK]) if send == recv else send
     per_piece = PIECE_BYTES // item_bytes
     done = 0
     while done < count:
         elements = min(per_piece, count - done)
         at = done * item_bytes
-        _reduce_ranks(ctx, recv + at, first + at, stride, elements, item_bytes, reduction)
+        _reduce_ranks(ctx, recv + at, first + at, stride, own + at, elements, item_bytes, reduction)
         done += elements
     return end(ctx, count * item_bytes)
 
@@ -144,12 +161,13 @@ def _streaming(ctx: Any, send: int, recv: int, nbytes: int, item_bytes: int, red
     piece = PIECE_BYTES // item_bytes * item_bytes
     chunk = direct_chunk(ctx) // item_bytes * item_bytes
     scratch = ctx[context.SCRATCH]
+    streams_in = ctx[context.STREAMS_IN] != 0
     while True:
         start = ctx[context.ROUND] * chunk
         if ctx[context.STAGE] == context.DEPOSIT:
             if start == 0:
                 place = slot(ctx, ctx[context.EPOCH] + 1, rank)
-                copy_or_fail(ctx, COPY_IN, place, send, min(chunk, nbytes))
+                deposit(ctx, COPY_IN, place, send, min(chunk, nbytes))
             status = publish(ctx)
             if status != context.READY:
                 return status
@@ -165,10 +183,12 @@ def _streaming(ctx: Any, send: int, recv: int, nbytes: int, item_bytes: int, red
         while at < length:
             step = min(piece, length - at)
             elements = step // item_bytes
-            _reduce_ranks(ctx, scratch, first + at, stride, elements, item_bytes, reduction)
+            own = send + start + at
+            _reduce_ranks(ctx, scratch, first + at, stride, own, elements, item_bytes, reduction)
             if at < ahead:
                 # Before recv is written: in place it is the same memory further on.
-                copy_bytes(coming + at, send + start + chunk + at, min(piece, ahead - at))
+                source = send + start + chunk + at
+                move_bytes(coming + at, source, min(piece, ahead - at), streams_in)
             copy_streaming(recv + start + at, scratch, step)
             fail_at(ctx, COPY_OUT)
             at += piece
@@ -199,11 +219,12 @@ def _scatter(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reduct
                 elements = min(chunk, count - k * chunk)
                 low, high = min(own_first, elements), min(own_stop, elements)
                 source = send + k * chunk * item_bytes
-                copy_or_fail(ctx, COPY_IN, coming, source, low * item_bytes)
-                copy_bytes(
+                deposit(ctx, COPY_IN, coming, source, low * item_bytes)
+                move_bytes(
                     coming + high * item_bytes,
                     source + high * item_bytes,
                     (elements - high) * item_bytes,
+                    ctx[context.STREAMS_IN] != 0,
                 )
             if k > 0:
                 elements = min(chunk, count - before)

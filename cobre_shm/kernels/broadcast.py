@@ -10,6 +10,7 @@ from typing import Any
 
 from cobre_shm import layout
 from cobre_shm.kernels import context
+from cobre_shm.kernels.choices import deposit
 from cobre_shm.kernels.copying import copy_streaming, move_bytes
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
@@ -59,7 +60,7 @@ def broadcast(
                     copy_or_fail(ctx, COPY_IN, own_line(ctx) + layout.INLINE, buf, nbytes)
                 else:
                     place = slot(ctx, ctx[context.EPOCH] + 1, root)
-                    copy_or_fail(ctx, COPY_IN, place, buf + start, length)
+                    deposit(ctx, COPY_IN, place, buf + start, length)
             status = publish(ctx)
             if status != context.READY:
                 return status

@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 from cobre_shm.kernels import context
-from cobre_shm.kernels.copying import copy_bytes
-from cobre_shm.kernels.failing import COPY_IN, copy_or_fail
+from cobre_shm.kernels.choices import deposit
+from cobre_shm.kernels.copying import move_bytes
+from cobre_shm.kernels.failing import COPY_IN
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.parts import part_start, reduce_part
 from cobre_shm.kernels.rounds import begin, next_round, observe, publish, slot
@@ -80,11 +81,12 @@ def _through_slots(
         source = send + start * item_bytes
         if ctx[context.STAGE] == context.DEPOSIT:
             coming = slot(ctx, ctx[context.EPOCH] + 1, rank)
-            copy_or_fail(ctx, COPY_IN, coming, source, low * item_bytes)
-            copy_bytes(
+            deposit(ctx, COPY_IN, coming, source, low * item_bytes)
+            move_bytes(
                 coming + high * item_bytes,
                 source + high * item_bytes,
                 (elements - high) * item_bytes,
+                ctx[context.STREAMS_IN] != 0,
             )
             status = publish(ctx)
             if status != context.READY:

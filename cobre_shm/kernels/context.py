@@ -57,7 +57,19 @@ SOURCES = 72  # address of two integers per rank, see sharing.py
 PROBED = 73  # whether the current collective has had its probe
 FOUND = 74  # what the probe found
 COMPARED = 75  # whether the calls of all ranks have been compared
-WORDS = 80
+LAST_YIELD = 76  # monotonic ns before the last yield of the current wait
+YIELDS = 77  # in the current wait
+CROWDED = 78  # of them, those during which somebody else ran on this core
+
+# What choices.py has decided and measures.
+STREAMS_IN = 80  # whether the current collective stores its payload past the caches
+CLASS = 81  # kind and size of the current collective; -1: too small to matter
+CHOICES = 82  # a bit per class: the way that all ranks take
+OFFER = 83  # rank 0: what it will say next
+COST = 84  # cycles of the current collective
+COSTS = 85  # address of what rank 0 has measured
+COSTS_WORDS = 4 * 14 * 3
+WORDS = 88
 
 SCRATCH_BYTES = 16384
 

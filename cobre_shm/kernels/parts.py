@@ -6,7 +6,7 @@ from typing import Any
 
 from cobre_shm import layout
 from cobre_shm.kernels import context
-from cobre_shm.kernels.copying import call_reduction, copy_bytes, move_bytes
+from cobre_shm.kernels.copying import call_reduction, copy_bytes, copy_streaming, move_bytes
 from cobre_shm.kernels.failing import REDUCE, fail_at
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.switches import PIECE_BYTES
@@ -43,17 +43,21 @@ def reduce_part(
     stride = 2 * ctx[context.SLOT_BYTES]
     per_piece = PIECE_BYTES // item_bytes
     done = 0
+    streams_in = ctx[context.STREAMS_IN] != 0
     while done < count:
         elements = min(per_piece, count - done)
         at = done * item_bytes
+        place = ctx[context.SCRATCH] if streams_in else result + at
         a = own + at if rank == 0 else first + at
         if size == 1:
-            copy_bytes(result + at, a, elements * item_bytes)
+            copy_bytes(place, a, elements * item_bytes)
         for other in range(1, size):
             b = own + at if other == rank else first + other * stride + at
-            call_reduction(reduction, result + at, a, b, elements)
+            call_reduction(reduction, place, a, b, elements)
             fail_at(ctx, REDUCE)
-            a = result + at
+            a = place
+        if streams_in:
+            copy_streaming(result + at, place, elements * item_bytes)
         if recv != 0:
-            move_bytes(recv + at, result + at, elements * item_bytes, streams)
+            move_bytes(recv + at, place, elements * item_bytes, streams)
         done += elements

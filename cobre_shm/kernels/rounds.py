@@ -41,6 +41,8 @@ from typing import Any
 from cobre_shm import layout
 from cobre_shm.kernels import context
 from cobre_shm.kernels.atomics import exchange_seq_cst, load_plain, store_plain, store_release
+from cobre_shm.kernels.choices import choose, judge, offer, take_offer
+from cobre_shm.kernels.copying import streaming_fence
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.switches import is_probing
 from cobre_shm.kernels.system import coarse_monotonic_ns, monotonic_ns
@@ -98,6 +100,7 @@ def begin(ctx: Any, what: int, tag: int, count: int, nbytes: int) -> int:
     # A rank without the heap that the others have would take their probe for a payload.
     signature = what * _K1 ^ tag * _K2 ^ count * _K3 ^ is_probing(ctx, nbytes)
     store_plain(own_line(ctx) + layout.SIGNATURE, signature)
+    choose(ctx, what, nbytes)
     sequence = ctx[context.SEQUENCE] + 1
     ctx[context.SEQUENCE] = sequence
     entry = ctx[context.RECORDER] + ((sequence - 1) & (layout.RECORDER_ENTRIES - 1)) * (
@@ -132,6 +135,7 @@ def end(ctx: Any, nbytes: int) -> int:
     else:
         # It ended while spinning: as far as the coarse clock can tell, at once.
         now = load_plain(entry + layout.ENTRY_START)
+    judge(ctx)
     store_release(entry + layout.ENTRY_END, now)
     store_release(entry + layout.ENTRY_STATUS, context.READY)
     ctx[context.STAGE] = context.IDLE
@@ -142,6 +146,10 @@ def end(ctx: Any, nbytes: int) -> int:
 @inlined
 def publish(ctx: Any) -> int:
     """P, and the stage in which the round is waited for."""
+    if ctx[context.STREAMS_IN]:
+        streaming_fence()
+    if ctx[context.COMPARED] == 0:
+        offer(ctx, own_line(ctx))
     status = publish_arrival(ctx)
     if status == context.READY:
         ctx[context.STAGE] = context.WAIT
@@ -158,6 +166,7 @@ def observe(ctx: Any) -> int:
         if not _calls_agree(ctx):
             return context.MISMATCH
         ctx[context.COMPARED] = 1
+        take_offer(ctx)
     return status
 
 

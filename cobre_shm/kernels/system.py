@@ -14,6 +14,7 @@ from cobre_shm.kernels.jit import intrinsic
 
 __all__ = [
     "coarse_monotonic_ns",
+    "cycles",
     "futex_wait",
     "futex_wake_all",
     "monotonic_ns",
@@ -70,6 +71,17 @@ def monotonic_ns(typing_context: Any) -> Any:
 def coarse_monotonic_ns(typing_context: Any) -> Any:
     """Return the same clock at its last tick (4 ms at 250 Hz), at an eighth of the cost."""
     return types.int64(), _clock_code(_CLOCK_MONOTONIC_COARSE)
+
+
+@intrinsic
+def cycles(typing_context: Any) -> Any:
+    """Return the time stamp counter of this core."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_I64, [])
+        return builder.call(_external(builder, "llvm.readcyclecounter", kind), [])
+
+    return types.int64(), code
 
 
 @intrinsic

@@ -27,13 +27,13 @@ and its sleep changes the word, so that futex_wait returns at once. A missed cha
 >= and not ==: ``steps`` of a fast peer may be ahead already.
 
 The ladder: spin up to a limit, then yield for at most a millisecond, then sleep in slices. The
-limit is adapted (additive increase, multiplicative decrease): a wait that ended while spinning
-adds to it, one that had to yield halves it, so that ranks which share a core stop spinning into
-each other's time without anybody counting cores. A caller that holds the GIL (HOLDING) is sent
-back with LONGER before the first yield, and after at most some 10 microseconds, to call again
-without it. Poison and death are looked at in every step after spinning; spinning itself is at
-most some 50 microseconds. Each slice ends with PENDING, so that Python sees signals and the time
-limit.
+limit is adapted (additive increase, multiplicative decrease): a wait in which somebody else took
+the core that was yielded halves it, any other adds to it. So ranks which share a core stop
+spinning into each other's time without anybody counting cores, and begin again when they have one.
+A caller that holds the GIL (HOLDING) is sent back with LONGER before the first yield, and after at
+most some 10 microseconds, to call again without it. Poison and death are looked at in every step
+after spinning; spinning itself is at most some 50 microseconds. Each slice ends with PENDING, so
+that Python sees signals and the time limit.
 
 Poisoned or dead and yet arrived: arrival wins. The word of the peer is loaded again after the
 failure was seen, so a round that all ranks had published before the failure completes on all
@@ -77,6 +77,12 @@ SLICE_NS = 20_000_000
 OWNER_DIED = 0x40000000
 
 SPIN_STEP = 2
+LONELY_STEP = 16
+# A yield that nobody takes returns within half of this, clock included; one switch to another
+# process and back takes more than twice as long.
+CROWDED_NS = 1_000
+# Interrupts make single yields long.
+CROWDED_SHARE = 8
 # Pauses for which a caller may keep the GIL; measured: 24 ns each on an EPYC, so 10 us.
 HOLD_PAUSES = 400
 
@@ -126,14 +132,19 @@ def begin_wait(ctx: Any) -> None:
     ctx[context.SPUN] = 0
     ctx[context.YIELD_SINCE] = 0
     ctx[context.ASLEEP] = 0
+    ctx[context.YIELDS] = 0
+    ctx[context.CROWDED] = 0
 
 
 @inlined
 def _adapt_spinning(ctx: Any) -> None:
-    if ctx[context.YIELD_SINCE] != 0:
+    if ctx[context.CROWDED] * CROWDED_SHARE > ctx[context.YIELDS]:
         ctx[context.SPIN_LIMIT] //= 2
-    elif ctx[context.SPUN] != 0 and ctx[context.SPIN_LIMIT] < ctx[context.SPIN_LIMIT_MAX]:
-        ctx[context.SPIN_LIMIT] += SPIN_STEP
+    elif ctx[context.SPIN_LIMIT] < ctx[context.SPIN_LIMIT_MAX]:
+        if ctx[context.YIELD_SINCE] != 0:
+            ctx[context.SPIN_LIMIT] += LONELY_STEP
+        elif ctx[context.SPUN] != 0:
+            ctx[context.SPIN_LIMIT] += SPIN_STEP
 
 
 @inlined
@@ -200,7 +211,11 @@ def _yield_or_sleep(ctx: Any, word: int, target: int, peer: int) -> int:
     now = monotonic_ns()
     if ctx[context.YIELD_SINCE] == 0:
         ctx[context.YIELD_SINCE] = now
+    elif now - ctx[context.LAST_YIELD] > CROWDED_NS:
+        ctx[context.CROWDED] += 1
     if ctx[context.ASLEEP] == 0 and now - ctx[context.YIELD_SINCE] < YIELD_NS:
+        ctx[context.LAST_YIELD] = now
+        ctx[context.YIELDS] += 1
         yield_processor()
         return context.READY
     if _some_rank_died(ctx):
@@ -208,6 +223,9 @@ def _yield_or_sleep(ctx: Any, word: int, target: int, peer: int) -> int:
             return context.READY
         return context.DEAD
     ctx[context.ASLEEP] = 1
+    # Of a wait as long as this it tells nothing that somebody else has run meanwhile.
+    ctx[context.CROWDED] = 0
+    ctx[context.LAST_YIELD] = now + SLICE_NS
     waiters = ctx[context.CONTROL] + peer * layout.CONTROL_BYTES + layout.WAITERS
     fetch_add_seq_cst_u32(waiters, 1)  # <SYNC waiters>
     seen = load_seq_cst(word)  # <SYNC arrived> <SYNC steps>

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cobre_shm import jit
+from cobre_shm.datatypes import ReduceOp
 from cobre_shm.errors import (
     CollectiveMismatch,
     CollectiveTimeout,
@@ -87,7 +88,7 @@ def every_dtype(comm):
         for op in (jit.SUM, jit.PROD, jit.MIN, jit.MAX):
             recv = np.zeros(7, code)
             try:
-                expected = comm.allreduce(send, None, op)
+                expected = comm.allreduce(send, None, ReduceOp(op))
             except InvalidDatatype:
                 status = reduce_once(handle, send, recv, op)
                 with pytest.raises(InvalidDatatype):

@@ -402,3 +402,129 @@ def test_region_leaves_no_name_when_somebody_survives(size):
 def test_region_protocol_broken_is_caught(broken):
     with pytest.raises(Violation):
         explore(*region_model(3, **broken))
+
+
+# -- the chain: one accumulator, handed from rank to rank ----------------------------------------
+
+PARTS = 3
+
+
+def chain_model(
+    size,
+    *,
+    turns=2,
+    reached=lambda steps, target: steps >= target,
+    adds_unasked=False,
+    copies_unasked=False,
+):
+    """Chains one after the other, each between two rounds, on the slots of one parity.
+
+    A part of the accumulator holds (turn, ranks that have added); a copy must find all of them.
+    State of a rank: (turn, step). Steps: 0 enter the first round, 1 leave it, then one step per
+    part to add, one per part to copy out, then enter and leave the last round.
+    """
+    add, copy = 2, 2 + PARTS
+    enter_last, leave_last = 2 + 2 * PARTS, 3 + 2 * PARTS
+
+    def successors(state):
+        entered, steps, parts, ranks = state
+        for rank, (turn, step) in enumerate(ranks):
+            if turn > turns:
+                continue
+            base = (turn - 1) * PARTS
+            onward = replaced(ranks, rank, (turn, step + 1))
+            if step in (0, enter_last):
+                wanted = 2 * turn - (step == 0)
+                yield replaced(entered, rank, wanted), steps, parts, onward
+            elif step in (1, leave_last):
+                wanted = 2 * turn - (step == 1)
+                if all(seen >= wanted for seen in entered):
+                    after = onward if step == 1 else replaced(ranks, rank, (turn + 1, 0))
+                    yield entered, steps, parts, after
+            elif step < copy:
+                part = step - add
+                if rank == 0:
+                    content = (turn, 1)
+                elif adds_unasked or reached(steps[rank - 1], base + part + 1):
+                    if parts[part] != (turn, rank):
+                        raise Violation(f"rank {rank} adds to {parts[part]} in turn {turn}")
+                    content = (turn, rank + 1)
+                else:
+                    continue
+                yield (
+                    entered,
+                    replaced(steps, rank, base + part + 1),
+                    replaced(parts, part, content),
+                    onward,
+                )
+            else:
+                part = step - copy
+                if copies_unasked or reached(steps[size - 1], base + part + 1):
+                    if parts[part] != (turn, size):
+                        raise Violation(f"rank {rank} copies {parts[part]} in turn {turn}")
+                    yield entered, steps, parts, onward
+
+    start = ((0,) * size, (0,) * size, ((0, 0),) * PARTS, ((1, 0),) * size)
+    return start, successors, lambda state: all(turn > turns for turn, _ in state[3])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_chain_adds_in_rank_order_and_copies_what_is_complete(size):
+    assert explore(*chain_model(size)) > 50
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param({"reached": lambda steps, target: steps == target}, id="== for >="),
+        pytest.param({"adds_unasked": True}, id="wait for the rank before dropped"),
+        pytest.param({"copies_unasked": True}, id="wait for the last rank dropped"),
+        pytest.param(
+            {"reached": lambda steps, target: steps >= target - 1}, id="old part accepted"
+        ),
+    ],
+)
+def test_chain_broken_is_caught(broken):
+    with pytest.raises(Violation):
+        explore(*chain_model(3, **broken))
+
+
+# -- zero copy: a buffer belongs to its rank again when the collective returns --------------------
+
+
+def shared_buffer_model(size, *, ending_round=True, probe=True):
+    """Each rank writes its buffer, enters, reads all peers' buffers, ends, and writes it again."""
+
+    def successors(state):
+        entered, buffers, ranks = state
+        for rank, (turn, step) in enumerate(ranks):
+            if turn > 2:
+                continue
+            onward = replaced(ranks, rank, (turn, step + 1))
+            if step == 0:
+                yield entered, replaced(buffers, rank, turn), onward
+            elif step in (1, size + 3):
+                yield replaced(entered, rank, 2 * turn - (step == 1)), buffers, onward
+            elif step == 2:
+                if not probe or all(seen >= 2 * turn - 1 for seen in entered):
+                    yield entered, buffers, onward
+            elif step < size + 3:
+                if buffers[step - 3] != turn:
+                    raise Violation(f"rank {rank} reads {buffers[step - 3]} in turn {turn}")
+                yield entered, buffers, onward
+            elif not ending_round or all(seen >= 2 * turn for seen in entered):
+                yield entered, buffers, replaced(ranks, rank, (turn + 1, 0))
+
+    start = ((0,) * size, (0,) * size, ((1, 0),) * size)
+    return start, successors, lambda state: all(turn > 2 for turn, _ in state[2])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_shared_buffers_are_read_before_their_rank_writes_them_again(size):
+    assert explore(*shared_buffer_model(size)) > 50
+
+
+@pytest.mark.parametrize("broken", [{"ending_round": False}, {"probe": False}], ids=str)
+def test_shared_buffers_without_a_round_are_caught(broken):
+    with pytest.raises(Violation):
+        explore(*shared_buffer_model(2, **broken))
