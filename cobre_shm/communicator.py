@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import Any, NoReturn, Self
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from cobre_shm.arrays import check_shape, private_array
-from cobre_shm.datatypes import ReduceOp
+from cobre_shm.datatypes import Array, Counts, ReduceOp
+from cobre_shm.validate import (
+    check_allgatherv,
+    check_allreduce,
+    check_broadcast,
+    check_gather_buffers,
+)
 
 __all__ = ["Array", "Communicator", "Counts", "SharedRegion"]
-
-Array: TypeAlias = NDArray[Any]
-Counts: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
 
 class SharedRegion(ABC):
@@ -189,6 +193,58 @@ class Communicator(ABC):
         Raises:
             CollectiveMismatch, RankFailed, CollectiveTimeout: As in :meth:`allgatherv`.
         """
+
+    def allreduce_shared(self, send: Array, op: ReduceOp | str = ReduceOp.SUM) -> Array:
+        """Reduce as :meth:`allreduce` does, to a read-only result of which a node has one copy.
+
+        Where ranks share memory each of them makes its part of the result, and nobody copies it;
+        with a shared array (:meth:`empty`) as ``send`` nothing is copied at all. Elsewhere the
+        result is private.
+
+        Returns:
+            The result, of ``send``'s shape. Its contents are valid until this rank calls
+            ``allreduce_shared`` with the same dtype and number of elements again.
+
+        Raises:
+            InvalidBufferSize, InvalidDatatype, CollectiveMismatch, RankFailed,
+            CollectiveTimeout: As in :meth:`allreduce`.
+            AllocationFailed: The memory is not there; on every rank.
+        """
+        result = self.allreduce(send, None, op)
+        result.flags.writeable = False
+        return result
+
+    def allgatherv_init(
+        self, send: Array, recv: Array, counts: Counts, displs: Counts | None = None
+    ) -> Callable[[], Array]:
+        """Return a plan: ``plan()`` is ``allgatherv(send, recv, counts, displs)``.
+
+        A plan is a collective whose arguments are checked once. It reads and writes the buffers
+        as they are when it is called, and keeps them alive. Making it is not collective, calling
+        it is. Other ranks may call the method instead.
+
+        Raises:
+            InvalidBufferSize, InvalidDatatype: As the method would.
+        """
+        check_gather_buffers(self.size, send, recv, displs)
+        check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        return partial(self.allgatherv, send, recv, counts, displs)
+
+    def allreduce_init(
+        self, send: Array, recv: Array, op: ReduceOp | str = ReduceOp.SUM
+    ) -> Callable[[], Array]:
+        """Return a plan for ``allreduce(send, recv, op)``; see :meth:`allgatherv_init`."""
+        check_allreduce(send, recv, op)
+        return partial(self.allreduce, send, recv, op)
+
+    def broadcast_init(self, buf: Array, root: int = 0) -> Callable[[], Array]:
+        """Return a plan for ``broadcast(buf, root)``; see :meth:`allgatherv_init`."""
+        check_broadcast(self.size, self.rank, buf, root)
+        return partial(self.broadcast, buf, root)
+
+    def barrier_init(self) -> Callable[[], None]:
+        """Return a plan for ``barrier()``; see :meth:`allgatherv_init`."""
+        return self.barrier
 
     @abstractmethod
     def create_shared_region(

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobre_shm.arrays import check_shape
-from cobre_shm.communicator import Array, Counts
-from cobre_shm.datatypes import ReduceOp, is_movable, is_reducible
+from cobre_shm.datatypes import Array, Counts, ReduceOp, is_movable, is_reducible
 from cobre_shm.errors import InvalidBufferSize, InvalidDatatype, InvalidRoot
 
 __all__ = [
@@ -24,6 +23,7 @@ __all__ = [
     "check_allreduce",
     "check_broadcast",
     "check_gather_buffers",
+    "check_reduction",
     "check_region",
 ]
 
@@ -128,17 +128,23 @@ def check_allgatherv(
     return GatherLayout(send, recv, counts, displs)
 
 
-def check_allreduce(
-    send: Any, recv: Any | None, op: ReduceOp | str
-) -> tuple[Array, Array, ReduceOp]:
-    """Check an ``allreduce``; allocate ``recv`` when it is None."""
-    name = "allreduce"
+def check_reduction(name: str, send: Any, op: ReduceOp | str) -> tuple[Array, ReduceOp]:
+    """Check what the operation ``name`` is to reduce."""
     op = ReduceOp.parse(op)
     send = as_buffer(name, "send", send, writable=False)
     if not is_reducible(send.dtype, op):
         raise InvalidDatatype(name, f"{op.name} is not defined for dtype {send.dtype}")
     if send.size == 0:
         raise InvalidBufferSize(name, "at least 1", 0, what="size of send")
+    return send, op
+
+
+def check_allreduce(
+    send: Any, recv: Any | None, op: ReduceOp | str
+) -> tuple[Array, Array, ReduceOp]:
+    """Check an ``allreduce``; allocate ``recv`` when it is None."""
+    name = "allreduce"
+    send, op = check_reduction(name, send, op)
     if recv is None:
         return send, np.empty(send.shape, dtype=send.dtype), op
     recv = as_buffer(name, "recv", recv, writable=True)

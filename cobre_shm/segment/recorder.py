@@ -90,7 +90,7 @@ def call_text(what: int, tag: int, count: int) -> str:
     if what & 0xFF in _WITHOUT_ELEMENTS:
         return operation
     parts = [f"{count} x {tag_text(tag)}"]
-    if what & 0xFF == layout.ALLREDUCE:
+    if what & 0xFF in (layout.ALLREDUCE, layout.ALLREDUCE_SHARED):
         reduction = what >> 8 & 0xFF
         parts.append(ReduceOp(reduction).name if reduction in list(ReduceOp) else str(reduction))
     if what & 0xFF == layout.BROADCAST:

@@ -24,6 +24,7 @@ from cobre_shm.selection.values import (
     Integer,
     Seconds,
     SegmentName,
+    TuningFile,
     ValueType,
 )
 
@@ -140,6 +141,15 @@ VARIABLES: tuple[Variable, ...] = (
         default="10",
         example="10",
         unit="s",
+    ),
+    Variable(
+        "COBRE_SHM_TUNING",
+        "shm",
+        TuningFile(),
+        "Switch points of the algorithms: a file that `python -m cobre_shm.tune` wrote, or `auto` "
+        "for the one of this machine",
+        default=None,
+        example="auto",
     ),
     Variable(
         "COBRE_SHM_HUGEPAGES",

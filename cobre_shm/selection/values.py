@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from cobre_shm import failpoints
+from cobre_shm import failpoints, tuning
 
 __all__ = [
     "BackendName",
@@ -27,6 +27,7 @@ __all__ = [
     "Integer",
     "Seconds",
     "SegmentName",
+    "TuningFile",
     "ValueType",
     "split_address",
 ]
@@ -59,6 +60,22 @@ class Failpoint:
     def check(self, value: Any) -> str:
         """Return the text that ``failpoints`` understands."""
         failpoints.parse(value)
+        return str(value)
+
+
+@dataclass(frozen=True)
+class TuningFile:
+    """A file of switch points, or ``auto``."""
+
+    expected: ClassVar[str] = "`auto`, or a file written by python -m cobre_shm.tune"
+
+    def parse(self, text: str) -> str:
+        """See :class:`ValueType`."""
+        return self.check(text)
+
+    def check(self, value: Any) -> str:
+        """Return the name of a file that can be read."""
+        tuning.load_tuning(str(value))
         return str(value)
 
 
