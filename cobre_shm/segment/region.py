@@ -59,8 +59,8 @@ class ShmRegion(SharedRegion):
         map_shared(fd, self._nbytes, at=address)
         pages.apply(address, self._nbytes, spread=True)
         first, last = share_of(self._nbytes, self._comm.rank, self._comm.size)
+        pages.collapse(fd, first, address + first, last - first)
         populate(fd, first, address + first, last - first)
-        pages.collapse(address + first, last - first)
 
     def _unmap(self) -> None:
         # Not by forgetting it: who keeps the error keeps this object.
