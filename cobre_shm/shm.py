@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import re
 import sys
 import threading
 import time
@@ -27,7 +26,7 @@ from cobre_shm.failpoints import ENABLED, armed, reach
 from cobre_shm.kernels import context, exchange
 from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
-from cobre_shm.segment.handover import new_segment
+from cobre_shm.segment.handover import NotAName, new_named_segment, new_unnamed_segment
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words
 from cobre_shm.segment.patience import Patience
@@ -47,8 +46,6 @@ __all__ = ["ShmCommunicator"]
 
 # Upper bound of the adaptive spin, in pauses (about 50 us): shorter than any time slice.
 _SPIN_LIMIT_MAX = 2000
-# What Segment.random_name() gives.
-_GROUP_NAME = re.compile(r"/cobre-[0-9a-f]{24}")
 
 _living: weakref.WeakSet[ShmCommunicator] = weakref.WeakSet()
 
@@ -66,6 +63,8 @@ class ShmCommunicator(Communicator):
 
     Args:
         config: Name, rank, size, time limit, slot size.
+        made: The group's segment, if this process has made it already; it is the communicator's
+            from now on.
 
     Raises:
         InitializationFailed: The group did not come together.
@@ -74,7 +73,7 @@ class ShmCommunicator(Communicator):
 
     backend = "shm"
 
-    def __init__(self, config: ShmConfig) -> None:
+    def __init__(self, config: ShmConfig, *, made: Segment | None = None) -> None:
         self.rank = config.rank
         self.size = config.size
         self.is_leader = config.rank == 0
@@ -84,7 +83,7 @@ class ShmCommunicator(Communicator):
         self._unusable: CollectiveFailed | InvalidCommunicator | None = None
         self._lock = threading.Lock()
         self._segment = join(
-            config.name, config.rank, config.size, config.slot_bytes, config.timeout_secs
+            config.name, config.rank, config.size, config.slot_bytes, config.timeout_secs, made
         )
         self.slot_bytes = self._segment.slot_bytes
         self._context = _new_context(self._segment, config.rank)
@@ -227,30 +226,25 @@ class ShmCommunicator(Communicator):
         self._run(exchange.barrier, layout.SPLIT, 0, 0)
         if self._segment.is_unnamed:
             # There was no room for this group's segment; another one is handed over likewise.
-            with new_segment(self, self.slot_bytes) as handed:
+            with new_unnamed_segment(self, self.slot_bytes) as handed:
                 return self._join_again(handed)
-        name = np.zeros(64, dtype=np.uint8)
-        if self.rank == 0:
-            text = Segment.random_name().encode()
-            name[: len(text)] = np.frombuffer(text, dtype=np.uint8)
-        self.broadcast(name)
-        told = name.tobytes().rstrip(b"\0").decode("ascii", "replace")
-        if not _GROUP_NAME.fullmatch(told):
+        try:
+            with new_named_segment(self, self.slot_bytes) as (name, made):
+                return self._join_again(name, made)
+        except NotAName:
             self._fail(poison(self._segment, layout.DAMAGED, self.rank))
-        return self._join_again(told)
 
-    def _join_again(self, name: str) -> ShmCommunicator:
+    def _join_again(self, name: str, made: Segment | None = None) -> ShmCommunicator:
         """Join a group of all ranks that is configured as this one is."""
-        return ShmCommunicator(
-            ShmConfig(
-                name=name,
-                rank=self.rank,
-                size=self.size,
-                timeout_secs=self._timeout,
-                slot_bytes=self.slot_bytes,
-                stall_warn_secs=self._stall_warn,
-            )
+        config = ShmConfig(
+            name=name,
+            rank=self.rank,
+            size=self.size,
+            timeout_secs=self._timeout,
+            slot_bytes=self.slot_bytes,
+            stall_warn_secs=self._stall_warn,
         )
+        return ShmCommunicator(config, made=made)
 
     def abort(self, code: int = 1) -> NoReturn:
         """See :meth:`Communicator.abort`."""

@@ -51,7 +51,14 @@ _UNREADY_SECS = 2.0
 _LOOK_SECS = 0.002
 
 
-def join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Segment:
+def join(
+    name: str,
+    rank: int,
+    size: int,
+    slot_bytes: int,
+    timeout: float,
+    made: Segment | None = None,
+) -> Segment:
     """Attach to the group ``name`` as ``rank`` and wait for all ranks.
 
     Args:
@@ -60,6 +67,7 @@ def join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Se
         size: Number of ranks.
         slot_bytes: Bytes of a slot, if rank 0 makes the segment.
         timeout: Seconds without any new rank after which it gives up; may be ``inf``.
+        made: The segment, if this process has made it already.
 
     Raises:
         InitializationFailed: With ``context["code"]`` NameInUse, IncompatibleSegment,
@@ -67,13 +75,16 @@ def join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Se
         AllocationFailed: The memory is not there.
     """
     try:
-        return _join(name, rank, size, slot_bytes, timeout)
+        segment, is_ours = made, made is not None
+        if segment is None:
+            segment, is_ours = _find_or_create(name, rank, size, slot_bytes, timeout)
+        return _enter(segment, is_ours, rank, size, timeout)
     except OSError as error:
         raise system_error(name, error) from error
 
 
-def _join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Segment:
-    segment, is_ours = _find_or_create(name, rank, size, slot_bytes, timeout)
+def _enter(segment: Segment, is_ours: bool, rank: int, size: int, timeout: float) -> Segment:
+    """Take the rank's place in the segment and wait for the others."""
     try:
         _claim(segment, rank, size)
     except BaseException:

@@ -100,8 +100,17 @@ class ShmRegion(SharedRegion):
         error = self._try(lambda: create_object(name, self._nbytes))
         if error is None or not self._may_be_unnamed:
             return error, _BY_NAME
-        error = self._try(lambda: create_unnamed(name, self._nbytes))
-        return error, _BY_NAME if error is not None else Whereabouts.of(self._fd)
+        refused = self._try(lambda: create_unnamed(name, self._nbytes))
+        if refused is None:
+            try:
+                return None, Whereabouts.of(self._fd)
+            except OSError as cause:
+                return self._failed(cause), _BY_NAME
+        if "free_bytes" not in refused.context:
+            # The system knows no memfd: what helps is room for a name.
+            refused.context |= error.context
+            refused.suggestion = error.suggestion
+        return refused, _BY_NAME
 
     def _open(self, name: str, where: Whereabouts) -> int:
         if where == _BY_NAME:

@@ -82,20 +82,15 @@ class Segment:
         Raises:
             FileExistsError: The name is taken.
             AllocationFailed: The memory is not there; nothing is left.
+            InitializationFailed: The system refused something else; nothing is left.
         """
         nbytes = layout.segment_bytes(size, slot_bytes)
         fd = create_object(name, nbytes)
-        segment = None
         try:
-            segment = cls(name, fd, nbytes)
-            reach("create", 0)
-            segment._make_ready(size, slot_bytes, launched=launched)
-        except OSError as error:
+            return cls._made(name, fd, nbytes, size, slot_bytes, launched=launched)
+        except InitializationFailed:
             remove_object(name)
-            if segment is not None:
-                segment.close()
-            raise system_error(name, error) from error
-        return segment
+            raise
 
     @classmethod
     def create_unnamed(
@@ -110,11 +105,26 @@ class Segment:
 
         Raises:
             AllocationFailed: The memory is not there; nothing is left.
+            InitializationFailed: The system refused something else; nothing is left.
         """
         nbytes = layout.segment_bytes(size, slot_bytes)
         fd = create_unnamed(cls.random_name(), nbytes)
-        segment = cls(f"fd:{fd}", fd, nbytes)
-        segment._make_ready(size, slot_bytes, launched=launched)
+        return cls._made(f"fd:{fd}", fd, nbytes, size, slot_bytes, launched=launched)
+
+    @classmethod
+    def _made(
+        cls, name: str, fd: int, nbytes: int, size: int, slot_bytes: int, *, launched: bool
+    ) -> Self:
+        """Map new memory and make it ready; whatever fails, ``fd`` is closed."""
+        segment = None
+        try:
+            segment = cls(name, fd, nbytes)
+            reach("create", 0)
+            segment._make_ready(size, slot_bytes, launched=launched)
+        except OSError as error:
+            if segment is not None:
+                segment.close()
+            raise system_error(name, error) from error
         return segment
 
     def _make_ready(self, size: int, slot_bytes: int, *, launched: bool) -> None:
