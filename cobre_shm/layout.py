@@ -23,9 +23,10 @@ Header (one writer each; "creator" is rank 0, or the launcher when it made the s
     80   nonce          16 B  creator
     96   launched       u64   creator: 1 when a launcher watches the ranks
     104  pid_namespace  u64   creator: inode of the namespace in which the pids here count
-    256  control_mutex  40 B  robust mutex; guards claims of ranks and the poison word
+    256  control_mutex  40 B  robust mutex; guards claims, poison, the name, notes
     320  poison         u64   whoever notices first, under control_mutex; written once
     384  joined         u64   rank 0: 1 when all ranks are attached and the name is gone
+    392  noted          u64   any rank, under control_mutex: bits of the notes that were printed
 
 Control block of a rank, in cache lines of 64 bytes:
 
@@ -39,6 +40,7 @@ Control block of a rank, in cache lines of 64 bytes:
     128  exited         u64   the launcher: 1 when it has reaped the rank
     136  exit_code      i64   the launcher: exit code, or -signal
     192  state          u64   the rank: ABSENT, ATTACHED, CLOSED
+    200  stack_signal   u64   the rank: the signal on which it prints its Python stack; 0: none
     256  recorded       u64   the rank: number of entries ever begun in its recorder ring
 
 Line 1 is written once only, so the adjacent-line prefetcher does no harm to line 0.
@@ -75,6 +77,7 @@ HEADER_PID_NAMESPACE = 104
 HEADER_CONTROL_MUTEX = 256
 HEADER_POISON = 320
 HEADER_JOINED = 384
+HEADER_NOTED = 392
 
 CONTROL = 4096
 CONTROL_BYTES = 512
@@ -90,6 +93,7 @@ GUARDED = 120
 EXITED = 128
 EXIT_CODE = 136
 STATE = 192
+STACK_SIGNAL = 200
 RECORDED = 256
 
 ABSENT, ATTACHED, CLOSED = 0, 1, 2

@@ -39,9 +39,12 @@ from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.failpoints import reach
 from cobre_shm.segment.failure import failure
+from cobre_shm.segment.libc import is_robust_list_known
+from cobre_shm.segment.notes import NO_ROBUST_LIST, note_once
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive, start_time
 from cobre_shm.segment.segment import Segment, remove_unready, system_error
+from cobre_shm.segment.stacks import offer_stack
 from cobre_shm.segment.unnamed import descriptor_of
 
 __all__ = ["join", "leave"]
@@ -226,9 +229,13 @@ def _claim(segment: Segment, rank: int, size: int) -> None:
             suggestion="Give each rank its own COBRE_SHM_RANK.",
         )
     reach("claimed", rank)
+    offer_stack(segment, rank)
     # The kernel watches threads: only the main thread lives as long as the process.
     if threading.current_thread() is threading.main_thread():
-        words.store(block + layout.GUARDED, int(segment.death_mutex(rank).try_lock()))
+        is_marked = segment.death_mutex(rank).try_lock() and is_robust_list_known()
+        words.store(block + layout.GUARDED, int(is_marked))
+        if not is_marked:
+            note_once(segment, NO_ROBUST_LIST)
     words.store(block + layout.STATE, layout.ATTACHED)  # <SYNC state>
     reach("attached", rank)
 

@@ -6,10 +6,14 @@ import sys
 import time
 
 from cobre_shm import layout
+from cobre_shm.segment.failure import missing_ranks
 from cobre_shm.segment.lateness import lateness
+from cobre_shm.segment.libc import is_futex_refused
+from cobre_shm.segment.notes import NO_FUTEX, note_once
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive
 from cobre_shm.segment.segment import Segment
+from cobre_shm.segment.stacks import ask_for_stacks
 
 __all__ = ["Patience"]
 
@@ -17,6 +21,11 @@ __all__ = ["Patience"]
 _PROCESS_CHECK_SECS = 0.25
 # A rank that stays late is named again after so many times the first interval.
 _REPEAT_WARNING = 6
+# A slice of sleep that is over sooner was none. So many of them in a row are no coincidence.
+_NO_SLEEP_SECS = 0.0005
+_NO_SLEEPS = 3
+# Without futex: a fraction of the time waited so far, within these bounds.
+_NAP_FRACTION, _NAP_MIN_SECS, _NAP_MAX_SECS = 0.125, 0.0002, 0.005
 
 
 class Patience:
@@ -31,7 +40,8 @@ class Patience:
         self._timeout = timeout
         self._stall_warn = self._next_warning = stall_warn
         self._progress = -1
-        self._since = self._checked = time.monotonic()
+        self._since = self._checked = self._begun = self._looked = time.monotonic()
+        self._no_sleeps = 0
 
     def look(self, epoch: int) -> Poison | None:
         """Return the group's first failure, if it has one now."""
@@ -52,13 +62,31 @@ class Patience:
         elif now - self._since > self._timeout:
             return poison(segment, layout.TIMED_OUT, self._rank)
         elif now - self._since > self._next_warning:
+            is_first = self._next_warning == self._stall_warn
             self._next_warning += _REPEAT_WARNING * self._stall_warn
             if not any(seen >= epoch for seen in arrived[: self._rank]):
                 line = lateness(segment, self._rank, epoch, now - self._since)
                 print(line, file=sys.stderr, flush=True)
-        if now - self._checked < _PROCESS_CHECK_SECS:
-            return None
-        self._checked = now
+                if is_first:
+                    ask_for_stacks(segment, missing_ranks(segment, epoch))
+        if now - self._checked >= _PROCESS_CHECK_SECS:
+            self._checked = now
+            first = self._ask_the_process_table(arrived, epoch)
+        self._nap(now)
+        return first
+
+    def _nap(self, now: float) -> None:
+        """Sleep here where the kernel's loop cannot: there the system refuses futex."""
+        self._no_sleeps = self._no_sleeps + 1 if now - self._looked < _NO_SLEEP_SECS else 0
+        if self._no_sleeps >= _NO_SLEEPS and is_futex_refused():
+            note_once(self._segment, NO_FUTEX)
+            waited = now - self._begun
+            time.sleep(min(max(_NAP_FRACTION * waited, _NAP_MIN_SECS), _NAP_MAX_SECS))
+        self._looked = time.monotonic()
+
+    def _ask_the_process_table(self, arrived: list[int], epoch: int) -> Poison | None:
+        """Find who has ended or left without arriving; what that poisons the group with."""
+        segment, words = self._segment, self._segment.words
         for rank in range(segment.size):
             if arrived[rank] >= epoch:
                 continue

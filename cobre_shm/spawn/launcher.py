@@ -262,7 +262,10 @@ class _Launcher:
         """Have ``on_end`` called when the process ends; False if the kernel refuses."""
         try:
             descriptor = os.pidfd_open(pid)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.EPERM) and not self._unwatched:
+                text = "this system refuses pidfd_open: ends of ranks are seen by SIGCHLD instead"
+                self._output.stderr.put(None, f"cobre_shm.spawn: {text}\n".encode())
             return False
 
         def on_event() -> None:

@@ -1,5 +1,6 @@
 """What ranks run in the fault tests: named ways to work, to die, and to misbehave."""
 
+import ctypes
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ import time
 import numpy as np
 
 from cobre_shm.errors import CollectiveFailed
+from cobre_shm.segment.stacks import SIGNAL
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
 
@@ -166,11 +168,36 @@ def use_after_fork(comm):
     return told, value
 
 
-def wait_with_a_warning(comm, name, late, seconds):
+def wait_with_a_warning(comm, name, late, stick):
     """Join another group that warns soon, and wait there for a late rank."""
     config = ShmConfig(name=name, rank=comm.rank, size=comm.size, stall_warn_secs=0.2)
     with ShmCommunicator(config) as impatient:
         impatient.barrier()
         if comm.rank == late:
-            time.sleep(seconds)
+            stick()
         impatient.barrier()
+
+
+def stick_asleep():
+    time.sleep(1.0)
+
+
+def stick_in_a_loop():
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        pass
+
+
+def stick_with_the_lock_of_the_interpreter():
+    """C code that computes for a second and lets no other Python code run."""
+    deadline = time.monotonic() + 1.0
+    library = ctypes.PyDLL(None)
+    library.usleep.argtypes = [ctypes.c_uint]
+    while time.monotonic() < deadline:
+        library.usleep(900_000)
+
+
+def stick_in_another_program():
+    """As if a process of the rank's pid did not know the signal."""
+    signal.signal(SIGNAL, signal.SIG_DFL)
+    stick_asleep()

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from cobre_shm.errors import CollectiveTimeout, InitializationFailed, RankFailed
+from cobre_shm.segment import stacks
 from cobre_shm.segment.segment import Segment
+from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.shm import ShmCommunicator
 from tests.faults import programs
 from tests.support.backends import BACKENDS
 from tests.support.ranks import RankGroup, results_of, run_ranks
@@ -178,13 +181,53 @@ def test_forked_child_cannot_use_the_communicator_nor_disturb_it():
         assert value == 3.0
 
 
-def test_late_rank_is_named_once_by_the_lowest_waiting_rank():
+def warned(stick):
+    """Outcomes of three ranks of which rank 0 is late for a second, and they warn after 0.2 s."""
     name = Segment.random_name()
-    outcomes = run_ranks(programs.wait_with_a_warning, 3, "shm", name, 0, 1.0)
+    outcomes = run_ranks(programs.wait_with_a_warning, 3, "shm", name, 0, stick)
     results_of(outcomes)
-    assert outcomes[0].output == outcomes[2].output == ""
+    return outcomes
+
+
+def test_late_rank_is_named_once_by_the_lowest_waiting_rank():
+    outcomes = warned(programs.stick_asleep)
+    assert outcomes[2].output == ""
     # 0.2 s after the wait began, and not yet 1.2 s later.
     (line,) = outcomes[1].output.splitlines()
     assert re.match(r"cobre_shm: 2 rank\(s\) have waited \d+ s in collective 2, barrier, ", line)
     told = f"for rank 0 (pid {outcomes[0].pid}, sleeping; finished collective 1, barrier)"
     assert line.endswith(told)
+
+
+@pytest.mark.parametrize(
+    "stick",
+    [
+        programs.stick_asleep,
+        programs.stick_in_a_loop,
+        programs.stick_with_the_lock_of_the_interpreter,
+    ],
+)
+def test_late_rank_prints_its_stack_once(stick):
+    outcomes = warned(stick)
+    text = outcomes[0].output
+    assert text.count("(most recent call first)") == 1
+    assert re.search(rf'File ".*programs.py", line \d+ in {stick.__name__}\n', text)
+    assert "in wait_with_a_warning" in text
+
+
+def test_rank_that_no_longer_catches_the_signal_is_not_sent_it():
+    assert warned(programs.stick_in_another_program)[0].output == ""
+
+
+def test_rank_whose_program_uses_the_signal_offers_no_stack(monkeypatch):
+    monkeypatch.setattr(stacks, "_is_ours", False)
+    heard = []
+    before = signal.signal(stacks.SIGNAL, lambda number, frame: heard.append(number))
+    config = ShmConfig(name=Segment.random_name(), rank=0, size=1)
+    try:
+        with ShmCommunicator(config) as comm:
+            stacks.ask_for_stacks(comm._segment, [0])
+            signal.raise_signal(stacks.SIGNAL)
+        assert heard == [stacks.SIGNAL]
+    finally:
+        signal.signal(stacks.SIGNAL, before)
