@@ -22,6 +22,10 @@ and so does a rank that looked in vain, when all of its processes are dead; like
 user that is not made ready in time, whose creator was killed in the middle. A segment with a
 living process is left alone.
 
+As long as there is a name, a careless process of this user can cut the file off. Touching mapped
+memory that is gone would be SIGBUS, so who waits reads the words from the file, and finds an end
+instead. The few microseconds in which a rank claims its block remain.
+
 A failure (a rank dies, a wrong size, two processes with one rank, nobody comes in time) poisons
 the group, so that all ranks that wait here raise.
 """
@@ -46,12 +50,14 @@ from cobre_shm.segment.process import is_alive, start_time
 from cobre_shm.segment.segment import Segment, remove_unready, system_error
 from cobre_shm.segment.stacks import offer_stack
 from cobre_shm.segment.unnamed import descriptor_of
+from cobre_shm.segment.words import CutOff
 
 __all__ = ["join", "leave"]
 
 # A creator needs microseconds between the name and the magic word. Longer: it was killed there.
 _UNREADY_SECS = 2.0
 _LOOK_SECS = 0.002
+_PROCESS_CHECK_SECS = 0.1
 
 
 def join(
@@ -74,7 +80,8 @@ def join(
 
     Raises:
         InitializationFailed: With ``context["code"]`` NameInUse, IncompatibleSegment,
-            SizeMismatch, DuplicateRank, JoinTimeout, RankFailed or SystemError; nothing is left.
+            SizeMismatch, DuplicateRank, JoinTimeout, RankFailed, CutOff or SystemError; nothing
+            is left.
         AllocationFailed: The memory is not there.
     """
     try:
@@ -82,6 +89,8 @@ def join(
         if segment is None:
             segment, is_ours = _find_or_create(name, rank, size, slot_bytes, timeout)
         return _enter(segment, is_ours, rank, size, timeout)
+    except CutOff as error:
+        raise _cut_off(name, error) from error
     except OSError as error:
         raise system_error(name, error) from error
 
@@ -89,12 +98,17 @@ def join(
 def _enter(segment: Segment, is_ours: bool, rank: int, size: int, timeout: float) -> Segment:
     """Take the rank's place in the segment and wait for the others."""
     try:
+        segment.check_whole()
         _claim(segment, rank, size)
     except BaseException:
         _abandon(segment, is_ours)
         raise
     try:
         _wait_for_all(segment, rank, timeout)
+    except CutOff:
+        segment.give_up_memory()
+        leave(segment, rank, unlink=True)
+        raise
     except BaseException as error:
         if not isinstance(error, InitializationFailed):
             poison(segment, layout.INTERRUPTED, rank)
@@ -141,13 +155,14 @@ def _find_or_create(
         waited = time.monotonic() - begun
         if segment is not None:
             try:
-                if segment.creator_is_alive() and (segment.launched or rank != 0):
-                    return segment, False
+                with segment.without_mapping():
+                    if segment.creator_is_alive() and (segment.launched or rank != 0):
+                        return segment, False
                 if rank == 0:
                     _refuse_living(segment)
                     _remove_dead(segment)
                     continue
-                if waited > timeout and not segment.living_process():
+                if waited > timeout and not _living_process(segment):
                     _remove_dead(segment)
             except BaseException:
                 segment.close()
@@ -167,8 +182,13 @@ def _find_or_create(
         time.sleep(_LOOK_SECS)
 
 
+def _living_process(segment: Segment) -> int:
+    with segment.without_mapping():
+        return segment.living_process()
+
+
 def _refuse_living(segment: Segment) -> None:
-    pid = segment.living_process()
+    pid = _living_process(segment)
     if pid:
         name, uid = segment.name, os.geteuid()
         segment.close()
@@ -248,34 +268,41 @@ def _abandon(segment: Segment, is_ours: bool) -> None:
 
 
 def _wait_for_all(segment: Segment, rank: int, timeout: float) -> None:
-    words = segment.words
     if rank == 0:
         _wait_until(segment, rank, timeout, lambda: not _absent(segment))
         segment.unlink()
+        # From here on nobody comes to the file by a name.
+        segment.check_whole()
         reach("joined", 0)
-        words.store(layout.HEADER_JOINED, 1)  # <SYNC joined>
+        segment.words.store(layout.HEADER_JOINED, 1)  # <SYNC joined>
     else:
         _wait_until(
             segment,
             rank,
             timeout,
-            lambda: words.load(layout.HEADER_JOINED) == 1,  # <SYNC joined>
+            lambda: segment.words.load(layout.HEADER_JOINED) == 1,  # <SYNC joined>
         )
 
 
 def _wait_until(segment: Segment, rank: int, timeout: float, is_done: Callable[[], bool]) -> None:
     progress, since, looked = -1, time.monotonic(), time.monotonic()
-    while not is_done():
-        first = read_poison(segment)
+    while True:
+        now, loss = time.monotonic(), None
+        with segment.without_mapping():
+            if is_done():
+                return
+            segment.check_whole()
+            first = read_poison(segment)
+            present = segment.size - len(_absent(segment))
+            if now - looked > _PROCESS_CHECK_SECS:
+                looked = now
+                loss = _loss(segment)
         if first is not None:
             raise _join_failed(segment, first, timeout)
-        now = time.monotonic()
-        if now - looked > 0.1:
-            looked = now
-            _poison_if_somebody_died(segment)
-        absent = _absent(segment)
-        if segment.size - len(absent) != progress:
-            progress, since = segment.size - len(absent), now
+        if loss is not None:
+            poison(segment, *loss)
+        elif present != progress:
+            progress, since = present, now
         elif now - since > timeout:
             poison(segment, layout.TIMED_OUT, rank)
         time.sleep(_LOOK_SECS)
@@ -289,17 +316,28 @@ def _absent(segment: Segment) -> list[int]:
     return [rank for rank, state in enumerate(states) if state == layout.ABSENT]
 
 
-def _poison_if_somebody_died(segment: Segment) -> None:
+def _loss(segment: Segment) -> tuple[int, int] | None:
+    """Kind of poison, and rank, of somebody who has died or left."""
     words = segment.words
     for rank in range(segment.size):
         block = segment.control(rank)
         pid = words.load(block + layout.PID)
         if words.load(block + layout.STATE) == layout.CLOSED:  # <SYNC state>
-            poison(segment, layout.LEFT, rank)
-        elif pid and not is_alive(pid, words.load(block + layout.START)):
-            poison(segment, layout.DIED, rank)
-    if not segment.creator_is_alive():
-        poison(segment, layout.DIED, 0)
+            return layout.LEFT, rank
+        if pid and not is_alive(pid, words.load(block + layout.START)):
+            return layout.DIED, rank
+    return None if segment.creator_is_alive() else (layout.DIED, 0)
+
+
+def _cut_off(name: str, error: CutOff) -> InitializationFailed:
+    return InitializationFailed(
+        "shm",
+        f"Segment {name} was cut off while the ranks joined: {error}",
+        operation="attach",
+        source=error,
+        context={"code": "CutOff", "segment": name},
+        suggestion="Find what truncates files in /dev/shm, and start again.",
+    )
 
 
 def _join_failed(segment: Segment, first: Poison, timeout: float) -> InitializationFailed:

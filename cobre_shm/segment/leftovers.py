@@ -74,7 +74,7 @@ def remove_if_dead(name: str) -> bool:
     """Remove the name of a segment if no process of its run lives; return whether it did."""
     try:
         segment = Segment.open(name)
-    except InitializationFailed:
+    except (InitializationFailed, OSError):
         return False
     if segment is None:
         return False

@@ -15,6 +15,7 @@ __all__ = [
     "futex_wake_all",
     "is_futex_refused",
     "is_robust_list_known",
+    "map_private_over",
     "map_shared",
     "unmap",
 ]
@@ -37,7 +38,7 @@ for _name in ("init", "lock", "trylock", "unlock", "consistent"):
     )
 
 _PROT_READ, _PROT_WRITE = 1, 2
-_MAP_SHARED = 1
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS = 1, 2, 16, 32
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _SYS_FUTEX = 202
 _SYS_GET_ROBUST_LIST = 274
@@ -59,6 +60,14 @@ def map_shared(fd: int, nbytes: int, *, writable: bool = True) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return int(address)
+
+
+def map_private_over(address: int, nbytes: int) -> None:
+    """Put zeros that nobody else sees in the place of a mapping."""
+    flags = _MAP_PRIVATE | _MAP_FIXED | _MAP_ANONYMOUS
+    if _LIBC.mmap(address, nbytes, _PROT_READ | _PROT_WRITE, flags, -1, 0) != address:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def unmap(address: int, nbytes: int) -> None:

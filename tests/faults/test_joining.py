@@ -16,6 +16,7 @@ from cobre_shm.segment.posix import DIRECTORY
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
+from tests.support.backends import BACKENDS
 from tests.support.ranks import RankGroup, results_of
 
 
@@ -225,3 +226,34 @@ def test_control_lock_of_a_killed_owner_is_taken_over(name):
     assert segment.words.load(layout.HEADER_POISON) == 0
     segment.unlink()
     segment.close()
+
+
+@pytest.mark.parametrize("left", [0, 64, layout.CONTROL, -layout.PAGE_BYTES])
+def test_segment_that_is_cut_off_during_joining_is_an_error_and_not_sigbus(name, left):
+    path = DIRECTORY / name[1:]
+    for _ in range(5):
+        with RankGroup([Join(name, rank, 3) for rank in (0, 1)], rank_and_size) as group:
+            wait_until_attached(name, [0, 1])
+            os.truncate(path, left if left >= 0 else path.stat().st_size + left)
+            outcomes = group.outcomes(30)
+        assert codes_of(outcomes) == ["CutOff"] * 2, outcomes
+        assert all("was cut off while the ranks joined" in str(o.error) for o in outcomes)
+        assert not path.exists()
+
+
+def join_after_a_cut(comm, name):
+    """A group that is cut off while this process joins it, then one that is whole."""
+    with ShmCommunicator(ShmConfig(name=f"{name}-whole", rank=0, size=1)) as older:
+        with pytest.raises(InitializationFailed, match="cut off"):
+            ShmCommunicator(ShmConfig(name=name, rank=0, size=2, timeout_secs=20))
+        older.barrier()
+        with ShmCommunicator(ShmConfig(name=name, rank=0, size=1)) as newer:
+            newer.barrier()
+    return True
+
+
+def test_process_goes_on_after_a_segment_was_cut_off(name):
+    with RankGroup(BACKENDS["shm"].make_group(1, 10.0), join_after_a_cut, (name,)) as group:
+        wait_until_attached(name, [0])
+        os.truncate(DIRECTORY / name[1:], 0)
+        assert results_of(group.outcomes(30)) == [True]

@@ -301,7 +301,6 @@ def test_region_of_two_is_refused_on_both_or_made(victim, is_named):
 def test_split_of_two_is_refused_on_both_or_made_and_the_group_goes_on(victim, is_named):
     mine, other = endings_of(victim, split, is_named)
     for first, second in zip(mine, other, strict=True):
-        # The last to join may be refused the removal of the name, which does not concern others.
         assert bool(first) == bool(second), (first, second)
 
 
