@@ -331,7 +331,8 @@ class Segment:
     @property
     def region_prefix(self) -> str:
         """Beginning of the names of the group's regions; nobody else can have it."""
-        return f"/cobre-{self.words.load_bytes(layout.HEADER_NONCE, 16).hex()}-"
+        nonce = self.words.load_bytes(layout.HEADER_NONCE, 16).hex()
+        return f"/cobre-{nonce}-{self.words.load(layout.HEADER_PID_NAMESPACE)}-"
 
     def living_process(self) -> int:
         """Pid of the creator or of a rank that still runs; 0 when the whole run is dead."""

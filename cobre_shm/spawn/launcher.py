@@ -94,12 +94,14 @@ def launch(job: Job) -> int:
     """
     _open_standard_descriptors()
     try:
+        from cobre_shm.segment.leftovers import remove_leftovers
         from cobre_shm.segment.watch import WatchedSegment
     except ImportError as error:
         raise BackendNotAvailable(
             "shm", ["local"], install_hint='pip install "cobre-shm[shm]"'
         ) from error
     try:
+        remove_leftovers()
         segment = _make_segment(WatchedSegment, job.size)
     except CobreError:
         raise

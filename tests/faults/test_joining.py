@@ -257,3 +257,16 @@ def test_process_goes_on_after_a_segment_was_cut_off(name):
         wait_until_attached(name, [0])
         os.truncate(DIRECTORY / name[1:], 0)
         assert results_of(group.outcomes(30)) == [True]
+
+
+def test_all_ranks_killed_at_once_while_joining_are_replaced_at_the_next_start(name):
+    for _ in range(5):
+        with RankGroup([Join(name, rank, 4) for rank in (0, 1, 2)], rank_and_size) as group:
+            wait_until_attached(name, [0, 1, 2])
+            for rank in (2, 0, 1):
+                group.send_signal(rank, signal.SIGKILL)
+            dead = group.outcomes(30)
+        assert [outcome.signal for outcome in dead] == [signal.SIGKILL] * 3
+        outcomes = outcomes_of(Join(name, 0, 2), Join(name, 1, 2))
+        assert results_of(outcomes) == [(0, 2), (1, 2)]
+        assert f"left by a dead run (pid {dead[0].pid})" in outcomes[0].output
