@@ -21,6 +21,9 @@ they are not compiled, elsewhere they are one test of a constant.
     region_create   the region's object exists on rank 0
     region_mapped   the region is mapped, the others may not have it
     close           before the control block says CLOSED
+    begin           before the rank looks for the segment, or makes it
+    region_close    the region is about to be closed
+    exit            the interpreter ends and the communicator is open
 """
 
 from __future__ import annotations
@@ -62,6 +65,9 @@ PHASES = (
     "region_create",
     "region_mapped",
     "close",
+    "begin",
+    "region_close",
+    "exit",
 )
 ACTIONS = {
     "kill": signal.SIGKILL,

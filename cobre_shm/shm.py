@@ -391,6 +391,8 @@ def _disown_in_child() -> None:
 
 def _tell_peers_at_exit() -> None:
     """Tell the peers of an exception that nobody caught: Python keeps the one that it printed."""
+    for comm in list(_living):
+        reach("exit", comm.rank)
     error = getattr(sys, "last_value", None)
     if isinstance(error, BaseException) and not isinstance(error, SystemExit):
         for comm in list(_living):

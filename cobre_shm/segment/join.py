@@ -85,6 +85,7 @@ def join(
         AllocationFailed: The memory is not there.
     """
     try:
+        reach("begin", rank)
         segment, is_ours = made, made is not None
         if segment is None:
             segment, is_ours = _find_or_create(name, rank, size, slot_bytes, timeout)

@@ -176,6 +176,7 @@ class ShmRegion(SharedRegion):
     def close(self) -> None:
         """See :meth:`SharedRegion.close`."""
         if self._fd >= 0:
+            reach("region_close", self._comm.rank)
             os.close(self._fd)
             self._fd = -1
             self.array = np.empty(0, dtype=self._dtype)
