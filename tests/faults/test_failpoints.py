@@ -111,4 +111,4 @@ def test_malformed_directive_is_refused_with_what_would_be_right(text):
         check=False,
     )
     assert done.returncode == 1
-    assert "expected on, or PHASE:ACTION@RANK,SEQUENCE" in done.stderr
+    assert "expected on, anywhere:yield@RANK,SEED, or PHASE:ACTION@RANK,SEQUENCE" in done.stderr
