@@ -46,7 +46,7 @@ from cobre_shm.segment.failure import failure
 from cobre_shm.segment.libc import is_robust_list_known
 from cobre_shm.segment.notes import NO_ROBUST_LIST, note_once
 from cobre_shm.segment.poison import Poison, poison, read_poison
-from cobre_shm.segment.process import is_alive, start_time
+from cobre_shm.segment.process import is_alive, start_text, start_time
 from cobre_shm.segment.segment import Segment, remove_unready, system_error
 from cobre_shm.segment.stacks import offer_stack
 from cobre_shm.segment.unnamed import descriptor_of
@@ -191,13 +191,19 @@ def _living_process(segment: Segment) -> int:
 def _refuse_living(segment: Segment) -> None:
     pid = _living_process(segment)
     if pid:
-        name, uid = segment.name, os.geteuid()
+        name, uid, started = segment.name, os.geteuid(), start_text(start_time(pid))
         segment.close()
         raise InitializationFailed(
             "shm",
-            f"Segment {name} is in use by pid {pid} (uid {uid})",
+            f"Segment {name} is in use by pid {pid} (uid {uid}, started {started})",
             operation="create",
-            context={"code": "NameInUse", "segment": name, "pid": pid, "uid": uid},
+            context={
+                "code": "NameInUse",
+                "segment": name,
+                "pid": pid,
+                "uid": uid,
+                "started": started,
+            },
             suggestion="Choose another COBRE_SHM_NAME, or end that run.",
         )
 

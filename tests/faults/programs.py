@@ -1,8 +1,10 @@
 """What ranks run in the fault tests: named ways to work, to die, and to misbehave."""
 
 import ctypes
+import mmap
 import os
 import signal
+import tempfile
 import time
 
 import numpy as np
@@ -65,6 +67,21 @@ def segfault(comm):
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def bus_error(comm):
+    """Touch mapped memory whose file has been cut off."""
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)
+    with tempfile.TemporaryFile() as file:
+        file.truncate(mmap.PAGESIZE)
+        memory = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+        file.truncate(0)
+        memory[0] = 1
+
+
+def abort_process(comm):
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
+    os.abort()
+
+
 def close_early(comm):
     comm.close()
     time.sleep(1.0)
@@ -86,6 +103,8 @@ WAYS = {
         exit_three,
         kill_self,
         segfault,
+        bus_error,
+        abort_process,
         close_early,
         abort_seven,
         raise_error,

@@ -76,6 +76,8 @@ def test_kill_at_random_moments_never_hangs_or_lies():
         ("exit_three", "died"),
         ("kill_self", "died"),
         ("segfault", "died"),
+        ("bus_error", "died"),
+        ("abort_process", "died"),
         ("close_early", "closed its communicator while others waited"),
         ("abort_seven", r"called abort\(7\)"),
         ("raise_error", "ArithmeticError: the rank's own mistake"),
@@ -93,6 +95,9 @@ def test_each_way_to_leave_fails_the_others(how, words):
         assert type(outcomes[victim].error) is ArithmeticError
         remote = outcomes[0].result[0].context["traceback"]
         assert "in raise_error" in remote
+    expected = {"bus_error": signal.SIGBUS, "abort_process": signal.SIGABRT}
+    if how in expected:
+        assert outcomes[victim].signal == expected[how]
     if how == "abort_seven":
         assert outcomes[victim].exit_code == 7
 

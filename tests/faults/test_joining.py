@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,11 @@ def test_segment_of_a_live_run_is_refused_and_left_alone(name):
         before = (DIRECTORY / name[1:]).read_bytes()
         outcomes = outcomes_of(Join(name, 0, 2, timeout=2.0))
         assert codes_of(outcomes) == ["NameInUse"]
-        assert outcomes[0].error.context["pid"] == process.pid
+        context = outcomes[0].error.context
+        assert (context["pid"], context["uid"]) == (process.pid, os.geteuid())
+        # In whole seconds, and a machine may have been busy since.
+        age = datetime.now(UTC) - datetime.fromisoformat(context["started"])
+        assert timedelta(seconds=-1) < age < timedelta(minutes=5)
         assert (DIRECTORY / name[1:]).read_bytes() == before
         process.kill()
     (DIRECTORY / name[1:]).unlink()
