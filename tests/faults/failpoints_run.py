@@ -13,8 +13,9 @@ import time
 
 import numpy as np
 
-from cobre_shm import failpoints
+from cobre_shm import failpoints, layout
 from cobre_shm.errors import CobreError
+from cobre_shm.segment.process import is_alive
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
@@ -59,7 +60,7 @@ def work(comm, victim, phase):
         comm.broadcast(recv, comm.size - 1 - victim if comm.size > 1 else 0)
         comm.allgatherv(send, counts=[ELEMENTS] * comm.size)
         if comm.rank != victim:
-            time.sleep(0.05)  # so that the victim has somebody to sleep for
+            wait_until_it_sleeps_or_is_dead(comm._segment, victim)
         comm.barrier()
         with comm.create_shared_region(10):
             pass
@@ -70,6 +71,18 @@ def work(comm, victim, phase):
     except CobreError as error:
         return {**facts(error), "regions": comm._segment.region_prefix}
     return None
+
+
+def wait_until_it_sleeps_or_is_dead(segment, rank):
+    """So that the victim has somebody to sleep for."""
+    load = segment.words.load
+    pid, start = (load(segment.control(rank) + word) for word in (layout.PID, layout.START))
+    deadline = time.monotonic() + 20
+    while is_alive(pid, start) and time.monotonic() < deadline:
+        blocks = [segment.control(peer) for peer in range(segment.size) if peer != rank]
+        if any(load(block + layout.WAITERS) & 0xFFFFFFFF for block in blocks):
+            return
+        time.sleep(0.001)
 
 
 def facts(error):
