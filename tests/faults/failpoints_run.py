@@ -59,8 +59,8 @@ def work(comm, victim, phase):
         comm.allreduce(send, recv)
         comm.broadcast(recv, comm.size - 1 - victim if comm.size > 1 else 0)
         comm.allgatherv(send, counts=[ELEMENTS] * comm.size)
-        if comm.rank != victim:
-            wait_until_it_sleeps_or_is_dead(comm._segment, victim)
+        if phase in ("spin", "sleep") and comm.rank != victim:
+            wait_until_dead(comm._segment, victim)
         comm.barrier()
         with comm.create_shared_region(10):
             pass
@@ -73,15 +73,12 @@ def work(comm, victim, phase):
     return None
 
 
-def wait_until_it_sleeps_or_is_dead(segment, rank):
-    """So that the victim has somebody to sleep for."""
+def wait_until_dead(segment, rank):
+    """So that the victim has somebody to wait for."""
     load = segment.words.load
     pid, start = (load(segment.control(rank) + word) for word in (layout.PID, layout.START))
     deadline = time.monotonic() + 20
     while is_alive(pid, start) and time.monotonic() < deadline:
-        blocks = [segment.control(peer) for peer in range(segment.size) if peer != rank]
-        if any(load(block + layout.WAITERS) & 0xFFFFFFFF for block in blocks):
-            return
         time.sleep(0.001)
 
 
