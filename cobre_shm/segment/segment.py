@@ -12,7 +12,13 @@ from typing import ClassVar, Self
 from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.failpoints import reach
-from cobre_shm.segment.libc import RobustMutex, futex_wake_all, map_shared, unmap
+from cobre_shm.segment.libc import (
+    RobustMutex,
+    futex_wake_all,
+    map_private_over,
+    map_shared,
+    unmap,
+)
 from cobre_shm.segment.posix import (
     DIRECTORY,
     UntrustedObject,
@@ -23,7 +29,7 @@ from cobre_shm.segment.posix import (
 )
 from cobre_shm.segment.process import boot_id, is_alive, pid_namespace, start_time
 from cobre_shm.segment.unnamed import create_unnamed, descriptor_of, open_inherited
-from cobre_shm.segment.words import Words
+from cobre_shm.segment.words import FileWords, Words
 
 __all__ = ["DEFAULT_SLOT_BYTES", "Segment", "remove_unready", "system_error"]
 
@@ -82,20 +88,15 @@ class Segment:
         Raises:
             FileExistsError: The name is taken.
             AllocationFailed: The memory is not there; nothing is left.
+            InitializationFailed: The system refused something else; nothing is left.
         """
         nbytes = layout.segment_bytes(size, slot_bytes)
         fd = create_object(name, nbytes)
-        segment = None
         try:
-            segment = cls(name, fd, nbytes)
-            reach("create", 0)
-            segment._make_ready(size, slot_bytes, launched=launched)
-        except OSError as error:
+            return cls._made(name, fd, nbytes, size, slot_bytes, launched=launched)
+        except InitializationFailed:
             remove_object(name)
-            if segment is not None:
-                segment.close()
-            raise system_error(name, error) from error
-        return segment
+            raise
 
     @classmethod
     def create_unnamed(
@@ -110,11 +111,26 @@ class Segment:
 
         Raises:
             AllocationFailed: The memory is not there; nothing is left.
+            InitializationFailed: The system refused something else; nothing is left.
         """
         nbytes = layout.segment_bytes(size, slot_bytes)
         fd = create_unnamed(cls.random_name(), nbytes)
-        segment = cls(f"fd:{fd}", fd, nbytes)
-        segment._make_ready(size, slot_bytes, launched=launched)
+        return cls._made(f"fd:{fd}", fd, nbytes, size, slot_bytes, launched=launched)
+
+    @classmethod
+    def _made(
+        cls, name: str, fd: int, nbytes: int, size: int, slot_bytes: int, *, launched: bool
+    ) -> Self:
+        """Map new memory and make it ready; whatever fails, ``fd`` is closed."""
+        segment = None
+        try:
+            segment = cls(name, fd, nbytes)
+            reach("create", 0)
+            segment._make_ready(size, slot_bytes, launched=launched)
+        except OSError as error:
+            if segment is not None:
+                segment.close()
+            raise system_error(name, error) from error
         return segment
 
     def _make_ready(self, size: int, slot_bytes: int, *, launched: bool) -> None:
@@ -152,11 +168,13 @@ class Segment:
             raise _incompatible(name, str(error)) from error
         segment = cls(name, fd, nbytes)
         try:
-            if segment._is_ready():
-                return segment
+            with segment.without_mapping():
+                is_ready = segment._is_ready()
         except (InitializationFailed, OSError):
             segment.close()
             raise
+        if is_ready:
+            return segment
         segment.close()
         return None
 
@@ -181,6 +199,35 @@ class Segment:
             segment.close()
             raise
         return segment
+
+    @contextmanager
+    def without_mapping(self) -> Iterator[None]:
+        """Read ``words`` from the file for a while: a name can be opened and cut off by others.
+
+        Raises:
+            CutOff: In the block, where the file lacks bytes. In mapped memory it would be SIGBUS.
+        """
+        mapped, self.words = self.words, FileWords(self.descriptor)
+        try:
+            yield
+        finally:
+            self.words = mapped
+
+    def check_whole(self) -> None:
+        """Check that the file has all of its bytes still.
+
+        Raises:
+            CutOff: It has not.
+        """
+        FileWords(self.descriptor).load(self.nbytes - 8)
+
+    def give_up_memory(self) -> None:
+        """Go on with zeros of our own in the place of memory that has been cut off.
+
+        What this process holds there, its C library and the kernel will write to.
+        """
+        map_private_over(self.words.address, self.nbytes)
+        self._control_mutex().initialise()
 
     def _is_ready(self) -> bool:
         # One load: the creator may store the word at any moment.
@@ -298,7 +345,8 @@ class Segment:
     @property
     def region_prefix(self) -> str:
         """Beginning of the names of the group's regions; nobody else can have it."""
-        return f"/cobre-{self.words.load_bytes(layout.HEADER_NONCE, 16).hex()}-"
+        nonce = self.words.load_bytes(layout.HEADER_NONCE, 16).hex()
+        return f"/cobre-{nonce}-{self.words.load(layout.HEADER_PID_NAMESPACE)}-"
 
     def living_process(self) -> int:
         """Pid of the creator or of a rank that still runs; 0 when the whole run is dead."""

@@ -1,17 +1,21 @@
 """Kill a rank at each named place; run as a program, so that the places are compiled in.
 
+python -m tests.faults.failpoints_run TIMES SIZE...
+
 Prints one JSON line per case: the place, and what became of each rank. Failpoints have to be
 enabled before the kernels are compiled, that is, in the environment of this process.
 """
 
+import atexit
 import json
 import sys
 import time
 
 import numpy as np
 
-from cobre_shm import failpoints
+from cobre_shm import failpoints, layout
 from cobre_shm.errors import CobreError
+from cobre_shm.segment.process import is_alive
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
@@ -19,8 +23,8 @@ from tests.support.ranks import RankGroup
 
 ELEMENTS = 40_000  # two and a half slots: every kernel runs several rounds
 
-JOINING = ("create", "ready", "claimed", "attached", "joined")
-REGIONS = ("region_create", "region_mapped")
+JOINING = ("begin", "create", "ready", "claimed", "attached", "joined")
+REGIONS = ("region_create", "region_mapped", "region_close")
 # Only rank 0 comes to these.
 OF_RANK_ZERO = ("create", "ready", "joined", "region_create")
 # Sequence numbers of the collectives of `work` in which a rank comes to a place.
@@ -47,7 +51,7 @@ class Join:
         return ShmCommunicator(self.config)
 
 
-def work(comm, victim):
+def work(comm, victim, phase):
     """Five collectives and a region; return what ended it, or None."""
     send, recv = np.ones(ELEMENTS), np.empty(ELEMENTS)
     try:
@@ -55,15 +59,27 @@ def work(comm, victim):
         comm.allreduce(send, recv)
         comm.broadcast(recv, comm.size - 1 - victim if comm.size > 1 else 0)
         comm.allgatherv(send, counts=[ELEMENTS] * comm.size)
-        if comm.rank != victim:
-            time.sleep(0.05)  # so that the victim has somebody to sleep for
+        if phase in ("spin", "sleep") and comm.rank != victim:
+            wait_until_dead(comm._segment, victim)
         comm.barrier()
         with comm.create_shared_region(10):
             pass
+        if phase == "exit" and comm.rank == victim:
+            # As at the end of a program that has not closed its communicator.
+            atexit._run_exitfuncs()
         comm.barrier()
     except CobreError as error:
         return {**facts(error), "regions": comm._segment.region_prefix}
     return None
+
+
+def wait_until_dead(segment, rank):
+    """So that the victim has somebody to wait for."""
+    load = segment.words.load
+    pid, start = (load(segment.control(rank) + word) for word in (layout.PID, layout.START))
+    deadline = time.monotonic() + 20
+    while is_alive(pid, start) and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def facts(error):
@@ -74,7 +90,7 @@ def run_case(size, phase, victim, sequence):
     place = f"{phase}:kill@{victim},{sequence}"
     name = Segment.random_name()
     joins = [Join(name, rank, size, place) for rank in range(size)]
-    with RankGroup(joins, work, (victim,)) as group:
+    with RankGroup(joins, work, (victim, phase)) as group:
         outcomes = group.outcomes(40)
     ranks = [
         {
@@ -93,7 +109,7 @@ def run_case(size, phase, victim, sequence):
 def cases(sizes):
     for size in sizes:
         for victim in (0, size - 1):
-            for phase in (*JOINING, *REGIONS, "close"):
+            for phase in (*JOINING, *REGIONS, "close", "exit"):
                 if victim == 0 or phase not in OF_RANK_ZERO:
                     yield size, phase, victim, 0
             for phase, sequences in IN_COLLECTIVE.items():
@@ -106,5 +122,7 @@ def cases(sizes):
 
 
 if __name__ == "__main__":
-    for case in cases([int(size) for size in sys.argv[1:]]):
-        run_case(*case)
+    times, *sizes = map(int, sys.argv[1:])
+    for _ in range(times):
+        for case in cases(sizes):
+            run_case(*case)

@@ -361,6 +361,47 @@ def test_without_the_launcher_the_error_gives_need_free_mount_and_flag(small):
     assert "mount -o remount,size=2m /dev/shm" in text
 
 
+SPLIT_WITHOUT_ROOM = """
+import os
+from pathlib import Path
+from cobre_shm.errors import AllocationFailed
+from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.shm import ShmCommunicator
+
+rank = 0 if os.fork() else 1
+filler = Path("/dev/shm/filler")
+config = ShmConfig(name="/small", rank=rank, size=2, timeout_secs=60, slot_bytes=1 << 16)
+with ShmCommunicator(config) as comm:
+    if rank == 0:
+        usage = os.statvfs("/dev/shm")
+        filler.write_bytes(bytes(usage.f_bavail * usage.f_frsize - 4096))
+    try:
+        comm.split_local()
+    except AllocationFailed as error:
+        said = f"{rank} {error.requested_bytes} {error.context.get('mount')}\\n"
+    comm.barrier()
+    if rank == 0:
+        filler.unlink()
+    comm.barrier()
+    with comm.split_local() as group:
+        group.barrier()
+    comm.barrier()
+# One write each: two processes share the pipe.
+os.write(1, f"{said}{rank} {os.listdir('/dev/shm')}\\n".encode())
+if rank == 0:
+    os.wait()
+"""
+
+
+def test_group_that_cannot_be_split_by_name_for_want_of_room_says_so_on_all_ranks(small):
+    process = small("-c", SPLIT_WITHOUT_ROOM)
+    out, err = process.communicate(timeout=WATCHDOG_SECS)
+    assert (process.returncode, err) == (0, "")
+    need = layout.segment_bytes(2, 1 << 16)
+    told = [f"0 {need} /dev/shm", "0 []", f"1 {need} None", "1 []"]
+    assert sorted(out.splitlines()) == told
+
+
 # A descriptor in detail, in this process
 
 
