@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import sys
 import sysconfig
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.kernels import context, known, python_c, road
-from cobre_shm.kernels.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST
+from cobre_shm.kernels.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, Kernel
 from cobre_shm.kernels.jit import integer_function
 
 __all__ = [
@@ -38,7 +39,7 @@ _SIGNATURES = {
     "allreduce": "($self, send, recv=None, op=0)",
     "allgatherv": "($self, send, recv=None, counts=None, displs=None)",
 }
-_OPERATIONS = {
+_OPERATIONS: dict[str, tuple[Callable[..., Any], int, Kernel]] = {
     "barrier": (road.barrier_call, 2, BARRIER),
     "broadcast": (road.broadcast_call, 4, BROADCAST),
     "allreduce": (road.allreduce_call, 4, ALLREDUCE),
