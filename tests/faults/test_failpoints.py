@@ -50,7 +50,7 @@ def test_every_place_is_reached(outcomes):
     }
     assert reached == set(failpoints.PHASES)
     for case in outcomes:
-        assert case["ranks"][case["victim"]]["signal"] == signal.SIGKILL, case["place"]
+        assert case["ranks"][case["victim"]]["signal"] == signal.SIGKILL, case
 
 
 def test_every_survivor_is_told_who_died(outcomes):
@@ -60,7 +60,7 @@ def test_every_survivor_is_told_who_died(outcomes):
             continue  # all collectives were done: nobody waits for it
         for rank in survivors(case):
             error = rank["told"]
-            assert error is not None, (case["place"], rank["traceback"])
+            assert error is not None, (case["place"], case["algorithm"], rank["traceback"])
             if case["place"].startswith(failpoints_run.JOINING) and error["code"] == "JoinTimeout":
                 # It came after the victim had gone, and never met it; or nobody ever met it.
                 unmet = case["victim"] if case["place"].startswith("begin") else 0
