@@ -123,6 +123,7 @@ class ShmCommunicator(_State, Communicator):
         self._common: SharedHeap | None = None
         self._results: dict[tuple[int, int], Array] = {}
         self._tuning = config.tuning
+        self._is_occupied = False
         chosen = load_tuning(config.tuning) if config.tuning else {}
         self._segment = join(
             config.name,
@@ -471,8 +472,8 @@ class ShmCommunicator(_State, Communicator):
     def abort(self, code: int = 1) -> NoReturn:
         """See :meth:`Communicator.abort`."""
         if not isinstance(self._unusable, InvalidCommunicator):
+            self._bar()
             first = poison(self._segment, layout.ABORTED, self.rank, int(code))
-            self._context[context.BUSY] = 1
             self._unusable = failure(self._segment, first, self._timeout)
         raise SystemExit(code)
 
@@ -491,7 +492,7 @@ class ShmCommunicator(_State, Communicator):
             if heap is not None:
                 heap.close()
         self._memory.remove_names()
-        leave(self._segment, self.rank)
+        leave(self._segment, self.rank, stay_mapped=self._is_occupied)
 
     def __exit__(
         self,
@@ -509,9 +510,18 @@ class ShmCommunicator(_State, Communicator):
         if self._unusable is None:
             text = "".join(traceback.format_exception(error))
             write_last_words(self._segment, self.rank, text)
+            self._bar()
             first = poison(self._segment, layout.RAISED, self.rank)
-            self._context[context.BUSY] = 1
             self._unusable = failure(self._segment, first, self._timeout)
+
+    def _bar(self) -> None:
+        """Let nobody begin a collective any more, and see whether a thread is inside one.
+
+        That thread learns of the failure when it next looks, perhaps after this communicator has
+        been closed. So it keeps the memory.
+        """
+        if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
+            self._is_occupied = True
 
     def _check_usable(self) -> None:
         if self._unusable is not None:

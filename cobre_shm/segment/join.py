@@ -129,8 +129,14 @@ def _enter(
     return segment
 
 
-def leave(segment: Segment, rank: int, *, unlink: bool = False) -> None:
+def leave(segment: Segment, rank: int, *, unlink: bool = False, stay_mapped: bool = False) -> None:
     """Close this rank's part: peers see CLOSED, the death mutex is free, the memory unmapped.
+
+    Args:
+        segment: It.
+        rank: Whose part.
+        unlink: Remove the name too.
+        stay_mapped: Leave the memory to a thread that is still inside a collective.
 
     Called by another thread than the one that joined, the mutex cannot be given back; then the
     mapping stays until the process ends, for the kernel will write into it.
@@ -143,7 +149,10 @@ def leave(segment: Segment, rank: int, *, unlink: bool = False) -> None:
         with suppress(OSError):
             segment.unlink()
     segment.death_mutex(rank).unlock()
-    segment.close()
+    if stay_mapped:
+        segment.close_descriptor()
+    else:
+        segment.close()
 
 
 def _find_or_create(
