@@ -55,10 +55,12 @@ class Patience:
         if first is not None:
             return first
         now = time.monotonic()
-        arrived = [segment.arrived(rank) for rank in range(segment.size)]
+        lines = [segment.arrivals(rank) for rank in range(segment.size)]
+        arrived = [max(line) for line in lines]
         done = [segment.steps(rank) for rank in range(segment.size)]
         # Nobody can be two rounds ahead. Otherwise words that jump would count as progress.
-        if arrived[self._rank] != epoch or not all(0 <= seen <= epoch + 1 for seen in arrived):
+        is_possible = all(0 <= seen <= epoch + 1 for line in lines for seen in line)
+        if arrived[self._rank] != epoch or not is_possible:
             return poison(segment, layout.DAMAGED, self._rank)
         progress = sum(arrived) + sum(done)
         if progress != self._progress:

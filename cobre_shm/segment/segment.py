@@ -270,13 +270,15 @@ class Segment:
         """Offset of a rank's control block."""
         return layout.CONTROL + rank * layout.CONTROL_BYTES
 
+    def arrivals(self, rank: int) -> tuple[int, int]:
+        """The last even and the last odd epoch that a rank has published."""
+        even = self.control(rank) + layout.ARRIVAL
+        odd = even + layout.ARRIVAL_BYTES
+        return self.words.load(even), self.words.load(odd)  # <SYNC arrived>
+
     def arrived(self, rank: int) -> int:
         """The last epoch that a rank has published."""
-        line = self.control(rank) + layout.ARRIVAL
-        return max(
-            self.words.load(line + parity * layout.ARRIVAL_BYTES)  # <SYNC arrived>
-            for parity in (0, 1)
-        )
+        return max(self.arrivals(rank))
 
     def steps(self, rank: int) -> int:
         """The parts of chains that a rank has finished."""
