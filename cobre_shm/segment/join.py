@@ -43,11 +43,13 @@ from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.failpoints import reach
 from cobre_shm.segment.failure import failure
+from cobre_shm.segment.leftovers import remove_unready
 from cobre_shm.segment.libc import is_robust_list_known
 from cobre_shm.segment.notes import NO_ROBUST_LIST, note_once
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive, start_text, start_time
-from cobre_shm.segment.segment import Segment, remove_unready, system_error
+from cobre_shm.segment.refusal import system_error
+from cobre_shm.segment.segment import Segment
 from cobre_shm.segment.stacks import offer_stack
 from cobre_shm.segment.unnamed import descriptor_of
 from cobre_shm.segment.words import CutOff

@@ -22,11 +22,11 @@ from pathlib import Path
 from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.segment.attach import own_processes
-from cobre_shm.segment.posix import DIRECTORY, open_object, unlink_object
+from cobre_shm.segment.posix import DIRECTORY, UntrustedObject, open_object, unlink_object
 from cobre_shm.segment.process import pid_namespace
 from cobre_shm.segment.segment import Segment
 
-__all__ = ["FoundSegment", "find_segments", "remove_if_dead", "remove_leftovers"]
+__all__ = ["FoundSegment", "find_segments", "remove_if_dead", "remove_leftovers", "remove_unready"]
 
 # What Segment.random_name() gives: all that can be told of a file that may not be read.
 _RANDOM_NAME = re.compile(r"cobre-[0-9a-f]{24}")
@@ -110,6 +110,21 @@ def remove_leftovers(directory: Path = DIRECTORY) -> None:
         if _RANDOM_NAME.fullmatch(path.name) or _REGION_NAME.fullmatch(path.name):
             with suppress(OSError):
                 remove_if_dead(f"/{path.name}")
+
+
+def remove_unready(name: str) -> bool:
+    """Remove a segment of this user that was never made ready; return whether there was one."""
+    try:
+        fd, _ = open_object(name, 0)
+    except (FileNotFoundError, UntrustedObject):
+        return False
+    try:
+        is_unready = os.pread(fd, 8, 0).rstrip(b"\0") == b""
+        if is_unready:
+            unlink_object(name, fd)
+        return is_unready
+    finally:
+        os.close(fd)
 
 
 def _is_region_of_ours(file_name: str) -> bool:

@@ -20,7 +20,6 @@ from cobre_shm.segment.libc import (
     unmap,
 )
 from cobre_shm.segment.posix import (
-    DIRECTORY,
     UntrustedObject,
     create_object,
     open_object,
@@ -28,10 +27,11 @@ from cobre_shm.segment.posix import (
     unlink_object,
 )
 from cobre_shm.segment.process import boot_id, is_alive, pid_namespace, start_time
+from cobre_shm.segment.refusal import incompatible, system_error
 from cobre_shm.segment.unnamed import create_unnamed, descriptor_of, open_inherited
 from cobre_shm.segment.words import FileWords, Words
 
-__all__ = ["DEFAULT_SLOT_BYTES", "Segment", "remove_unready", "system_error"]
+__all__ = ["DEFAULT_SLOT_BYTES", "Segment"]
 
 DEFAULT_SLOT_BYTES = 256 * 1024
 # The control mutex is held for a few microseconds. Whoever holds it longer is stopped.
@@ -165,7 +165,7 @@ class Segment:
         except FileNotFoundError:
             return None
         except UntrustedObject as error:
-            raise _incompatible(name, str(error)) from error
+            raise incompatible(name, str(error)) from error
         segment = cls(name, fd, nbytes)
         try:
             with segment.without_mapping():
@@ -188,13 +188,13 @@ class Segment:
         try:
             fd, nbytes = open_inherited(descriptor_of(name) or 0, layout.CONTROL)
         except UntrustedObject as error:
-            raise _incompatible(name, str(error)) from error
+            raise incompatible(name, str(error)) from error
         segment = cls(name, fd, nbytes)
         try:
             if not segment._is_ready():
-                raise _incompatible(name, "it was never made ready")
+                raise incompatible(name, "it was never made ready")
             if not segment.creator_is_alive():
-                raise _incompatible(name, f"it is of a dead run (pid {segment.creator[0]})")
+                raise incompatible(name, f"it is of a dead run (pid {segment.creator[0]})")
         except (InitializationFailed, OSError):
             segment.close()
             raise
@@ -235,7 +235,7 @@ class Segment:
         if word == 0:
             return False
         if word != layout.MAGIC:
-            raise _incompatible(self.name, "it does not begin with the magic word")
+            raise incompatible(self.name, "it does not begin with the magic word")
         self._check_header()
         return True
 
@@ -247,7 +247,7 @@ class Segment:
             ("segment bytes", layout.HEADER_SEGMENT_BYTES, self.nbytes),
         ):
             if words.load(offset) != expected:
-                raise _incompatible(
+                raise incompatible(
                     self.name, f"{what} is {words.load(offset)}, expected {expected}"
                 )
         size, slot_bytes = words.load(layout.HEADER_SIZE), words.load(layout.HEADER_SLOT_BYTES)
@@ -257,11 +257,11 @@ class Segment:
             and slot_bytes % layout.PAGE_BYTES == 0
             and layout.segment_bytes(size, slot_bytes) == self.nbytes
         ):
-            raise _incompatible(
+            raise incompatible(
                 self.name, f"{size} ranks with slots of {slot_bytes} bytes do not fill it"
             )
         if words.load(layout.HEADER_PID_NAMESPACE) != pid_namespace():
-            raise _incompatible(
+            raise incompatible(
                 self.name, "it was made in another pid namespace, whose processes cannot be seen"
             )
         self.size, self.slot_bytes = size, slot_bytes
@@ -393,49 +393,3 @@ class Segment:
         if address and not RobustMutex.is_any_held(address, self.nbytes):
             unmap(self.words.address, self.nbytes)
             self.words = Words(0)
-
-
-def remove_unready(name: str) -> bool:
-    """Remove a segment of this user that was never made ready; return whether there was one."""
-    try:
-        fd, _ = open_object(name, 0)
-    except (FileNotFoundError, UntrustedObject):
-        return False
-    try:
-        is_unready = os.pread(fd, 8, 0).rstrip(b"\0") == b""
-        if is_unready:
-            unlink_object(name, fd)
-        return is_unready
-    finally:
-        os.close(fd)
-
-
-def system_error(name: str, error: OSError) -> InitializationFailed:
-    """Return the error for a call of the operating system that was refused."""
-    return InitializationFailed(
-        "shm",
-        f"Segment {name}: the operating system refused: {error}",
-        operation="attach",
-        source=error,
-        context={"code": "SystemError", "segment": name},
-    )
-
-
-def _incompatible(name: str, why: str) -> InitializationFailed:
-    """Return the error for a segment that is not one of ours."""
-    suggestion = (
-        "Choose another COBRE_SHM_NAME, or remove the file if nothing uses it: "
-        f"rm {DIRECTORY / name.lstrip('/')}"
-    )
-    if descriptor_of(name) is not None:
-        suggestion = (
-            "The form fd:N is what the launcher (python -m cobre_shm.spawn) gives to its ranks: "
-            "use it there, with descriptor N left open, or set COBRE_SHM_NAME=/NAME"
-        )
-    return InitializationFailed(
-        "shm",
-        f"Segment {name} cannot be used: {why}",
-        operation="attach",
-        context={"code": "IncompatibleSegment", "segment": name},
-        suggestion=suggestion,
-    )
