@@ -1,6 +1,6 @@
 """How much memory the ranks of a run take together, with a large opening tree.
 
-    python bench/memory.py [--ranks 8] [--tree-mb 200] [--backends shm,tcp,alone]
+    python bench/memory.py [--ranks 8] [--tree-mb 200] [--backends shm,tcp]
 
 The case is the shipped one with sixteen copies of its cascade and so many openings that the tree
 has the given size. Every rank reads the case and simulates two trajectories, which needs the tree
@@ -13,8 +13,8 @@ with the large tree, less one rank with the small one, is *the data*.
 
     shm      the ranks share one copy: at most 1.15 x the data + the interpreters, or exit code 1
     tcp      each rank has its own copy, as on several machines
-    alone    as many independent programs on the ``local`` backend: what copies cost, for
-             comparison where tcp is not installed
+
+The ranks hold everything at one time, because the simulation ends with a collective.
 """
 
 from __future__ import annotations
@@ -55,8 +55,6 @@ def rank_program(path: str) -> None:
         none = np.zeros(0, dtype=np.int64)
         cuts = StageCuts(np.zeros(0), np.zeros((0, case.state_size)), none, none)
         result = simulate(case, [cuts] * case.stages, comm, _TRAJECTORIES)
-        # So that all ranks hold everything at one time.
-        comm.barrier()
         if comm.rank == 0:
             print(json.dumps(result.total_cost.tolist()), flush=True)
 
@@ -117,21 +115,20 @@ def start_ranks(backend: str, size: int, case: Path) -> list[subprocess.Popen[st
     shared = {
         "shm": {"COBRE_SHM_NAME": f"/cobre-bench-{secrets.token_hex(8)}"},
         "tcp": {"COBRE_TCP_COORDINATOR": "127.0.0.1", "COBRE_TCP_PORT": str(port)},
-        "alone": {},
     }[backend]
+    prefix = f"COBRE_{backend.upper()}_"
     processes = []
     for rank in range(size):
         env = {
             **os.environ,
             **shared,
-            "COBRE_COMM_BACKEND": "local" if backend == "alone" else backend,
+            "COBRE_COMM_BACKEND": backend,
+            f"{prefix}RANK": str(rank),
+            f"{prefix}SIZE": str(size),
+            # Drawing the tree is no collective, and takes as long as it takes.
+            f"{prefix}TIMEOUT_SECS": "inf",
             "OMP_NUM_THREADS": "1",
         }
-        if backend != "alone":
-            prefix = f"COBRE_{backend.upper()}_"
-            env |= {f"{prefix}RANK": str(rank), f"{prefix}SIZE": str(size)}
-            # Drawing the tree is no collective, and takes as long as it takes.
-            env[f"{prefix}TIMEOUT_SECS"] = "inf"
         processes.append(
             subprocess.Popen(
                 [sys.executable, __file__, "--rank-of", str(case)],
@@ -177,7 +174,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--tree-mb", type=float, default=200.0)
-    parser.add_argument("--backends", default="shm,tcp,alone")
+    parser.add_argument("--backends", default="shm,tcp")
     parser.add_argument("--rank-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_of:
@@ -198,7 +195,7 @@ def main() -> int:
         print("| --- | --- | --- | --- |")
         failed = False
         for backend in options.backends.split(","):
-            spec = read_registry().find("local" if backend == "alone" else backend)
+            spec = read_registry().find(backend)
             if spec is None or spec.missing():
                 print(f"| `{backend}` | not installed | | |", flush=True)
                 continue

@@ -2,8 +2,10 @@
 
 ``COBRE_FAIL=PHASE:ACTION@RANK,SEQUENCE``: when RANK reaches PHASE for the collective SEQUENCE (0
 for phases outside collectives), it does ACTION. ``COBRE_FAIL=on`` compiles the places in without
-choosing one; ``arm`` chooses later. When the variable is unset no place costs anything: in kernels
-they are not compiled, elsewhere they are one test of a constant.
+choosing one; ``arm`` chooses later. ``anywhere:yield@RANK,SEED`` lets RANK give up the processor
+at random places of collectives, so that others run where they seldom would. When the variable is
+unset no place costs anything: in kernels they are not compiled, elsewhere they are one test of a
+constant.
 
     create          rank 0, the segment exists, its magic word does not
     ready           rank 0, the magic word is there
@@ -21,6 +23,9 @@ they are not compiled, elsewhere they are one test of a constant.
     region_create   the region's object exists on rank 0
     region_mapped   the region is mapped, the others may not have it
     close           before the control block says CLOSED
+    begin           before the rank looks for the segment, or makes it
+    region_close    the region is about to be closed
+    exit            the interpreter ends and the communicator is open
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from typing import NamedTuple
 
 __all__ = [
     "ACTIONS",
+    "ANYWHERE",
     "ENABLED",
     "EXPECTED",
     "PHASES",
@@ -62,6 +68,9 @@ PHASES = (
     "region_create",
     "region_mapped",
     "close",
+    "begin",
+    "region_close",
+    "exit",
 )
 ACTIONS = {
     "kill": signal.SIGKILL,
@@ -69,9 +78,11 @@ ACTIONS = {
     "segv": signal.SIGSEGV,
     "term": signal.SIGTERM,
 }
+# In the place of a phase.
+ANYWHERE = len(PHASES)
 EXPECTED = (
-    f"on, or PHASE:ACTION@RANK,SEQUENCE with a phase of {', '.join(PHASES)} "
-    f"and an action of {', '.join(ACTIONS)}"
+    "on, anywhere:yield@RANK,SEED, or PHASE:ACTION@RANK,SEQUENCE with a phase of "
+    f"{', '.join(PHASES)} and an action of {', '.join(ACTIONS)}"
 )
 
 
@@ -79,10 +90,10 @@ class Directive(NamedTuple):
     """Which rank fails where.
 
     Attributes:
-        phase: Index in ``PHASES``.
-        signal: What the rank sends itself.
+        phase: Index in ``PHASES``, or ``ANYWHERE``.
+        signal: What the rank sends itself; 0 for yielding.
         rank: The rank.
-        sequence: The collective, from 1; 0 outside collectives.
+        sequence: The collective, from 1; 0 outside collectives. Anywhere: the seed.
     """
 
     phase: int
@@ -103,6 +114,8 @@ def parse(text: str) -> Directive | None:
     if text == "on":
         return None
     match = re.fullmatch(r"(\w+):(\w+)@(\d+),(\d+)", text)
+    if match is not None and match.group(1, 2) == ("anywhere", "yield"):
+        return Directive(ANYWHERE, 0, int(match[3]), int(match[4]))
     if match is None or match[1] not in PHASES or match[2] not in ACTIONS:
         raise ValueError(f"{VARIABLE}={text!r}: expected {EXPECTED}")
     return Directive(PHASES.index(match[1]), ACTIONS[match[2]], int(match[3]), int(match[4]))
@@ -127,7 +140,7 @@ def armed() -> Directive | None:
 
 def reach(phase: str, rank: int, sequence: int = 0) -> None:
     """Be at a place; fail if it is the chosen one."""
-    if ENABLED and _directive is not None:
+    if ENABLED and _directive is not None and _directive.phase != ANYWHERE:
         here = (PHASES[_directive.phase], _directive.rank, _directive.sequence)
         if here == (phase, rank, sequence):
             os.kill(os.getpid(), _directive.signal)

@@ -264,7 +264,8 @@ def _segment_lines(segments: list[dict[str, Any]] | None) -> Iterator[str]:
         yield "  none"
     for segment in segments or ():
         owner = f"of user {segment['user']}"
-        state = f"dead, made by pid {segment['creator_pid']} {owner}; --clean removes it"
+        maker = f"made by pid {segment['creator_pid']} " if segment["creator_pid"] else ""
+        state = f"dead, {maker}{owner}; --clean removes it"
         if segment["problem"]:
             state = segment["problem"]
         elif segment["living_pid"]:

@@ -23,9 +23,10 @@ Header (one writer each; "creator" is rank 0, or the launcher when it made the s
     80   nonce          16 B  creator
     96   launched       u64   creator: 1 when a launcher watches the ranks
     104  pid_namespace  u64   creator: inode of the namespace in which the pids here count
-    256  control_mutex  40 B  robust mutex; guards claims of ranks and the poison word
+    256  control_mutex  40 B  robust mutex; guards claims, poison, the name, notes
     320  poison         u64   whoever notices first, under control_mutex; written once
     384  joined         u64   rank 0: 1 when all ranks are attached and the name is gone
+    392  noted          u64   any rank, under control_mutex: bits of the notes that were printed
     448  tuning[16]     i64   rank 0, before ``joined``: switch points of the algorithms
 
 Control block of a rank, in cache lines of 64 bytes:
@@ -44,6 +45,7 @@ Control block of a rank, in cache lines of 64 bytes:
     320  exited         u64   the launcher: 1 when it has reaped the rank
     328  exit_code      i64   the launcher: exit code, or -signal
     384  state          u64   the rank: ABSENT, ATTACHED, CLOSED
+    392  stack_signal   u64   the rank: the signal on which it prints its Python stack; 0: none
     448  recorded       u64   the rank: number of entries ever begun in its recorder ring
 
 Last words of a rank: u64 length in bytes, UTF-8 text; written by the rank before it poisons.
@@ -78,6 +80,7 @@ HEADER_PID_NAMESPACE = 104
 HEADER_CONTROL_MUTEX = 256
 HEADER_POISON = 320
 HEADER_JOINED = 384
+HEADER_NOTED = 392
 HEADER_TUNING = 448
 TUNING_WORDS = 16
 
@@ -97,6 +100,7 @@ GUARDED = 312
 EXITED = 320
 EXIT_CODE = 328
 STATE = 384
+STACK_SIGNAL = 392
 RECORDED = 448
 
 ABSENT, ATTACHED, CLOSED = 0, 1, 2

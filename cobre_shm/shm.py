@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import gc
 import os
-import re
 import sys
 import time
 import traceback
@@ -42,7 +41,7 @@ from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
 from cobre_shm.plan import make_plan
 from cobre_shm.segment.common import MemorySource
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
-from cobre_shm.segment.handover import new_segment
+from cobre_shm.segment.handover import NotAName, new_named_segment, new_unnamed_segment
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words
 from cobre_shm.segment.pages import PagePolicy
@@ -68,8 +67,6 @@ __all__ = ["ShmCommunicator"]
 _SPIN_LIMIT_MAX = 2000
 # Results of allreduce_shared that are kept, of as many dtypes and lengths.
 _RESULTS = 8
-# What Segment.random_name() gives.
-_GROUP_NAME = re.compile(r"/cobre-[0-9a-f]{24}")
 
 _living: weakref.WeakSet[ShmCommunicator] = weakref.WeakSet()
 
@@ -88,7 +85,7 @@ class ShmCommunicator(_State, Communicator):
     """Ranks on one machine, over a shared memory segment.
 
     Construction is collective: it returns when all ranks have joined, and the segment's name is
-    gone by then. See ``segment/join.py`` for joining, ``kernels/exchange.py`` for the
+    gone by then. See ``segment/join.py`` for joining, ``kernels/rounds.py`` for the
     collectives, ``kernels/waiting.py`` for waiting.
 
     A rank whose process ends without ``close()`` has failed, whatever its exit code, for the
@@ -97,6 +94,8 @@ class ShmCommunicator(_State, Communicator):
 
     Args:
         config: Name, rank, size, time limit, slot size.
+        made: The group's segment, if this process has made it already; it is the communicator's
+            from now on.
 
     Raises:
         InitializationFailed: The group did not come together.
@@ -114,7 +113,7 @@ class ShmCommunicator(_State, Communicator):
         self._context = _unjoined
         return self
 
-    def __init__(self, config: ShmConfig) -> None:
+    def __init__(self, config: ShmConfig, *, made: Segment | None = None) -> None:
         self.rank: int = config.rank
         self.size: int = config.size
         self.is_leader: bool = config.rank == 0
@@ -124,6 +123,7 @@ class ShmCommunicator(_State, Communicator):
         self._common: SharedHeap | None = None
         self._results: dict[tuple[int, int], Array] = {}
         self._tuning = config.tuning
+        self._is_occupied = False
         chosen = load_tuning(config.tuning) if config.tuning else {}
         self._segment = join(
             config.name,
@@ -132,6 +132,7 @@ class ShmCommunicator(_State, Communicator):
             config.slot_bytes,
             config.timeout_secs,
             lambda segment: _tuning_words(segment, chosen),
+            made,
         )
         self.slot_bytes: int = self._segment.slot_bytes
         self._memory = MemorySource(
@@ -460,39 +461,34 @@ class ShmCommunicator(_State, Communicator):
         self._run(BARRIER, 0, layout.SPLIT, 0, 0)
         if self._segment.is_unnamed:
             # There was no room for this group's segment; another one is handed over likewise.
-            with new_segment(self, self.slot_bytes) as handed:
+            with new_unnamed_segment(self, self.slot_bytes) as handed:
                 return self._join_again(handed)
-        name = np.zeros(64, dtype=np.uint8)
-        if self.rank == 0:
-            text = Segment.random_name().encode()
-            name[: len(text)] = np.frombuffer(text, dtype=np.uint8)
-        self.broadcast(name)
-        told = name.tobytes().rstrip(b"\0").decode("ascii", "replace")
-        if not _GROUP_NAME.fullmatch(told):
+        try:
+            with new_named_segment(self, self.slot_bytes) as (name, made):
+                return self._join_again(name, made)
+        except NotAName:
             self._fail(poison(self._segment, layout.DAMAGED, self.rank))
-        return self._join_again(told)
 
-    def _join_again(self, name: str) -> ShmCommunicator:
+    def _join_again(self, name: str, made: Segment | None = None) -> ShmCommunicator:
         """Join a group of all ranks that is configured as this one is."""
-        return ShmCommunicator(
-            ShmConfig(
-                name=name,
-                rank=self.rank,
-                size=self.size,
-                timeout_secs=self._timeout,
-                slot_bytes=self.slot_bytes,
-                stall_warn_secs=self._stall_warn,
-                tuning=self._tuning,
-                hugepages=self._memory.pages.hugepages,
-                numa_interleave=self._memory.pages.interleave,
-            )
+        config = ShmConfig(
+            name=name,
+            rank=self.rank,
+            size=self.size,
+            timeout_secs=self._timeout,
+            slot_bytes=self.slot_bytes,
+            stall_warn_secs=self._stall_warn,
+            tuning=self._tuning,
+            hugepages=self._memory.pages.hugepages,
+            numa_interleave=self._memory.pages.interleave,
         )
+        return ShmCommunicator(config, made=made)
 
     def abort(self, code: int = 1) -> NoReturn:
         """See :meth:`Communicator.abort`."""
         if not isinstance(self._unusable, InvalidCommunicator):
+            self._bar()
             first = poison(self._segment, layout.ABORTED, self.rank, int(code))
-            self._context[context.BUSY] = 1
             self._unusable = failure(self._segment, first, self._timeout)
         raise SystemExit(code)
 
@@ -511,7 +507,7 @@ class ShmCommunicator(_State, Communicator):
             if heap is not None:
                 heap.close()
         self._memory.remove_names()
-        leave(self._segment, self.rank)
+        leave(self._segment, self.rank, stay_mapped=self._is_occupied)
 
     def __exit__(
         self,
@@ -529,9 +525,18 @@ class ShmCommunicator(_State, Communicator):
         if self._unusable is None:
             text = "".join(traceback.format_exception(error))
             write_last_words(self._segment, self.rank, text)
+            self._bar()
             first = poison(self._segment, layout.RAISED, self.rank)
-            self._context[context.BUSY] = 1
             self._unusable = failure(self._segment, first, self._timeout)
+
+    def _bar(self) -> None:
+        """Let nobody begin a collective any more, and see whether a thread is inside one.
+
+        That thread learns of the failure when it next looks, perhaps after this communicator has
+        been closed. So it keeps the memory.
+        """
+        if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
+            self._is_occupied = True
 
     def _check_usable(self) -> None:
         if self._unusable is not None:
@@ -664,6 +669,8 @@ def _disown_in_child() -> None:
 
 def _tell_peers_at_exit() -> None:
     """Tell the peers of an exception that nobody caught: Python keeps the one that it printed."""
+    for comm in list(_living):
+        reach("exit", comm.rank)
     error = getattr(sys, "last_value", None)
     if isinstance(error, BaseException) and not isinstance(error, SystemExit):
         for comm in list(_living):

@@ -13,7 +13,7 @@ from cobre_net.mpi.library import MPI
 from cobre_net.mpi.nodes import find_nodes
 from cobre_shm.communicator import Communicator
 from cobre_shm.errors import CobreError, InitializationFailed
-from cobre_shm.segment.handover import new_segment
+from cobre_shm.segment.handover import new_unnamed_segment
 from cobre_shm.selection.kinds import MpiConfig, ShmConfig
 from cobre_shm.selection.registry import has_module
 
@@ -107,7 +107,7 @@ class Grouping:
     def _form_group(self, *, several: bool) -> ShmCommunicator:
         from cobre_shm.shm import ShmCommunicator
 
-        with self._split() as node, new_segment(node, _SLOT_BYTES) as name:
+        with self._split() as node, new_unnamed_segment(node, _SLOT_BYTES) as name:
             # As MPI waits: a leader may be in a collective of the leaders for any time.
             return ShmCommunicator(
                 ShmConfig(

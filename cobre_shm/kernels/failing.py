@@ -11,10 +11,12 @@ from cobre_shm import failpoints
 from cobre_shm.kernels import context
 from cobre_shm.kernels.copying import copy_bytes
 from cobre_shm.kernels.jit import inlined, intrinsic
+from cobre_shm.kernels.system import yield_processor
 
 __all__ = ["COPY_IN", "COPY_OUT", "PUBLISH", "REDUCE", "SLEEP", "SPIN", "copy_or_fail", "fail_at"]
 
 _ENABLED = failpoints.ENABLED
+_ANYWHERE = failpoints.ANYWHERE
 COPY_IN = failpoints.PHASES.index("copy_in")
 PUBLISH = failpoints.PHASES.index("publish")
 SPIN = failpoints.PHASES.index("spin")
@@ -44,13 +46,19 @@ def _raise_signal(typing_context: Any, number: Any) -> Any:
 
 @inlined
 def fail_at(ctx: Any, phase: int) -> None:
-    """Be at a place; fail if it is the chosen one."""
-    if (
-        _ENABLED
-        and ctx[context.FAIL_PHASE] == phase
-        and ctx[context.FAIL_SEQUENCE] == ctx[context.SEQUENCE]
-    ):
-        _raise_signal(ctx[context.FAIL_SIGNAL])
+    """Be at a place; fail if it is the chosen one, yield if that is to be done anywhere."""
+    if _ENABLED:
+        if ctx[context.FAIL_PHASE] == _ANYWHERE:
+            # Knuth's MMIX generator; its high bits are good.
+            ctx[context.FAIL_SEQUENCE] *= 6364136223846793005
+            ctx[context.FAIL_SEQUENCE] += 1442695040888963407
+            if ctx[context.FAIL_SEQUENCE] >> 60 & 3 == 0:
+                ctx[context.FAIL_SIGNAL] += 1
+                yield_processor()
+        elif (
+            ctx[context.FAIL_PHASE] == phase and ctx[context.FAIL_SEQUENCE] == ctx[context.SEQUENCE]
+        ):
+            _raise_signal(ctx[context.FAIL_SIGNAL])
 
 
 @inlined

@@ -22,6 +22,10 @@ and so does a rank that looked in vain, when all of its processes are dead; like
 user that is not made ready in time, whose creator was killed in the middle. A segment with a
 living process is left alone.
 
+As long as there is a name, a careless process of this user can cut the file off. Touching mapped
+memory that is gone would be SIGBUS, so who waits reads the words from the file, and finds an end
+instead. The few microseconds in which a rank claims its block remain.
+
 A failure (a rank dies, a wrong size, two processes with one rank, nobody comes in time) poisons
 the group, so that all ranks that wait here raise.
 """
@@ -39,16 +43,26 @@ from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.failpoints import reach
 from cobre_shm.segment.failure import failure
+from cobre_shm.segment.leftovers import remove_unready
+from cobre_shm.segment.libc import is_robust_list_known
+from cobre_shm.segment.notes import NO_ROBUST_LIST, note_once
 from cobre_shm.segment.poison import Poison, poison, read_poison
-from cobre_shm.segment.process import is_alive, start_time
-from cobre_shm.segment.segment import Segment, remove_unready, system_error
+from cobre_shm.segment.process import is_alive, start_text, start_time
+from cobre_shm.segment.refusal import system_error
+from cobre_shm.segment.segment import Segment
+from cobre_shm.segment.stacks import offer_stack
 from cobre_shm.segment.unnamed import descriptor_of
+from cobre_shm.segment.words import CutOff
 
 __all__ = ["join", "leave"]
 
 # A creator needs microseconds between the name and the magic word. Longer: it was killed there.
 _UNREADY_SECS = 2.0
 _LOOK_SECS = 0.002
+_PROCESS_CHECK_SECS = 0.1
+
+# Rank 0's choice of the tuning words, made when all ranks are attached.
+Tune = Callable[[Segment], Sequence[int]]
 
 
 def join(
@@ -57,7 +71,8 @@ def join(
     size: int,
     slot_bytes: int,
     timeout: float,
-    tune: Callable[[Segment], Sequence[int]] | None = None,
+    tune: Tune | None = None,
+    made: Segment | None = None,
 ) -> Segment:
     """Attach to the group ``name`` as ``rank`` and wait for all ranks.
 
@@ -68,34 +83,42 @@ def join(
         slot_bytes: Bytes of a slot, if rank 0 makes the segment.
         timeout: Seconds without any new rank after which it gives up; may be ``inf``.
         tune: Called on rank 0 when all ranks are attached; returns the tuning words of the header.
+        made: The segment, if this process has made it already.
 
     Raises:
         InitializationFailed: With ``context["code"]`` NameInUse, IncompatibleSegment,
-            SizeMismatch, DuplicateRank, JoinTimeout, RankFailed or SystemError; nothing is left.
+            SizeMismatch, DuplicateRank, JoinTimeout, RankFailed, CutOff or SystemError; nothing
+            is left.
         AllocationFailed: The memory is not there.
     """
     try:
-        return _join(name, rank, size, slot_bytes, timeout, tune)
+        reach("begin", rank)
+        segment, is_ours = made, made is not None
+        if segment is None:
+            segment, is_ours = _find_or_create(name, rank, size, slot_bytes, timeout)
+        return _enter(segment, is_ours, rank, size, timeout, tune)
+    except CutOff as error:
+        raise _cut_off(name, error) from error
     except OSError as error:
         raise system_error(name, error) from error
 
 
-def _join(
-    name: str,
-    rank: int,
-    size: int,
-    slot_bytes: int,
-    timeout: float,
-    tune: Callable[[Segment], Sequence[int]] | None,
+def _enter(
+    segment: Segment, is_ours: bool, rank: int, size: int, timeout: float, tune: Tune | None
 ) -> Segment:
-    segment, is_ours = _find_or_create(name, rank, size, slot_bytes, timeout)
+    """Take the rank's place in the segment and wait for the others."""
     try:
+        segment.check_whole()
         _claim(segment, rank, size)
     except BaseException:
         _abandon(segment, is_ours)
         raise
     try:
         _wait_for_all(segment, rank, timeout, tune)
+    except CutOff:
+        segment.give_up_memory()
+        leave(segment, rank, unlink=True)
+        raise
     except BaseException as error:
         if not isinstance(error, InitializationFailed):
             poison(segment, layout.INTERRUPTED, rank)
@@ -108,8 +131,14 @@ def _join(
     return segment
 
 
-def leave(segment: Segment, rank: int, *, unlink: bool = False) -> None:
+def leave(segment: Segment, rank: int, *, unlink: bool = False, stay_mapped: bool = False) -> None:
     """Close this rank's part: peers see CLOSED, the death mutex is free, the memory unmapped.
+
+    Args:
+        segment: It.
+        rank: Whose part.
+        unlink: Remove the name too.
+        stay_mapped: Leave the memory to a thread that is still inside a collective.
 
     Called by another thread than the one that joined, the mutex cannot be given back; then the
     mapping stays until the process ends, for the kernel will write into it.
@@ -122,7 +151,10 @@ def leave(segment: Segment, rank: int, *, unlink: bool = False) -> None:
         with suppress(OSError):
             segment.unlink()
     segment.death_mutex(rank).unlock()
-    segment.close()
+    if stay_mapped:
+        segment.close_descriptor()
+    else:
+        segment.close()
 
 
 def _find_or_create(
@@ -142,13 +174,14 @@ def _find_or_create(
         waited = time.monotonic() - begun
         if segment is not None:
             try:
-                if segment.creator_is_alive() and (segment.launched or rank != 0):
-                    return segment, False
+                with segment.without_mapping():
+                    if segment.creator_is_alive() and (segment.launched or rank != 0):
+                        return segment, False
                 if rank == 0:
                     _refuse_living(segment)
                     _remove_dead(segment)
                     continue
-                if waited > timeout and not segment.living_process():
+                if waited > timeout and not _living_process(segment):
                     _remove_dead(segment)
             except BaseException:
                 segment.close()
@@ -168,16 +201,27 @@ def _find_or_create(
         time.sleep(_LOOK_SECS)
 
 
+def _living_process(segment: Segment) -> int:
+    with segment.without_mapping():
+        return segment.living_process()
+
+
 def _refuse_living(segment: Segment) -> None:
-    pid = segment.living_process()
+    pid = _living_process(segment)
     if pid:
-        name, uid = segment.name, os.geteuid()
+        name, uid, started = segment.name, os.geteuid(), start_text(start_time(pid))
         segment.close()
         raise InitializationFailed(
             "shm",
-            f"Segment {name} is in use by pid {pid} (uid {uid})",
+            f"Segment {name} is in use by pid {pid} (uid {uid}, started {started})",
             operation="create",
-            context={"code": "NameInUse", "segment": name, "pid": pid, "uid": uid},
+            context={
+                "code": "NameInUse",
+                "segment": name,
+                "pid": pid,
+                "uid": uid,
+                "started": started,
+            },
             suggestion="Choose another COBRE_SHM_NAME, or end that run.",
         )
 
@@ -230,9 +274,13 @@ def _claim(segment: Segment, rank: int, size: int) -> None:
             suggestion="Give each rank its own COBRE_SHM_RANK.",
         )
     reach("claimed", rank)
+    offer_stack(segment, rank)
     # The kernel watches threads: only the main thread lives as long as the process.
     if threading.current_thread() is threading.main_thread():
-        words.store(block + layout.GUARDED, int(segment.death_mutex(rank).try_lock()))
+        is_marked = segment.death_mutex(rank).try_lock() and is_robust_list_known()
+        words.store(block + layout.GUARDED, int(is_marked))
+        if not is_marked:
+            note_once(segment, NO_ROBUST_LIST)
     words.store(block + layout.STATE, layout.ATTACHED)  # <SYNC state>
     reach("attached", rank)
 
@@ -244,42 +292,45 @@ def _abandon(segment: Segment, is_ours: bool) -> None:
     segment.close()
 
 
-def _wait_for_all(
-    segment: Segment,
-    rank: int,
-    timeout: float,
-    tune: Callable[[Segment], Sequence[int]] | None,
-) -> None:
-    words = segment.words
+def _wait_for_all(segment: Segment, rank: int, timeout: float, tune: Tune | None) -> None:
     if rank == 0:
         _wait_until(segment, rank, timeout, lambda: not _absent(segment))
-        for index, value in enumerate(tune(segment) if tune else ()):
-            words.store(layout.HEADER_TUNING + 8 * index, value)  # published by <SYNC joined>
         segment.unlink()
+        # From here on nobody comes to the file by a name.
+        segment.check_whole()
+        for index, value in enumerate(tune(segment) if tune else ()):
+            # Published by <SYNC joined>.
+            segment.words.store(layout.HEADER_TUNING + 8 * index, value)
         reach("joined", 0)
-        words.store(layout.HEADER_JOINED, 1)  # <SYNC joined>
+        segment.words.store(layout.HEADER_JOINED, 1)  # <SYNC joined>
     else:
         _wait_until(
             segment,
             rank,
             timeout,
-            lambda: words.load(layout.HEADER_JOINED) == 1,  # <SYNC joined>
+            lambda: segment.words.load(layout.HEADER_JOINED) == 1,  # <SYNC joined>
         )
 
 
 def _wait_until(segment: Segment, rank: int, timeout: float, is_done: Callable[[], bool]) -> None:
     progress, since, looked = -1, time.monotonic(), time.monotonic()
-    while not is_done():
-        first = read_poison(segment)
+    while True:
+        now, loss = time.monotonic(), None
+        with segment.without_mapping():
+            if is_done():
+                return
+            segment.check_whole()
+            first = read_poison(segment)
+            present = segment.size - len(_absent(segment))
+            if now - looked > _PROCESS_CHECK_SECS:
+                looked = now
+                loss = _loss(segment)
         if first is not None:
             raise _join_failed(segment, first, timeout)
-        now = time.monotonic()
-        if now - looked > 0.1:
-            looked = now
-            _poison_if_somebody_died(segment)
-        absent = _absent(segment)
-        if segment.size - len(absent) != progress:
-            progress, since = segment.size - len(absent), now
+        if loss is not None:
+            poison(segment, *loss)
+        elif present != progress:
+            progress, since = present, now
         elif now - since > timeout:
             poison(segment, layout.TIMED_OUT, rank)
         time.sleep(_LOOK_SECS)
@@ -293,17 +344,28 @@ def _absent(segment: Segment) -> list[int]:
     return [rank for rank, state in enumerate(states) if state == layout.ABSENT]
 
 
-def _poison_if_somebody_died(segment: Segment) -> None:
+def _loss(segment: Segment) -> tuple[int, int] | None:
+    """Kind of poison, and rank, of somebody who has died or left."""
     words = segment.words
     for rank in range(segment.size):
         block = segment.control(rank)
         pid = words.load(block + layout.PID)
         if words.load(block + layout.STATE) == layout.CLOSED:  # <SYNC state>
-            poison(segment, layout.LEFT, rank)
-        elif pid and not is_alive(pid, words.load(block + layout.START)):
-            poison(segment, layout.DIED, rank)
-    if not segment.creator_is_alive():
-        poison(segment, layout.DIED, 0)
+            return layout.LEFT, rank
+        if pid and not is_alive(pid, words.load(block + layout.START)):
+            return layout.DIED, rank
+    return None if segment.creator_is_alive() else (layout.DIED, 0)
+
+
+def _cut_off(name: str, error: CutOff) -> InitializationFailed:
+    return InitializationFailed(
+        "shm",
+        f"Segment {name} was cut off while the ranks joined: {error}",
+        operation="attach",
+        source=error,
+        context={"code": "CutOff", "segment": name},
+        suggestion="Find what truncates files in /dev/shm, and start again.",
+    )
 
 
 def _join_failed(segment: Segment, first: Poison, timeout: float) -> InitializationFailed:

@@ -1,4 +1,13 @@
-"""Segments that lie in shared memory: whose they are, and removing those of dead runs."""
+"""What lies in shared memory: whose it is, and removing what dead runs left.
+
+A group removes its names itself, and so does the launcher's guard. Only where all of its processes
+are killed at one moment, the launcher and the guard too, a name can stay: of the segment while the
+ranks join, of a region while they map it. The next launcher removes it.
+
+A segment says itself which processes it belongs to. A region is nothing but the program's data.
+But whoever makes one has it open until its name is gone, and the name tells in which pid namespace
+that was. So a region of this namespace that no process of its user has open is dead.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +21,29 @@ from pathlib import Path
 
 from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
-from cobre_shm.segment.posix import DIRECTORY
+from cobre_shm.segment.attach import own_processes
+from cobre_shm.segment.posix import DIRECTORY, UntrustedObject, open_object, unlink_object
+from cobre_shm.segment.process import pid_namespace
 from cobre_shm.segment.segment import Segment
 
-__all__ = ["FoundSegment", "find_segments", "remove_if_dead"]
+__all__ = ["FoundSegment", "find_segments", "remove_if_dead", "remove_leftovers", "remove_unready"]
 
 # What Segment.random_name() gives: all that can be told of a file that may not be read.
 _RANDOM_NAME = re.compile(r"cobre-[0-9a-f]{24}")
+# What Segment.region_prefix and a number give.
+_REGION_NAME = re.compile(r"cobre-[0-9a-f]{32}-(\d+)-\d+")
 
 
 @dataclass(frozen=True)
 class FoundSegment:
-    """A segment that still has its name.
+    """A segment, or a region, that still has its name.
 
     Attributes:
         name: POSIX name, with its slash.
         nbytes: Bytes of the segment.
         user: Name of the user who owns it.
-        creator: Pid of the process that made it; 0 when it cannot be told.
-        living: Pid of the creator or of a rank that runs; 0 when all are dead.
+        creator: Pid of the process that made it; 0 when it cannot be told, as of a region.
+        living: Pid of a process of its run that runs; 0 when all are dead.
         problem: Why nothing can be said of it; empty when something can.
     """
 
@@ -48,7 +61,7 @@ class FoundSegment:
 
 
 def find_segments(directory: Path = DIRECTORY) -> list[FoundSegment]:
-    """Return the segments that lie there, by name; other files are passed over.
+    """Return the segments and regions that lie there, by name; other files are passed over.
 
     Those of other users are told by a name as the launcher gives, and not looked into.
     """
@@ -63,6 +76,8 @@ def find_segments(directory: Path = DIRECTORY) -> list[FoundSegment]:
                 if _RANDOM_NAME.fullmatch(path.name):
                     problem = f"belongs to user {user} and is not looked into"
                     found.append(FoundSegment(name, status.st_size, user, 0, 0, problem))
+            elif _is_region_of_ours(path.name):
+                found.append(FoundSegment(name, status.st_size, user, 0, _who_has_open(status)))
             elif _begins_with_magic(path):
                 segment = _look_at(name, status.st_size, user)
                 if segment is not None:
@@ -71,10 +86,12 @@ def find_segments(directory: Path = DIRECTORY) -> list[FoundSegment]:
 
 
 def remove_if_dead(name: str) -> bool:
-    """Remove the name of a segment if no process of its run lives; return whether it did."""
+    """Remove the name if no process of its run lives; return whether it did."""
+    if _is_region_of_ours(name.lstrip("/")):
+        return _remove_region_if_dead(name)
     try:
         segment = Segment.open(name)
-    except InitializationFailed:
+    except (InitializationFailed, OSError):
         return False
     if segment is None:
         return False
@@ -85,6 +102,66 @@ def remove_if_dead(name: str) -> bool:
     finally:
         segment.close()
     return True
+
+
+def remove_leftovers(directory: Path = DIRECTORY) -> None:
+    """Remove what dead runs of this user left under names that nobody chose."""
+    for path in directory.glob("cobre-*"):
+        if _RANDOM_NAME.fullmatch(path.name) or _REGION_NAME.fullmatch(path.name):
+            with suppress(OSError):
+                remove_if_dead(f"/{path.name}")
+
+
+def remove_unready(name: str) -> bool:
+    """Remove a segment of this user that was never made ready; return whether there was one."""
+    try:
+        fd, _ = open_object(name, 0)
+    except (FileNotFoundError, UntrustedObject):
+        return False
+    try:
+        is_unready = os.pread(fd, 8, 0).rstrip(b"\0") == b""
+        if is_unready:
+            unlink_object(name, fd)
+        return is_unready
+    finally:
+        os.close(fd)
+
+
+def _is_region_of_ours(file_name: str) -> bool:
+    match = _REGION_NAME.fullmatch(file_name)
+    return match is not None and int(match[1]) == pid_namespace()
+
+
+def _remove_region_if_dead(name: str) -> bool:
+    try:
+        fd, _ = open_object(name, 0)
+    except OSError:
+        return False
+    try:
+        if _who_has_open(os.fstat(fd), besides=fd):
+            return False
+        unlink_object(name, fd)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _who_has_open(status: os.stat_result, besides: int = -1) -> int:
+    """Pid of a process of this user that has the file open; 0 when there is none.
+
+    Args:
+        status: Of the file.
+        besides: A descriptor of this process that does not count.
+    """
+    own = Path(f"/proc/{os.getpid()}/fd/{besides}")
+    for pid in own_processes():
+        # Who has more rights than we have cannot be looked into, and is no rank of our runs.
+        with suppress(OSError):
+            for path in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    if path != own and os.path.samestat(path.stat(), status):
+                        return pid
+    return 0
 
 
 def _begins_with_magic(path: Path) -> bool:

@@ -10,7 +10,16 @@ import errno
 import os
 import threading
 
-__all__ = ["RobustMutex", "futex_wake_all", "map_shared", "reserve", "unmap"]
+__all__ = [
+    "RobustMutex",
+    "futex_wake_all",
+    "is_futex_refused",
+    "is_robust_list_known",
+    "map_private_over",
+    "map_shared",
+    "reserve",
+    "unmap",
+]
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
@@ -33,7 +42,8 @@ _PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _SYS_FUTEX = 202
-_FUTEX_WAKE = 1
+_SYS_GET_ROBUST_LIST = 274
+_FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 _MUTEX_ATTRIBUTE_BYTES = 64  # sizeof(pthread_mutexattr_t) is 4
 _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
@@ -78,6 +88,12 @@ def _mmap(at: int | None, nbytes: int, protection: int, flags: int, fd: int, off
     return int(address)
 
 
+def map_private_over(address: int, nbytes: int) -> None:
+    """Put zeros that nobody else sees in the place of a mapping."""
+    flags = _MAP_PRIVATE | _MAP_FIXED | _MAP_ANONYMOUS
+    _mmap(address, nbytes, _PROT_READ | _PROT_WRITE, flags, -1, 0)
+
+
 def unmap(address: int, nbytes: int) -> None:
     """Undo :func:`map_shared` and :func:`reserve`."""
     _LIBC.munmap(address, nbytes)
@@ -94,6 +110,37 @@ def futex_wake_all(address: int) -> None:
         None,
         ctypes.c_int(0),
     )
+
+
+def is_futex_refused() -> bool:
+    """Whether the system refuses to let this process sleep on a word of shared memory."""
+    word = ctypes.c_uint32(0)
+    # The word is not 1, so what is allowed returns at once, with EAGAIN.
+    code = _LIBC.syscall(
+        ctypes.c_long(_SYS_FUTEX),
+        ctypes.byref(word),
+        ctypes.c_int(_FUTEX_WAIT),
+        ctypes.c_int(1),
+        None,
+        None,
+        ctypes.c_int(0),
+    )
+    return bool(code) and ctypes.get_errno() in (errno.ENOSYS, errno.EPERM, errno.EACCES)
+
+
+def is_robust_list_known() -> bool:
+    """Whether the kernel knows the robust mutexes of this thread, and so marks them at its end.
+
+    True as well where it does not tell.
+    """
+    head, length = ctypes.c_void_p(1), ctypes.c_size_t(0)
+    code = _LIBC.syscall(
+        ctypes.c_long(_SYS_GET_ROBUST_LIST),
+        ctypes.c_int(0),
+        ctypes.byref(head),
+        ctypes.byref(length),
+    )
+    return bool(code) or head.value is not None
 
 
 class RobustMutex:

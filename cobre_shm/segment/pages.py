@@ -47,8 +47,8 @@ class PagePolicy:
 
     Attributes:
         hugepages: ``auto``: for large memory, if the administrator leaves it to programs
-            (``shmem_enabled`` is ``advise``). ``always``: also where he does not; the pages are
-            then collapsed once they are there (Linux 6.1). ``never``: not even if he does.
+            (``shmem_enabled`` is ``advise``). ``always``: also where he does not, by collapsing
+            (Linux 6.1). ``never``: not even if he does.
         interleave: Whether to spread the pages of regions over all memory nodes.
     """
 
@@ -71,11 +71,22 @@ class PagePolicy:
         if spread and self.interleave:
             _interleave(address, nbytes)
 
-    def collapse(self, address: int, nbytes: int) -> None:
-        """Make huge pages of pages that are there, if they are wanted at all costs."""
-        if self.hugepages == "always":
-            with suppress(OSError):
-                _advise(address, nbytes, _COLLAPSE)
+    def collapse(self, fd: int, offset: int, address: int, nbytes: int) -> None:
+        """Have huge pages in a mapping that has no pages yet, if they are wanted at all costs.
+
+        Args:
+            fd: Descriptor of the memory.
+            offset: Where in it the mapping begins.
+            address: Of the mapping.
+            nbytes: Its length.
+        """
+        if self.hugepages != "always":
+            return
+        with suppress(OSError):
+            # The kernel collapses only where some page is there; the fewer, the less it copies.
+            for start in range(0, nbytes - HUGE_PAGE_BYTES + 1, HUGE_PAGE_BYTES):
+                populate(fd, offset + start, address + start, layout.PAGE_BYTES)
+            _advise(address, nbytes, _COLLAPSE)
 
 
 def populate(fd: int, offset: int, address: int, nbytes: int) -> None:

@@ -8,9 +8,12 @@ import time
 from cobre_shm import layout
 from cobre_shm.segment.failure import missing_ranks
 from cobre_shm.segment.lateness import lateness
+from cobre_shm.segment.libc import is_futex_refused
+from cobre_shm.segment.notes import NO_FUTEX, note_once
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive
 from cobre_shm.segment.segment import Segment
+from cobre_shm.segment.stacks import ask_for_stacks
 
 __all__ = ["Patience"]
 
@@ -18,6 +21,11 @@ __all__ = ["Patience"]
 _PROCESS_CHECK_SECS = 0.25
 # A rank that stays late is named again after so many times the first interval.
 _REPEAT_WARNING = 6
+# A slice of sleep that is over sooner was none. So many of them in a row are no coincidence.
+_NO_SLEEP_SECS = 0.0005
+_NO_SLEEPS = 3
+# Without futex: a fraction of the time waited so far, within these bounds.
+_NAP_FRACTION, _NAP_MIN_SECS, _NAP_MAX_SECS = 0.125, 0.0002, 0.005
 
 
 class Patience:
@@ -32,7 +40,8 @@ class Patience:
         self._timeout = timeout
         self._stall_warn = self._next_warning = stall_warn
         self._progress = -1
-        self._since = self._checked = time.monotonic()
+        self._since = self._checked = self._begun = self._looked = time.monotonic()
+        self._no_sleeps = 0
 
     def look(self, epoch: int, steps: int = 0) -> Poison | None:
         """Return the group's first failure, if it has one now.
@@ -41,15 +50,17 @@ class Patience:
             epoch: At which this rank is.
             steps: Which it awaits inside a chain; 0: it does not.
         """
-        segment, words = self._segment, self._segment.words
+        segment = self._segment
         first = read_poison(segment)
         if first is not None:
             return first
         now = time.monotonic()
-        arrived = [segment.arrived(rank) for rank in range(segment.size)]
+        lines = [segment.arrivals(rank) for rank in range(segment.size)]
+        arrived = [max(line) for line in lines]
         done = [segment.steps(rank) for rank in range(segment.size)]
         # Nobody can be two rounds ahead. Otherwise words that jump would count as progress.
-        if arrived[self._rank] != epoch or not all(0 <= seen <= epoch + 1 for seen in arrived):
+        is_possible = all(0 <= seen <= epoch + 1 for line in lines for seen in line)
+        if arrived[self._rank] != epoch or not is_possible:
             return poison(segment, layout.DAMAGED, self._rank)
         progress = sum(arrived) + sum(done)
         if progress != self._progress:
@@ -58,13 +69,33 @@ class Patience:
         elif now - self._since > self._timeout:
             return poison(segment, layout.TIMED_OUT, self._rank)
         elif now - self._since > self._next_warning:
+            is_first = self._next_warning == self._stall_warn
             self._next_warning += _REPEAT_WARNING * self._stall_warn
             if self._is_speaker(arrived, epoch, steps):
                 line = lateness(segment, self._rank, epoch, steps, now - self._since)
                 print(line, file=sys.stderr, flush=True)
-        if now - self._checked < _PROCESS_CHECK_SECS:
-            return None
-        self._checked = now
+                if is_first:
+                    ask_for_stacks(segment, missing_ranks(segment, epoch, steps))
+        if now - self._checked >= _PROCESS_CHECK_SECS:
+            self._checked = now
+            first = self._ask_the_process_table(arrived, done, epoch, steps)
+        self._nap(now)
+        return first
+
+    def _nap(self, now: float) -> None:
+        """Sleep here where the kernel's loop cannot: there the system refuses futex."""
+        self._no_sleeps = self._no_sleeps + 1 if now - self._looked < _NO_SLEEP_SECS else 0
+        if self._no_sleeps >= _NO_SLEEPS and is_futex_refused():
+            note_once(self._segment, NO_FUTEX)
+            waited = now - self._begun
+            time.sleep(min(max(_NAP_FRACTION * waited, _NAP_MIN_SECS), _NAP_MAX_SECS))
+        self._looked = time.monotonic()
+
+    def _ask_the_process_table(
+        self, arrived: list[int], done: list[int], epoch: int, steps: int
+    ) -> Poison | None:
+        """Find who has ended or left without arriving; what that poisons the group with."""
+        segment, words = self._segment, self._segment.words
         for rank in range(segment.size):
             if rank == self._rank or (arrived[rank] >= epoch and done[rank] >= steps):
                 continue

@@ -85,7 +85,8 @@ def open_object(name: str, minimum_bytes: int) -> tuple[int, int]:
         fd = posix_ipc.SharedMemory(name).fd  # shm_open: O_NOFOLLOW, O_CLOEXEC
     except posix_ipc.ExistentialError as error:
         raise FileNotFoundError(f"there is no shared memory object {name}") from error
-    except (posix_ipc.PermissionsError, OSError) as error:
+    except (posix_ipc.PermissionsError, OSError, ValueError) as error:
+        # ValueError: the C library says EINVAL of a directory.
         raise UntrustedObject(f"shared memory object {name} cannot be opened: {error}") from error
     try:
         status = os.fstat(fd)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-__all__ = ["boot_id", "is_alive", "pid_namespace", "process_state", "start_time", "state_of"]
+__all__ = [
+    "boot_id",
+    "is_alive",
+    "pid_namespace",
+    "process_state",
+    "start_text",
+    "start_time",
+    "state_of",
+]
 
 
 def boot_id() -> bytes:
@@ -26,6 +37,13 @@ def start_time(pid: int) -> int:
     """
     fields = _stat(pid)
     return 0 if fields[0] in _ENDED else int(fields[19])
+
+
+def start_text(start: int) -> str:
+    """The time of day (UTC) of a start in clock ticks since boot."""
+    ago = time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
+    began = datetime.now(UTC) - timedelta(seconds=ago)
+    return began.isoformat(sep=" ", timespec="seconds")
 
 
 def state_of(pid: int) -> str:

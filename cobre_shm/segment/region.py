@@ -10,6 +10,7 @@ import numpy as np
 from cobre_shm.arrays import bytes_of_shape
 from cobre_shm.communicator import Communicator, SharedRegion
 from cobre_shm.errors import AllocationFailed
+from cobre_shm.failpoints import reach
 from cobre_shm.segment.common import MemorySource
 from cobre_shm.segment.libc import map_shared
 from cobre_shm.segment.mapping import Mapping, array_at
@@ -59,8 +60,8 @@ class ShmRegion(SharedRegion):
         map_shared(fd, self._nbytes, at=address)
         pages.apply(address, self._nbytes, spread=True)
         first, last = share_of(self._nbytes, self._comm.rank, self._comm.size)
+        pages.collapse(fd, first, address + first, last - first)
         populate(fd, first, address + first, last - first)
-        pages.collapse(address + first, last - first)
 
     def _unmap(self) -> None:
         # Not by forgetting it: who keeps the error keeps this object.
@@ -94,6 +95,8 @@ class ShmRegion(SharedRegion):
 
     def close(self) -> None:
         """See :meth:`SharedRegion.close`."""
+        if self._mapping is not None:
+            reach("region_close", self._comm.rank)
         self.array = np.empty(0, dtype=self._dtype)
         self._mapping = None
         with suppress(OSError):

@@ -12,9 +12,14 @@ from typing import ClassVar, Self
 from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.failpoints import reach
-from cobre_shm.segment.libc import RobustMutex, futex_wake_all, map_shared, unmap
+from cobre_shm.segment.libc import (
+    RobustMutex,
+    futex_wake_all,
+    map_private_over,
+    map_shared,
+    unmap,
+)
 from cobre_shm.segment.posix import (
-    DIRECTORY,
     UntrustedObject,
     create_object,
     open_object,
@@ -22,10 +27,11 @@ from cobre_shm.segment.posix import (
     unlink_object,
 )
 from cobre_shm.segment.process import boot_id, is_alive, pid_namespace, start_time
+from cobre_shm.segment.refusal import incompatible, system_error
 from cobre_shm.segment.unnamed import create_unnamed, descriptor_of, open_inherited
-from cobre_shm.segment.words import Words
+from cobre_shm.segment.words import FileWords, Words
 
-__all__ = ["DEFAULT_SLOT_BYTES", "Segment", "remove_unready", "system_error"]
+__all__ = ["DEFAULT_SLOT_BYTES", "Segment"]
 
 DEFAULT_SLOT_BYTES = 256 * 1024
 # The control mutex is held for a few microseconds. Whoever holds it longer is stopped.
@@ -82,20 +88,15 @@ class Segment:
         Raises:
             FileExistsError: The name is taken.
             AllocationFailed: The memory is not there; nothing is left.
+            InitializationFailed: The system refused something else; nothing is left.
         """
         nbytes = layout.segment_bytes(size, slot_bytes)
         fd = create_object(name, nbytes)
-        segment = None
         try:
-            segment = cls(name, fd, nbytes)
-            reach("create", 0)
-            segment._make_ready(size, slot_bytes, launched=launched)
-        except OSError as error:
+            return cls._made(name, fd, nbytes, size, slot_bytes, launched=launched)
+        except InitializationFailed:
             remove_object(name)
-            if segment is not None:
-                segment.close()
-            raise system_error(name, error) from error
-        return segment
+            raise
 
     @classmethod
     def create_unnamed(
@@ -110,11 +111,26 @@ class Segment:
 
         Raises:
             AllocationFailed: The memory is not there; nothing is left.
+            InitializationFailed: The system refused something else; nothing is left.
         """
         nbytes = layout.segment_bytes(size, slot_bytes)
         fd = create_unnamed(cls.random_name(), nbytes)
-        segment = cls(f"fd:{fd}", fd, nbytes)
-        segment._make_ready(size, slot_bytes, launched=launched)
+        return cls._made(f"fd:{fd}", fd, nbytes, size, slot_bytes, launched=launched)
+
+    @classmethod
+    def _made(
+        cls, name: str, fd: int, nbytes: int, size: int, slot_bytes: int, *, launched: bool
+    ) -> Self:
+        """Map new memory and make it ready; whatever fails, ``fd`` is closed."""
+        segment = None
+        try:
+            segment = cls(name, fd, nbytes)
+            reach("create", 0)
+            segment._make_ready(size, slot_bytes, launched=launched)
+        except OSError as error:
+            if segment is not None:
+                segment.close()
+            raise system_error(name, error) from error
         return segment
 
     def _make_ready(self, size: int, slot_bytes: int, *, launched: bool) -> None:
@@ -149,14 +165,16 @@ class Segment:
         except FileNotFoundError:
             return None
         except UntrustedObject as error:
-            raise _incompatible(name, str(error)) from error
+            raise incompatible(name, str(error)) from error
         segment = cls(name, fd, nbytes)
         try:
-            if segment._is_ready():
-                return segment
+            with segment.without_mapping():
+                is_ready = segment._is_ready()
         except (InitializationFailed, OSError):
             segment.close()
             raise
+        if is_ready:
+            return segment
         segment.close()
         return None
 
@@ -170,17 +188,46 @@ class Segment:
         try:
             fd, nbytes = open_inherited(descriptor_of(name) or 0, layout.CONTROL)
         except UntrustedObject as error:
-            raise _incompatible(name, str(error)) from error
+            raise incompatible(name, str(error)) from error
         segment = cls(name, fd, nbytes)
         try:
             if not segment._is_ready():
-                raise _incompatible(name, "it was never made ready")
+                raise incompatible(name, "it was never made ready")
             if not segment.creator_is_alive():
-                raise _incompatible(name, f"it is of a dead run (pid {segment.creator[0]})")
+                raise incompatible(name, f"it is of a dead run (pid {segment.creator[0]})")
         except (InitializationFailed, OSError):
             segment.close()
             raise
         return segment
+
+    @contextmanager
+    def without_mapping(self) -> Iterator[None]:
+        """Read ``words`` from the file for a while: a name can be opened and cut off by others.
+
+        Raises:
+            CutOff: In the block, where the file lacks bytes. In mapped memory it would be SIGBUS.
+        """
+        mapped, self.words = self.words, FileWords(self.descriptor)
+        try:
+            yield
+        finally:
+            self.words = mapped
+
+    def check_whole(self) -> None:
+        """Check that the file has all of its bytes still.
+
+        Raises:
+            CutOff: It has not.
+        """
+        FileWords(self.descriptor).load(self.nbytes - 8)
+
+    def give_up_memory(self) -> None:
+        """Go on with zeros of our own in the place of memory that has been cut off.
+
+        What this process holds there, its C library and the kernel will write to.
+        """
+        map_private_over(self.words.address, self.nbytes)
+        self._control_mutex().initialise()
 
     def _is_ready(self) -> bool:
         # One load: the creator may store the word at any moment.
@@ -188,7 +235,7 @@ class Segment:
         if word == 0:
             return False
         if word != layout.MAGIC:
-            raise _incompatible(self.name, "it does not begin with the magic word")
+            raise incompatible(self.name, "it does not begin with the magic word")
         self._check_header()
         return True
 
@@ -200,7 +247,7 @@ class Segment:
             ("segment bytes", layout.HEADER_SEGMENT_BYTES, self.nbytes),
         ):
             if words.load(offset) != expected:
-                raise _incompatible(
+                raise incompatible(
                     self.name, f"{what} is {words.load(offset)}, expected {expected}"
                 )
         size, slot_bytes = words.load(layout.HEADER_SIZE), words.load(layout.HEADER_SLOT_BYTES)
@@ -210,11 +257,11 @@ class Segment:
             and slot_bytes % layout.PAGE_BYTES == 0
             and layout.segment_bytes(size, slot_bytes) == self.nbytes
         ):
-            raise _incompatible(
+            raise incompatible(
                 self.name, f"{size} ranks with slots of {slot_bytes} bytes do not fill it"
             )
         if words.load(layout.HEADER_PID_NAMESPACE) != pid_namespace():
-            raise _incompatible(
+            raise incompatible(
                 self.name, "it was made in another pid namespace, whose processes cannot be seen"
             )
         self.size, self.slot_bytes = size, slot_bytes
@@ -223,13 +270,15 @@ class Segment:
         """Offset of a rank's control block."""
         return layout.CONTROL + rank * layout.CONTROL_BYTES
 
+    def arrivals(self, rank: int) -> tuple[int, int]:
+        """The last even and the last odd epoch that a rank has published."""
+        even = self.control(rank) + layout.ARRIVAL
+        odd = even + layout.ARRIVAL_BYTES
+        return self.words.load(even), self.words.load(odd)  # <SYNC arrived>
+
     def arrived(self, rank: int) -> int:
         """The last epoch that a rank has published."""
-        line = self.control(rank) + layout.ARRIVAL
-        return max(
-            self.words.load(line + parity * layout.ARRIVAL_BYTES)  # <SYNC arrived>
-            for parity in (0, 1)
-        )
+        return max(self.arrivals(rank))
 
     def steps(self, rank: int) -> int:
         """The parts of chains that a rank has finished."""
@@ -298,7 +347,8 @@ class Segment:
     @property
     def region_prefix(self) -> str:
         """Beginning of the names of the group's regions; nobody else can have it."""
-        return f"/cobre-{self.words.load_bytes(layout.HEADER_NONCE, 16).hex()}-"
+        nonce = self.words.load_bytes(layout.HEADER_NONCE, 16).hex()
+        return f"/cobre-{nonce}-{self.words.load(layout.HEADER_PID_NAMESPACE)}-"
 
     def living_process(self) -> int:
         """Pid of the creator or of a rank that still runs; 0 when the whole run is dead."""
@@ -343,49 +393,3 @@ class Segment:
         if address and not RobustMutex.is_any_held(address, self.nbytes):
             unmap(self.words.address, self.nbytes)
             self.words = Words(0)
-
-
-def remove_unready(name: str) -> bool:
-    """Remove a segment of this user that was never made ready; return whether there was one."""
-    try:
-        fd, _ = open_object(name, 0)
-    except (FileNotFoundError, UntrustedObject):
-        return False
-    try:
-        is_unready = os.pread(fd, 8, 0).rstrip(b"\0") == b""
-        if is_unready:
-            unlink_object(name, fd)
-        return is_unready
-    finally:
-        os.close(fd)
-
-
-def system_error(name: str, error: OSError) -> InitializationFailed:
-    """Return the error for a call of the operating system that was refused."""
-    return InitializationFailed(
-        "shm",
-        f"Segment {name}: the operating system refused: {error}",
-        operation="attach",
-        source=error,
-        context={"code": "SystemError", "segment": name},
-    )
-
-
-def _incompatible(name: str, why: str) -> InitializationFailed:
-    """Return the error for a segment that is not one of ours."""
-    suggestion = (
-        "Choose another COBRE_SHM_NAME, or remove the file if nothing uses it: "
-        f"rm {DIRECTORY / name.lstrip('/')}"
-    )
-    if descriptor_of(name) is not None:
-        suggestion = (
-            "The form fd:N is what the launcher (python -m cobre_shm.spawn) gives to its ranks: "
-            "use it there, with descriptor N left open, or set COBRE_SHM_NAME=/NAME"
-        )
-    return InitializationFailed(
-        "shm",
-        f"Segment {name} cannot be used: {why}",
-        operation="attach",
-        context={"code": "IncompatibleSegment", "segment": name},
-        suggestion=suggestion,
-    )

@@ -251,8 +251,9 @@ class SharedHeap:
         if self.areas == 1:
             first, last = share_of(nbytes, self._comm.rank, self._comm.size)
         address = self.address(self._own_area, self.nbytes) + first
-        populate(fd, self._own_area * nbytes + first, address, last - first)
-        pages.collapse(address, last - first)
+        offset = self._own_area * nbytes + first
+        pages.collapse(fd, offset, address, last - first)
+        populate(fd, offset, address, last - first)
 
 
 def _reserve(areas: int) -> tuple[Mapping | None, int]:

@@ -145,12 +145,12 @@ def open_inherited(fd: int, minimum_bytes: int) -> tuple[int, int]:
         _check_seals(path, fd)
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
             raise UntrustedObject(f"{path} is not open for reading and writing")
+        os.set_inheritable(fd, False)
         own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     except UntrustedObject:
         raise
     except OSError as error:
         raise UntrustedObject(f"descriptor {fd}: {error}") from error
-    os.set_inheritable(fd, False)
     return own, status.st_size
 
 
@@ -178,6 +178,6 @@ def _check_seals(path: Path, fd: int) -> None:
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError as error:
-        raise UntrustedObject(f"{path} is no memfd") from error
+        raise UntrustedObject(f"{path} is no memfd: {error}") from error
     if seals & _SEALS != _SEALS:
         raise UntrustedObject(f"{path} can be truncated: expected a memfd sealed against that")

@@ -7,8 +7,13 @@ themselves; kernels use ``kernels/atomics.py``.
 from __future__ import annotations
 
 import ctypes
+import os
 
-__all__ = ["Words"]
+__all__ = ["CutOff", "FileWords", "Words"]
+
+
+class CutOff(OSError):
+    """The file of a segment has fewer bytes than it was made with."""
 
 
 class Words:
@@ -32,3 +37,28 @@ class Words:
     def store_bytes(self, offset: int, value: bytes) -> None:
         """Store bytes; not atomic."""
         ctypes.memmove(self.address + offset, value, len(value))
+
+
+class FileWords(Words):
+    """The same words read from the file, where what has been cut off is an error and no SIGBUS.
+
+    Linux copies an aligned word in one move, as a load from memory does. There is no storing.
+
+    Raises:
+        CutOff: From the loads.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(0)
+        self._fd = fd
+
+    def load(self, offset: int) -> int:
+        """Return the signed word at ``offset``."""
+        return int.from_bytes(self.load_bytes(offset, 8), "little", signed=True)
+
+    def load_bytes(self, offset: int, count: int) -> bytes:
+        """Return ``count`` bytes from ``offset``; not atomic."""
+        data = bytearray(count)
+        if os.preadv(self._fd, [data], offset) < count:
+            raise CutOff(f"it ends before byte {offset + count}")
+        return bytes(data)

@@ -100,12 +100,14 @@ def launch(job: Job) -> int:
         with TcpGroup(job.network, job.size, os.environ) as group, Guard(lambda: None) as guard:
             return _Launcher(job, group, guard).run()
     try:
+        from cobre_shm.segment.leftovers import remove_leftovers
         from cobre_shm.segment.watch import WatchedSegment
     except ImportError as error:
         raise BackendNotAvailable(
             "shm", ["local"], install_hint='pip install "cobre-shm[shm]"'
         ) from error
     try:
+        remove_leftovers()
         segment = _make_segment(WatchedSegment, job.size)
     except CobreError:
         raise
@@ -282,7 +284,10 @@ class _Launcher:
         """Have ``on_end`` called when the process ends; False if the kernel refuses."""
         try:
             descriptor = os.pidfd_open(pid)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.EPERM) and not self._unwatched:
+                text = "this system refuses pidfd_open: ends of ranks are seen by SIGCHLD instead"
+                self._output.stderr.put(None, f"cobre_shm.spawn: {text}\n".encode())
             return False
 
         def on_event() -> None:

@@ -1,12 +1,16 @@
 """What ranks run in the fault tests: named ways to work, to die, and to misbehave."""
 
+import ctypes
+import mmap
 import os
 import signal
+import tempfile
 import time
 
 import numpy as np
 
 from cobre_shm.errors import CollectiveFailed
+from cobre_shm.segment.stacks import SIGNAL
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
 
@@ -63,6 +67,21 @@ def segfault(comm):
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def bus_error(comm):
+    """Touch mapped memory whose file has been cut off."""
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)
+    with tempfile.TemporaryFile() as file:
+        file.truncate(mmap.PAGESIZE)
+        memory = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+        file.truncate(0)
+        memory[0] = 1
+
+
+def abort_process(comm):
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
+    os.abort()
+
+
 def close_early(comm):
     comm.close()
     time.sleep(1.0)
@@ -84,6 +103,8 @@ WAYS = {
         exit_three,
         kill_self,
         segfault,
+        bus_error,
+        abort_process,
         close_early,
         abort_seven,
         raise_error,
@@ -166,11 +187,36 @@ def use_after_fork(comm):
     return told, value
 
 
-def wait_with_a_warning(comm, name, late, seconds):
+def wait_with_a_warning(comm, name, late, stick):
     """Join another group that warns soon, and wait there for a late rank."""
     config = ShmConfig(name=name, rank=comm.rank, size=comm.size, stall_warn_secs=0.2)
     with ShmCommunicator(config) as impatient:
         impatient.barrier()
         if comm.rank == late:
-            time.sleep(seconds)
+            stick()
         impatient.barrier()
+
+
+def stick_asleep():
+    time.sleep(1.0)
+
+
+def stick_in_a_loop():
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        pass
+
+
+def stick_with_the_lock_of_the_interpreter():
+    """C code that computes for a second and lets no other Python code run."""
+    deadline = time.monotonic() + 1.0
+    library = ctypes.PyDLL(None)
+    library.usleep.argtypes = [ctypes.c_uint]
+    while time.monotonic() < deadline:
+        library.usleep(900_000)
+
+
+def stick_in_another_program():
+    """As if a process of the rank's pid did not know the signal."""
+    signal.signal(SIGNAL, signal.SIG_DFL)
+    stick_asleep()

@@ -66,9 +66,9 @@ def read_everything(segment):
         error = failure(segment, poison, 1.0)
         assert isinstance(error, CollectiveFailed)
         assert str(error)
-    for epoch in (0, 1):
-        str(mismatch(segment, epoch))
-    lateness(segment, 0, 1, 1.0)
+    str(mismatch(segment))
+    for steps in (0, 1):
+        lateness(segment, 0, 1, steps, 1.0)
     for rank in range(segment.size):
         last_entry(segment, rank)
         assert len(entries(segment, rank)) <= layout.RECORDER_ENTRIES
@@ -104,7 +104,10 @@ VALUES = (0, 1, -1, 2**63 - 1, -(2**63), 0x4000_0000, 0x7F7F_7F7F_7F7F_7F7F, 2**
 
 def test_any_value_of_any_control_word_can_be_read(segment, monkeypatch):
     monkeypatch.setattr(observing, "_LATE_SECS", 0)
-    blocks = [range(segment.control(rank), segment.control(rank) + 264, 8) for rank in (0, 1)]
+    blocks = [
+        range(segment.control(rank), segment.control(rank) + layout.CONTROL_BYTES, 8)
+        for rank in (0, 1)
+    ]
     heads = [
         [layout.recorder_offset(2) + i * layout.RECORDER_BYTES + j for j in range(0, 128, 8)]
         for i in (0, 1)

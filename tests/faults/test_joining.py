@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from cobre_shm.segment.posix import DIRECTORY
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
+from tests.support.backends import BACKENDS
 from tests.support.ranks import RankGroup, results_of
 
 
@@ -162,7 +164,11 @@ def test_segment_of_a_live_run_is_refused_and_left_alone(name):
         before = (DIRECTORY / name[1:]).read_bytes()
         outcomes = outcomes_of(Join(name, 0, 2, timeout=2.0))
         assert codes_of(outcomes) == ["NameInUse"]
-        assert outcomes[0].error.context["pid"] == process.pid
+        context = outcomes[0].error.context
+        assert (context["pid"], context["uid"]) == (process.pid, os.geteuid())
+        # In whole seconds, and a machine may have been busy since.
+        age = datetime.now(UTC) - datetime.fromisoformat(context["started"])
+        assert timedelta(seconds=-1) < age < timedelta(minutes=5)
         assert (DIRECTORY / name[1:]).read_bytes() == before
         process.kill()
     (DIRECTORY / name[1:]).unlink()
@@ -225,3 +231,47 @@ def test_control_lock_of_a_killed_owner_is_taken_over(name):
     assert segment.words.load(layout.HEADER_POISON) == 0
     segment.unlink()
     segment.close()
+
+
+@pytest.mark.parametrize("left", [0, 64, layout.CONTROL, -layout.PAGE_BYTES])
+def test_segment_that_is_cut_off_during_joining_is_an_error_and_not_sigbus(name, left):
+    path = DIRECTORY / name[1:]
+    for _ in range(5):
+        with RankGroup([Join(name, rank, 3) for rank in (0, 1)], rank_and_size) as group:
+            wait_until_attached(name, [0, 1])
+            os.truncate(path, left if left >= 0 else path.stat().st_size + left)
+            outcomes = group.outcomes(30)
+        assert codes_of(outcomes) == ["CutOff"] * 2, outcomes
+        assert all("was cut off while the ranks joined" in str(o.error) for o in outcomes)
+        assert not path.exists()
+
+
+def join_after_a_cut(comm, name):
+    """A group that is cut off while this process joins it, then one that is whole."""
+    with ShmCommunicator(ShmConfig(name=f"{name}-whole", rank=0, size=1)) as older:
+        with pytest.raises(InitializationFailed, match="cut off"):
+            ShmCommunicator(ShmConfig(name=name, rank=0, size=2, timeout_secs=20))
+        older.barrier()
+        with ShmCommunicator(ShmConfig(name=name, rank=0, size=1)) as newer:
+            newer.barrier()
+    return True
+
+
+def test_process_goes_on_after_a_segment_was_cut_off(name):
+    with RankGroup(BACKENDS["shm"].make_group(1, 10.0), join_after_a_cut, (name,)) as group:
+        wait_until_attached(name, [0])
+        os.truncate(DIRECTORY / name[1:], 0)
+        assert results_of(group.outcomes(30)) == [True]
+
+
+def test_all_ranks_killed_at_once_while_joining_are_replaced_at_the_next_start(name):
+    for _ in range(5):
+        with RankGroup([Join(name, rank, 4) for rank in (0, 1, 2)], rank_and_size) as group:
+            wait_until_attached(name, [0, 1, 2])
+            for rank in (2, 0, 1):
+                group.send_signal(rank, signal.SIGKILL)
+            dead = group.outcomes(30)
+        assert [outcome.signal for outcome in dead] == [signal.SIGKILL] * 3
+        outcomes = outcomes_of(Join(name, 0, 2), Join(name, 1, 2))
+        assert results_of(outcomes) == [(0, 2), (1, 2)]
+        assert f"left by a dead run (pid {dead[0].pid})" in outcomes[0].output

@@ -1,6 +1,6 @@
 """Where /dev/shm is too small: the launcher does without it, and everybody else is told.
 
-Programs run with a /dev/shm of 1 MB of their own, in a private mount namespace.
+Programs run with a /dev/shm of 2 MB of their own, in a private mount namespace.
 """
 
 import fcntl
@@ -21,19 +21,19 @@ from cobre_shm import layout
 from cobre_shm.errors import AllocationFailed, InitializationFailed
 from cobre_shm.segment.attach import segments_open_in
 from cobre_shm.segment.posix import UntrustedObject
-from cobre_shm.segment.segment import Segment
+from cobre_shm.segment.segment import DEFAULT_SLOT_BYTES, Segment
 from cobre_shm.segment.unnamed import Whereabouts, create_unnamed, open_unnamed
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
 
 ROOT = Path(__file__).parents[2]
 SIZE = 4  # ranks, with slots of the usual size: a little more than fits
-NEED = layout.segment_bytes(SIZE, 128 * 1024)
-FREE = 1 << 20
+NEED = layout.segment_bytes(SIZE, DEFAULT_SLOT_BYTES)
+FREE = 2 << 20
 # Only ends tests that hang: no outcome depends on it.
 WATCHDOG_SECS = 240
 
-MOUNT = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
+MOUNT = 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"'
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def with_small_memory():
 
 @pytest.fixture
 def small():
-    """Start Python with a /dev/shm of 1 MB; what is left at the end is killed."""
+    """Start Python with a /dev/shm of 2 MB; what is left at the end is killed."""
     prefix = with_small_memory()
     if prefix is None:
         pytest.skip("the system does not permit a mount namespace of our own")
@@ -97,7 +97,7 @@ def test_launcher_that_may_not_do_without_the_mount_says_how_to_enlarge_it(small
     assert (process.returncode, out) == (4, "")
     assert f"{NEED} bytes" in err
     assert f"/dev/shm has {FREE} bytes free" in err
-    assert "--shm-size=2m" in err
+    assert "--shm-size=4m" in err
     assert "instead" not in err
 
 
@@ -131,7 +131,7 @@ def test_group_that_fits_says_nothing_and_uses_the_mount(small):
     process = small("-m", "cobre_shm.spawn", "-n", 2, "-c", REDUCE, 1000)
     out, err = process.communicate(timeout=WATCHDOG_SECS)
     assert (process.returncode, err) == (0, "")
-    assert "fd" not in out
+    assert all(line.startswith("/cobre-") for line in out.splitlines())
 
 
 SHARE = """
@@ -172,11 +172,11 @@ from cobre_shm.segment.libc import map_shared
 from cobre_shm.segment.pages import populate
 fd = os.open("/dev/shm/cobre-test-sparse", os.O_RDWR | os.O_CREAT, 0o600)
 os.unlink("/dev/shm/cobre-test-sparse")
-os.ftruncate(fd, 2 << 20)
-address = map_shared(fd, 2 << 20)
-populate(fd, 0, address, 1 << 19)
+os.ftruncate(fd, 4 << 20)
+address = map_shared(fd, 4 << 20)
+populate(fd, 0, address, 1 << 20)
 try:
-    populate(fd, 0, address, 2 << 20)
+    populate(fd, 0, address, 4 << 20)
 except OSError as error:
     print(errno.errorcode[error.errno])
 """
@@ -357,8 +357,49 @@ def test_without_the_launcher_the_error_gives_need_free_mount_and_flag(small):
     assert (context["free_bytes"], context["mount"]) == (FREE, "/dev/shm")
     text = json.dumps(error)
     assert f"/dev/shm has {FREE} bytes free" in text
-    assert "--shm-size=2m" in text
-    assert "mount -o remount,size=2m /dev/shm" in text
+    assert "--shm-size=4m" in text
+    assert "mount -o remount,size=4m /dev/shm" in text
+
+
+SPLIT_WITHOUT_ROOM = """
+import os
+from pathlib import Path
+from cobre_shm.errors import AllocationFailed
+from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.shm import ShmCommunicator
+
+rank = 0 if os.fork() else 1
+filler = Path("/dev/shm/filler")
+config = ShmConfig(name="/small", rank=rank, size=2, timeout_secs=60, slot_bytes=1 << 16)
+with ShmCommunicator(config) as comm:
+    if rank == 0:
+        usage = os.statvfs("/dev/shm")
+        filler.write_bytes(bytes(usage.f_bavail * usage.f_frsize - 4096))
+    try:
+        comm.split_local()
+    except AllocationFailed as error:
+        said = f"{rank} {error.requested_bytes} {error.context.get('mount')}\\n"
+    comm.barrier()
+    if rank == 0:
+        filler.unlink()
+    comm.barrier()
+    with comm.split_local() as group:
+        group.barrier()
+    comm.barrier()
+# One write each: two processes share the pipe.
+os.write(1, f"{said}{rank} {os.listdir('/dev/shm')}\\n".encode())
+if rank == 0:
+    os.wait()
+"""
+
+
+def test_group_that_cannot_be_split_by_name_for_want_of_room_says_so_on_all_ranks(small):
+    process = small("-c", SPLIT_WITHOUT_ROOM)
+    out, err = process.communicate(timeout=WATCHDOG_SECS)
+    assert (process.returncode, err) == (0, "")
+    need = layout.segment_bytes(2, 1 << 16)
+    told = [f"0 {need} /dev/shm", "0 []", f"1 {need} None", "1 []"]
+    assert sorted(out.splitlines()) == told
 
 
 # A descriptor in detail, in this process

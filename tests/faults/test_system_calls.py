@@ -1,7 +1,9 @@
 """Each call to the operating system fails once: a clear error or none, and nothing is left."""
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import gc
 import mmap
 import os
@@ -11,11 +13,13 @@ import numpy as np
 import posix_ipc
 import pytest
 
+from cobre_shm import layout
 from cobre_shm.errors import AllocationFailed, CobreError, InitializationFailed
+from cobre_shm.segment import common, mapping
 from cobre_shm.segment import join as joining
-from cobre_shm.segment import mapping
 from cobre_shm.segment import region as regions
 from cobre_shm.segment import segment as segments
+from cobre_shm.segment.handover import new_unnamed_segment
 from cobre_shm.segment.posix import DIRECTORY
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
@@ -43,6 +47,10 @@ class Failing:
             (os, "fstat"),
             (os, "pread"),
             (os, "memfd_create"),
+            (os, "fchmod"),
+            (os, "set_inheritable"),
+            (fcntl, "fcntl"),
+            (Path, "stat"),
             (Path, "lstat"),
             (mmap, "mmap"),
             (posix_ipc, "SharedMemory"),
@@ -81,7 +89,8 @@ class Held:
     def __init__(self, mark):
         self.names = [path.name for path in DIRECTORY.iterdir() if mark in path.name]
         self.descriptors = len(list(Path("/proc/self/fd").iterdir()))
-        self.mappings = Path("/proc/self/maps").read_text().count("/cobre-")
+        maps = Path("/proc/self/maps").read_text()
+        self.mappings = maps.count("/cobre-") + maps.count("/memfd:cobre-")
 
     def __eq__(self, other):
         return vars(self) == vars(other)
@@ -132,9 +141,69 @@ def test_group_of_one_is_made_or_a_clear_error_raised(code):
         assert all(error is not None for other, error in endings if other == call), endings
 
 
+@contextlib.contextmanager
+def without_room_for_names():
+    """As where /dev/shm is full: all that takes memory takes it without a name."""
+
+    def refuse(name, nbytes, **_):
+        raise AllocationFailed(
+            nbytes, "no room", context={"mount": "/dev/shm"}, suggestion="Make room."
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "create_object", refuse)
+        patch.setattr(segments, "create_object", refuse)
+        yield
+
+
+@contextlib.contextmanager
+def group_of_one(is_named):
+    """A communicator of one rank, whose segment has a name or is inherited."""
+    if is_named:
+        with ShmCommunicator(ShmConfig(name=Segment.random_name(), rank=0, size=1)) as comm:
+            yield comm
+        return
+    handed = Segment.create_unnamed(1)
+    with (
+        without_room_for_names(),
+        ShmCommunicator(ShmConfig(name=handed.name, rank=0, size=1)) as comm,
+    ):
+        yield comm
+    handed.close()
+
+
 @pytest.mark.parametrize("code", ERRORS)
-def test_region_of_one_is_made_or_a_clear_error_raised_and_the_group_goes_on(code):
-    with ShmCommunicator(ShmConfig(name=Segment.random_name(), rank=0, size=1)) as comm:
+def test_inherited_segment_serves_or_a_clear_error_is_raised(code):
+    handed = Segment.create_unnamed(1)
+    config = ShmConfig(name=handed.name, rank=0, size=1)
+
+    def attempt(n):
+        handed.words.store(handed.control(0) + layout.PID, 0)  # as if it were another process
+        ShmCommunicator(config).close()
+
+    endings = fail_each(attempt, "no such name", code)
+    handed.close()
+    assert len(endings) > 8
+    for call, error in endings:
+        assert error is None or os.strerror(code) in error[1], (call, error)
+    for call in ("fstat", "fcntl", "map_shared"):
+        assert all(error is not None for other, error in endings if other == call), endings
+
+
+@pytest.mark.parametrize("code", ERRORS)
+def test_segment_without_a_name_is_made_or_a_clear_error_raised(code):
+    endings = fail_each(lambda n: Segment.create_unnamed(2).close(), "no such name", code)
+    assert len(endings) > 8
+    for call, error in endings:
+        assert error is None or os.strerror(code) in error[1], (call, error)
+    for call in ("memfd_create", "fchmod", "ftruncate", "posix_fallocate", "fcntl", "map_shared"):
+        assert all(error is not None for other, error in endings if other == call), endings
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("code", ERRORS)
+def test_region_of_one_is_made_or_a_clear_error_raised_and_the_group_goes_on(code, is_named):
+    with group_of_one(is_named) as comm:
         mark = comm._segment.region_prefix[1:]
 
         def attempt(n):
@@ -153,48 +222,102 @@ def test_region_of_one_is_made_or_a_clear_error_raised_and_the_group_goes_on(cod
         assert comm.allreduce(np.ones(1))[0] == 1.0
 
 
-def fail_region_calls(comm, victim, code):
-    """Each call of the victim fails once while both ranks make a region; what each rank saw."""
+def test_region_without_memfd_says_how_to_make_room_for_a_name(monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    def attempt():
-        region = comm.create_shared_region(1000)
-        try:
-            region.freeze()
-        finally:
-            region.close()
+    with group_of_one(is_named=False) as comm:
+        monkeypatch.setattr(os, "memfd_create", refuse)
+        with pytest.raises(AllocationFailed, match=r"not permitted.*memfd") as caught:
+            comm.create_shared_region(1000)
+        assert caught.value.context["mount"] == "/dev/shm"
+        assert caught.value.suggestion == "Make room."
+        comm.barrier()
 
+
+@contextlib.contextmanager
+def group_of_two(comm, is_named):
+    """The group itself or, for what has no name, another one of the same ranks."""
+    if is_named:
+        yield comm
+        return
+    with new_unnamed_segment(comm, comm.slot_bytes) as handed:
+        config = ShmConfig(name=handed, rank=comm.rank, size=comm.size)
+        with without_room_for_names(), ShmCommunicator(config) as group:
+            yield group
+
+
+def make_region(comm):
+    region = comm.create_shared_region(1000)
+    try:
+        region.freeze()
+    finally:
+        region.close()
+
+
+def split(comm):
+    # Only for joining: so long one rank waits for the other, which cannot tell that it failed.
+    usual, comm._timeout = comm._timeout, 0.4
+    try:
+        comm.split_local().close()
+    finally:
+        comm._timeout = usual
+
+
+def fail_calls(comm, victim, code, attempt, is_named):
+    """Each call of the victim fails once while both ranks do something; what each was told."""
     endings = []
-    for n in range(1, 20):
-        before = Held(comm._segment.region_prefix[1:])
-        comm.barrier()
-        with pytest.MonkeyPatch.context() as patch:
-            failing = Failing(patch, n if comm.rank == victim else 10**9, code)
-            try:
-                attempt()
-                error = ""
-            except AllocationFailed as caught:
-                error = str(caught)
-            struck = failing.has_struck
-        comm.barrier()
-        after = Held(comm._segment.region_prefix[1:])
-        assert after == before, (n, failing.calls, error, before, after)
-        struck = bool(comm.allreduce(np.array([struck]), op="max")[0])
-        if not struck:
-            return endings
-        endings.append(error)
+    with group_of_two(comm, is_named) as group:
+        mark = group._segment.region_prefix[1:]
+        for n in range(1, 60):
+            before = Held(mark)
+            group.barrier()
+            with pytest.MonkeyPatch.context() as patch:
+                failing = Failing(patch, n if comm.rank == victim else 10**9, code)
+                try:
+                    attempt(group)
+                    error = ""
+                except (AllocationFailed, InitializationFailed) as caught:
+                    error = str(caught)
+                struck = failing.has_struck
+            group.barrier()
+            gc.collect()
+            after = Held(mark)
+            assert after == before, (n, failing.calls, error, before, after)
+            struck = bool(group.allreduce(np.array([struck]), op="max")[0])
+            if not struck:
+                assert not error
+                return endings
+            endings.append(error)
     raise AssertionError("the calls do not end")
 
 
+@pytest.mark.parametrize("is_named", [True, False])
 @pytest.mark.parametrize("victim", [0, 1])
-def test_region_of_two_is_refused_on_both_or_made(victim):
-    mine, other = results_of(run_ranks(fail_region_calls, 2, "shm", victim, errno.EMFILE))
-    assert len(mine) == len(other) >= 3
-    assert any(mine)
+def test_region_of_two_is_refused_on_both_or_made(victim, is_named):
+    mine, other = endings_of(victim, make_region, is_named)
     for first, second in zip(mine, other, strict=True):
-        told = first if victim == 0 else second
-        assert os.strerror(errno.EMFILE) in told or not told
         # Freezing is each rank's own; all else is decided by all.
         assert bool(first) == bool(second) or (victim == 1 and not first)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_split_of_two_is_refused_on_both_or_made_and_the_group_goes_on(victim, is_named):
+    mine, other = endings_of(victim, split, is_named)
+    for first, second in zip(mine, other, strict=True):
+        assert bool(first) == bool(second), (first, second)
+
+
+def endings_of(victim, attempt, is_named):
+    """What ranks 0 and 1 were told, by the number of the call that failed."""
+    outcomes = run_ranks(fail_calls, 2, "shm", victim, errno.EMFILE, attempt, is_named)
+    endings = results_of(outcomes)
+    assert len(endings[0]) == len(endings[1]) >= 3
+    assert any(endings[victim])
+    for told in endings[victim]:
+        assert os.strerror(errno.EMFILE) in told or not told
+    return endings
 
 
 def fail_join_calls(comm, victim, code, name, limit):

@@ -4,8 +4,12 @@ A stale slot, a lost wake-up or an early release shows as a wrong sum or as a ti
 sleep, compute and yield at random, so that each is late at times, also with many ranks to a core.
 """
 
+import os
 import random
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +61,29 @@ def test_changing_payloads_arrive_whole_and_in_turn(size, turns):
     print("seed", seed)
     for function in (sums_of_turns, same_turns):
         assert results_of(run_ranks(function, size, "shm", turns, seed)) == [turns] * size
+
+
+@pytest.mark.parametrize(
+    ("size", "turns"),
+    [(16, 50), pytest.param(16, 3_000, marks=[pytest.mark.slow, pytest.mark.timeout(1000)])],
+)
+def test_changing_payloads_arrive_whole_from_ranks_that_yield_anywhere(size, turns):
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.stress.yielding_run", *map(str, (size, turns, seed))],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "COBRE_FAIL": "on"},
+        capture_output=True,
+        text=True,
+        timeout=950,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    yields = [int(word) for word in done.stdout.split()]
+    # Of each rank, in every fourth place on the way of some hundred collectives.
+    assert len(yields) == size
+    assert min(yields) > turns / 2
 
 
 @pytest.mark.slow

@@ -14,14 +14,14 @@ class Residue:
 
     Attributes:
         segments: Names in /dev/shm of this project, from any run on this machine.
-        children: Ids of child processes of this process, zombies included.
+        processes: Ids of this process's children, theirs, and so on, zombies included.
         descriptors: Open file descriptors, with what they are open on.
         threads: Names of the threads of this process.
         mappings: Of shared memory of this project into this process.
     """
 
     segments: frozenset[str] = frozenset()
-    children: frozenset[int] = frozenset()
+    processes: frozenset[int] = frozenset()
     descriptors: frozenset[tuple[int, str]] = frozenset()
     threads: frozenset[str] = frozenset()
     mappings: frozenset[str] = frozenset()
@@ -41,7 +41,7 @@ def snapshot() -> Residue:
         segments=frozenset(
             entry.name for entry in Path("/dev/shm").iterdir() if entry.name.startswith("cobre")
         ),
-        children=_children(),
+        processes=_descendants(),
         descriptors=_descriptors(),
         threads=frozenset(
             f"{thread.name} ({thread.native_id})" for thread in threading.enumerate()
@@ -86,9 +86,14 @@ def _line_of_descent(pid: int) -> list[int]:
     return line
 
 
-def _children() -> frozenset[int]:
-    own = os.getpid()
-    return frozenset(pid for pid in _processes() if _parent_of(pid) == own)
+def _descendants() -> frozenset[int]:
+    parents = {pid: _parent_of(pid) for pid in _processes()}
+    found: set[int] = set()
+    new = {os.getpid()}
+    while new:
+        new = {pid for pid, parent in parents.items() if parent in new}
+        found |= new
+    return frozenset(found)
 
 
 def _processes() -> list[int]:

@@ -13,12 +13,15 @@ import pytest
 pytest.importorskip("posix_ipc")
 
 from cobre_shm import info, layout
-from cobre_shm.segment.leftovers import find_segments, remove_if_dead
+from cobre_shm.segment.leftovers import find_segments, remove_if_dead, remove_leftovers
+from cobre_shm.segment.posix import create_object
+from cobre_shm.segment.process import pid_namespace
 from cobre_shm.segment.segment import Segment
 
 ROOT = Path(info.__file__).parents[1]
 MAKE_AND_DIE = """
 import os, sys
+from cobre_shm.segment.process import pid_namespace
 from cobre_shm.segment.segment import Segment
 Segment.create(sys.argv[1], 2, slot_bytes=4096)
 os.kill(os.getpid(), 9)
@@ -139,3 +142,69 @@ def test_clean_leaves_living_segments(name, capsys, monkeypatch):
     )
     segment.unlink()
     segment.close()
+
+
+MAKE_REGION_AND_WAIT = """
+import os, sys
+from cobre_shm.segment.posix import create_object
+fd = create_object(sys.argv[1], 8192)
+print("there", flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def region_name():
+    namespace = pid_namespace()
+    name = f"/cobre-{secrets.token_hex(16)}-{namespace}-3"
+    yield name
+    Path("/dev/shm", name[1:]).unlink(missing_ok=True)
+
+
+def test_region_is_dead_when_nobody_has_it_open_and_removed_then(region_name):
+    command = [sys.executable, "-c", MAKE_REGION_AND_WAIT, region_name]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe) as process:
+        process.stdout.readline()
+        seen = found(region_name)
+        assert (seen.nbytes, seen.living, seen.is_dead) == (8192, process.pid, False)
+        assert not remove_if_dead(region_name)
+        remove_leftovers()
+        assert found(region_name) == seen
+        process.kill()
+    assert found(region_name).is_dead
+    assert remove_if_dead(region_name)
+    assert found(region_name) is None
+    assert not remove_if_dead(region_name)
+
+
+def test_region_that_this_process_has_open_stays(region_name):
+    fd = create_object(region_name, 4096)
+    assert not remove_if_dead(region_name)
+    os.close(fd)
+    assert remove_if_dead(region_name)
+
+
+def test_region_of_another_pid_namespace_is_left_alone(region_name):
+    other = region_name.replace("-3", "-4").replace("-4026", "-9026")
+    os.close(create_object(other, 4096))
+    try:
+        assert found(other) is None
+        assert not remove_if_dead(other)
+        remove_leftovers()
+        assert Path("/dev/shm", other[1:]).exists()
+    finally:
+        Path("/dev/shm", other[1:]).unlink()
+
+
+def test_leftovers_of_launchers_are_removed_and_names_that_somebody_chose_are_not(name, dead):
+    random = Segment.random_name()
+    assert subprocess.run([sys.executable, "-c", MAKE_AND_DIE, random], cwd=ROOT).returncode == -9
+    living = Segment.create(Segment.random_name(), 1, slot_bytes=4096)
+    remove_leftovers()
+    assert found(random) is None
+    assert found(name).is_dead
+    assert found(living.name) is not None
+    living.unlink()
+    living.close()

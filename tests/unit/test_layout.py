@@ -21,6 +21,7 @@ HEADER_WORDS = {
     "HEADER_CONTROL_MUTEX": 40,
     "HEADER_POISON": 8,
     "HEADER_JOINED": 8,
+    "HEADER_NOTED": 8,
     "HEADER_TUNING": 8 * layout.TUNING_WORDS,
 }
 CONTROL_WORDS = {
@@ -34,6 +35,7 @@ CONTROL_WORDS = {
     "EXITED": 8,
     "EXIT_CODE": 8,
     "STATE": 8,
+    "STACK_SIGNAL": 8,
     "RECORDED": 8,
 }
 

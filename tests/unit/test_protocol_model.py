@@ -1,4 +1,4 @@
-"""Exhaustive interleavings of the protocols in kernels/exchange.py and kernels/waiting.py.
+"""Exhaustive interleavings of the protocols in kernels/rounds.py and kernels/waiting.py.
 
 Each model is a function from a state to its successor states; `explore` visits all of them. A
 model is worth something only if it objects to a broken protocol, so every rule is also removed

@@ -129,10 +129,10 @@ def test_run_ranks_group_leaves_nothing(function):
     before = snapshot()
     outcomes = run_ranks(function, 3)
     left = snapshot() - before
-    assert not left.children
+    assert not left.processes
     assert not left.descriptors
     assert not left.threads
-    assert server_residue().children <= before.children
+    assert server_residue().processes <= before.processes
     for outcome in outcomes:
         with pytest.raises(ProcessLookupError):
             os.kill(outcome.pid, 0)

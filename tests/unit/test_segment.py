@@ -112,6 +112,29 @@ def test_open_refuses_a_second_hard_link(segment, name):
         link.unlink()
 
 
+def test_open_refuses_a_directory_and_leaves_it(name):
+    path_of(name).mkdir(0o700)
+    try:
+        with pytest.raises(InitializationFailed, match="cannot be opened"):
+            Segment.open(name)
+        with pytest.raises(FileExistsError):
+            Segment.create(name, 1, slot_bytes=SLOT)
+        assert path_of(name).is_dir()
+    finally:
+        path_of(name).rmdir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_open_refuses_another_users_segment_and_leaves_it(segment, name):
+    before = path_of(name).read_bytes()
+    os.chown(path_of(name), 12345, 12345)
+    with pytest.raises(InitializationFailed, match="belongs to uid 12345"):
+        Segment.open(name)
+    with pytest.raises(FileExistsError):
+        Segment.create(name, 3, slot_bytes=SLOT)
+    assert path_of(name).read_bytes() == before
+
+
 def test_unlink_removes_only_the_segment_it_made(name):
     old = Segment.create(name, 1, slot_bytes=SLOT)
     path_of(name).unlink()

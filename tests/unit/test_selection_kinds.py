@@ -14,7 +14,7 @@ def test_shm_config_normalises_its_fields():
     config = ShmConfig("run", np.int64(1), np.int32(2), timeout_secs=5, slot_bytes=8192)
     assert dataclasses.astuple(config) == ("/run", 1, 2, 5.0, 8192, 10.0, "auto", False, None)
     types = [type(value) for value in dataclasses.astuple(config)]
-    assert types == [str, int, int, float, int, float, str, bool]
+    assert types == [str, int, int, float, int, float, str, bool, type(None)]
 
 
 def test_config_is_frozen():

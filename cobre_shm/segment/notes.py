@@ -1,0 +1,32 @@
+"""What a group tells once, on the stderr of whichever rank notices it first."""
+
+from __future__ import annotations
+
+import sys
+
+from cobre_shm import layout
+from cobre_shm.segment.segment import Segment
+
+__all__ = ["NO_FUTEX", "NO_ROBUST_LIST", "note_once"]
+
+# A bit of the segment's word, and the text.
+NO_FUTEX = (
+    1,
+    "this system refuses futex between processes: ranks that wait long look up to 200 times a "
+    "second whether it is over",
+)
+NO_ROBUST_LIST = (
+    2,
+    "this system refuses robust mutexes (set_robust_list): a rank's death is found in the process "
+    "table, up to 0.25 s later",
+)
+
+
+def note_once(segment: Segment, note: tuple[int, str]) -> None:
+    """Print one line, unless a rank of the group has done so."""
+    bit, text = note
+    with segment.control_lock():
+        noted = segment.words.load(layout.HEADER_NOTED)
+        segment.words.store(layout.HEADER_NOTED, noted | bit)
+    if not noted & bit:
+        print(f"cobre_shm: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,114 @@
+"""The check around every test notices each kind of thing that a test can leave."""
+
+import contextlib
+import mmap
+import os
+import secrets
+import subprocess
+import sys
+import threading
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from cobre_shm.segment.posix import create_object, remove_object
+from cobre_shm.segment.unnamed import create_unnamed
+from tests.support.residue import Residue, snapshot
+
+
+@contextlib.contextmanager
+def a_segment():
+    name = f"/cobre-test-{secrets.token_hex(8)}"
+    os.close(create_object(name, 4096))
+    yield
+    remove_object(name)
+
+
+@contextlib.contextmanager
+def a_child():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield
+        process.communicate()
+
+
+@contextlib.contextmanager
+def a_zombie():
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        yield
+
+
+@contextlib.contextmanager
+def a_grandchild():
+    code = "import subprocess; subprocess.run(['cat'])"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not children.read_text():
+            pass
+        yield
+        process.communicate()
+
+
+@contextlib.contextmanager
+def a_descriptor():
+    fd = os.open(os.devnull, os.O_RDONLY)
+    yield
+    os.close(fd)
+
+
+@contextlib.contextmanager
+def a_thread():
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    yield
+    end.set()
+    thread.join()
+
+
+@contextlib.contextmanager
+def a_mapping(unnamed):
+    name = f"/cobre-test-{secrets.token_hex(8)}"
+    fd = create_unnamed(name, 4096) if unnamed else create_object(name, 4096)
+    memory = mmap.mmap(fd, 4096)
+    os.close(fd)
+    if not unnamed:
+        remove_object(name)
+    yield
+    memory.close()
+
+
+@pytest.mark.parametrize(
+    ("leak", "kind", "count"),
+    [
+        (a_segment, "segments", 1),
+        (a_child, "processes", 1),
+        (a_zombie, "processes", 1),
+        (a_grandchild, "processes", 2),
+        (a_descriptor, "descriptors", 1),
+        (a_thread, "threads", 1),
+        (lambda: a_mapping(unnamed=False), "mappings", 1),
+        (lambda: a_mapping(unnamed=True), "mappings", 1),
+    ],
+)
+def test_each_kind_of_leak_is_noticed_and_gone_when_it_is_undone(leak, kind, count):
+    before = snapshot()
+    with leak():
+        left = snapshot() - before
+        # A mapping of Python has a descriptor of its own, and a child has pipes; others' runs may
+        # add segments.
+        assert len(getattr(left, kind)) >= count
+    left = snapshot() - before
+    assert not getattr(left, kind) or kind == "segments"
+
+
+def test_nothing_is_no_leak():
+    assert not Residue()
+    assert {field.name for field in fields(Residue)} == {
+        "segments",
+        "processes",
+        "descriptors",
+        "threads",
+        "mappings",
+    }
