@@ -26,13 +26,17 @@ class Verdict:
     what: str
     code: int
 
-    def to_text(self, size: int, last_lines: Iterable[bytes]) -> bytes:
+    def to_text(self, size: int, table: Sequence[str], last_lines: Iterable[bytes]) -> bytes:
         """Return the block that ends a failed run's standard error.
 
         Args:
             size: Number of ranks.
+            table: How all ranks ended, line by line.
             last_lines: The rank's last lines on its standard error, if they are to be repeated.
         """
+        above = [line.encode() for line in table]
+        if above:
+            above.insert(0, b"cobre_shm.spawn: The run has failed:")
         head = f"cobre_shm.spawn: {self._sentence(size)}"
         ending = self.rank.ending
         if ending is None or ending.exit_code != self.code:
@@ -40,7 +44,7 @@ class Verdict:
         lines = [b"  " + line for line in last_lines]
         if lines:
             head += ". The last lines of its standard error:"
-        return b"\n".join([head.encode(), *lines, b""])
+        return b"\n".join([*above, head.encode(), *lines, b""])
 
     def to_json(self, size: int, last_lines: Iterable[bytes]) -> bytes:
         """Return the same as one line of JSON, in the form of every error."""
@@ -88,4 +92,7 @@ def judge(
             first_failure = culprit
     if first_failure is None or first_failure.ending is None:
         return None
-    return Verdict(first_failure, str(first_failure.ending), first_failure.ending.code)
+    what = str(first_failure.ending)
+    if first_failure.cause:
+        what += f": {first_failure.cause}"
+    return Verdict(first_failure, what, first_failure.ending.code)
