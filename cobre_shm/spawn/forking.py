@@ -25,9 +25,10 @@ from cobre_shm.spawn.zygote import ORDER_BYTES
 __all__ = ["Order", "Zygote"]
 
 _PR_SET_CHILD_SUBREAPER = 36
+# Leaves no name in ``__main__``.
 _BOOT = (
-    "exec(__import__('pathlib').Path(__import__('sys').argv[1]).read_text(),"
-    f" {{'__name__': {boot.MARK!r}}})"
+    "(lambda path: exec(compile(__import__('pathlib').Path(path).read_bytes(), path, 'exec'),"
+    f" {{'__name__': {boot.MARK!r}}}))(__import__('sys').argv[1])"
 )
 
 

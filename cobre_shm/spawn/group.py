@@ -115,6 +115,7 @@ class Group:
         self._first_failure: Rank | None = None
         self._ended_by: int | None = None
         self._has_timed_out = False
+        self._is_asking = False
         self._write_error: OSError | None = None
         self._has_spared = False
         self._is_abandoned = False
@@ -149,7 +150,7 @@ class Group:
         self.loop.turn_until(lambda: start.is_done or self.is_ending)
         if start.is_done:
             self._events.follow()
-            self.loop.turn_until(lambda: not self._running)
+            self.loop.turn_until(lambda: not self._running and not self._is_asking)
             self._stop_strays()
         self.output.finish()
         # Only now is it known whether somebody took all of it.
@@ -222,12 +223,13 @@ class Group:
     def _on_timeout(self) -> None:
         if self.is_ending or self._first_failure is not None:
             return
-        self._has_timed_out = True
+        self._has_timed_out = self._is_asking = True
         rows = table_of_ranks(self.segment, self.ranks)
         stacks = Stacks(self.ranks, self.output)
         stacks.request()
 
         def show() -> None:
+            self._is_asking = False
             head = f"cobre_shm.spawn: The run takes longer than {self.job.timeout:g} s (--timeout)"
             self.output.say("\n".join([head, *rows]).encode() + b"\n" + stacks.collect())
             self._ladder.begin(failing_steps(self.job.grace, 0))

@@ -9,14 +9,16 @@ fatal signals only (the launcher sets ``PYTHONFAULTHANDLER``): they are ended by
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from cobre_shm.spawn import direct
 from cobre_shm.spawn.rank import Rank
 from cobre_shm.spawn.rank_output import RankOutput
 
 __all__ = ["DUMP_SIGNAL", "STACKS_SECS", "Stacks"]
 
 DUMP_SIGNAL = int(signal.SIGRTMAX)
+_OURS = f'"{direct.__file__}"'.encode("ascii", "backslashreplace")
 # A handler runs as soon as its process does; 64 of them on one CPU take less.
 STACKS_SECS = 0.5
 
@@ -45,7 +47,17 @@ class Stacks:
         """Return what the ranks have said, one after the other."""
         blocks = []
         for rank in self._ranks:
-            lines = self._output.take_held(rank.number).splitlines()
+            lines = _without_ours(self._output.take_held(rank.number).splitlines())
             shown = b"".join(b"  " + line + b"\n" for line in lines) or b"  (nothing)\n"
             blocks.append(b"Rank %d (pid %d):\n" % (rank.number, rank.pid) + shown)
         return b"".join(blocks)
+
+
+def _without_ours(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Leave out the frames that have brought a rank to its program; they stand last."""
+    is_ours = False
+    for line in lines:
+        is_frame = line.startswith(b"  File ")
+        is_ours = is_frame and (is_ours or _OURS in line)
+        if not is_ours:
+            yield line
