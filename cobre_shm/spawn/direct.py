@@ -18,10 +18,10 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import CodeType, ModuleType, TracebackType
 from typing import Any, cast
 
-__all__ = ["first_path", "run", "set_arguments"]
+__all__ = ["first_path", "prepare", "run"]
 
 
 def first_path(words: Sequence[str]) -> str | None:
@@ -44,9 +44,19 @@ def first_path(words: Sequence[str]) -> str | None:
     return str(Path(first).resolve().parent)
 
 
-def set_arguments(words: Sequence[str], flags: Sequence[str]) -> None:
-    """Set ``sys.argv``, ``sys.orig_argv`` and ``sys.path`` for a program."""
-    sys.orig_argv = [*flags, *words]
+def prepare(words: Sequence[str], interpreter: Sequence[str]) -> None:
+    """Set ``sys.argv``, ``sys.orig_argv``, ``sys.path`` and ``__main__`` for a program.
+
+    Args:
+        words: Of the program.
+        interpreter: Command line of its interpreter.
+    """
+    # The module that is there was made before all that the garbage collector shall not look at,
+    # and so would never be collected itself, nor an open file in it be written at exit.
+    main = ModuleType("__main__")
+    vars(main).update(vars(sys.modules["__main__"]))
+    sys.modules["__main__"] = main
+    sys.orig_argv = [*interpreter, *words]
     # runpy puts the module's file in the place of -m.
     sys.argv = [words[0], *words[2:]] if words[0] in ("-m", "-c") else list(words)
     path = first_path(words)
@@ -101,7 +111,9 @@ def _execute_file(source: bytes, path: str, names: dict[str, Any]) -> None:
 
 
 def _absolute(path: str) -> str:
-    # As Python has it: dots and links stay.
+    # As Python has it: other dots, and links, stay.
+    if path in ("", "."):
+        return str(Path.cwd())
     return path if path.startswith("/") else f"{Path.cwd()}/{path}"
 
 

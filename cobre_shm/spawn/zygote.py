@@ -25,7 +25,7 @@ What fork would share and a program should not see, and what is done about it:
                        that its pages stay shared; at exit it is not taken apart either
     random numbers     numpy's global generator is seeded anew; ``random`` does so by itself;
                        numba's generators and hashes of strings are shared by design
-    ``__main__``       is that of ``python -c``: empty; ``direct`` fills it
+    ``__main__``       is made anew, as empty as that of ``python -c``; ``direct`` fills it
     descriptors        all are closed on the way, or moved to 0, 1 and 2
     standard streams   output of the zygote goes into pipes as that of ranks does; ``sys.stdin``
                        is made anew for rank 0, whose input may be of any kind
@@ -192,12 +192,12 @@ def rank_process(order: _Order, descriptors: list[int], words: list[str]) -> Non
         os.sched_setaffinity(0, order["cpus"])
     if order["reads"]:
         _renew_standard_input()
-    _renew_secrets()
+    _renew_identity()
     _wait_at(gate, order["launcher"])
     if order["dumps"]:
         _dump_stacks_on(order["dumps"])
-    direct.set_arguments(words, order["interpreter"])
     gc.enable()
+    direct.prepare(words, order["interpreter"])
 
 
 def _wait_at(gate: int, launcher: int) -> None:
@@ -223,8 +223,11 @@ def _renew_standard_input() -> None:
     sys.stdin.mode = "r"  # type: ignore[misc]
 
 
-def _renew_secrets() -> None:
-    """Give this process random state of its own, where an import has made some."""
+def _renew_identity() -> None:
+    """Let modules know which process this is, and have random state of their own."""
+    if (threading := sys.modules.get("threading")) is not None:
+        # Python 3.11 leaves the zygote's there.
+        threading.main_thread()._set_native_id()
     if (random := sys.modules.get("numpy.random")) is not None:
         random.seed()
     if (process := sys.modules.get("multiprocessing.process")) is not None:
@@ -244,7 +247,6 @@ def _keep(imported: set[str]) -> None:
     Freeing all of it, Python would write to nearly every page that ranks share, and copy it first.
     What the program itself has imported or made is freed as always.
     """
-    gc.freeze()
     for name in imported:
         module = sys.modules.pop(name, None)
         if isinstance(module, ModuleType):
