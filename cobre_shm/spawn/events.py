@@ -106,7 +106,7 @@ class Events:
             self._tell("ready", pids=[rank.pid for rank in ranks])
         entries = [last_entry(segment, rank.number) for rank in ranks]
         progress = [entry.sequence if entry else 0 for entry in entries]
-        if progress != self._progress:
+        if self._has_joined and progress != self._progress:
             self._progress = progress
             self._tell("progress", collectives=progress)
         self._look_for_stall(
