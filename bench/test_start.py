@@ -2,11 +2,11 @@
 
     python bench/test_start.py [--rounds 7]     the same as a table in Markdown
 
-Beside three MPIs. Ours does one barrier; theirs imports mpi4py and numpy and does one barrier, which is what a
-program of theirs would begin with. Measured are the wall time from the start of the launcher to
-its end, alternating from one system to the next, and the memory of all processes of the run while
-all ranks stand behind the barrier, as the sum of their proportional set sizes (PSS, shared pages
-counted once).
+Beside three MPIs. Ours does one barrier; theirs imports mpi4py and numpy and does one barrier,
+which is what a program of theirs would begin with. Measured are the wall time from the start of
+the launcher to its end, alternating from one system to the next, and the memory of all processes
+of the run while all ranks stand behind the barrier, as the sum of their proportional set sizes
+(PSS, shared pages counted once).
 
 Each limit is on the ratio to the fastest, or the smallest, of the MPIs within the same rounds, so
 it holds on slow and on busy machines; beyond it, all is measured again before it counts.
