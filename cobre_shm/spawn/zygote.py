@@ -54,6 +54,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cobre_shm.errors import CobreError
 from cobre_shm.spawn import direct
 
 __all__ = ["ORDER_BYTES", "main", "rank_process"]
@@ -94,6 +95,31 @@ def _import_all(link: socket.socket) -> None:
         importlib.import_module(name)
     # The metadata of installed distributions, once read, is remembered by importlib.
     sys.modules["cobre_shm.selection.registry"].read_registry()
+    # Where it is refused, ranks will say so.
+    with contextlib.suppress(CobreError, OSError):
+        _call_once()
+
+
+def _call_once() -> None:
+    """Make a group of one, in memory without a name, and call what ranks will call.
+
+    Much is set up at the first call, on pages that would otherwise be copied in every rank.
+    """
+    from cobre_shm.segment.watch import WatchedSegment
+    from cobre_shm.selection.kinds import ShmConfig
+
+    numpy, shm = sys.modules["numpy"], sys.modules["cobre_shm.shm"]
+    segment = WatchedSegment.create_unnamed(1, launched=True)
+    try:
+        config = ShmConfig(name=segment.name, rank=0, size=1)
+        with shm.ShmCommunicator(config) as comm:
+            comm.barrier()
+            comm.broadcast(numpy.zeros(1))
+            comm.allgatherv(numpy.zeros(1))
+            for operation in ("sum", "min", "max"):
+                comm.allreduce(numpy.zeros(1), op=operation)
+    finally:
+        segment.close()
 
 
 def _announce_compilation(link: socket.socket) -> None:
