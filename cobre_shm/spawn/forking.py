@@ -22,7 +22,7 @@ from cobre_shm.spawn.program import Program, interpreter
 from cobre_shm.spawn.rank import Pipes, die_with_parent
 from cobre_shm.spawn.zygote import ORDER_BYTES
 
-__all__ = ["Order", "Zygote"]
+__all__ = ["Order", "Zygote", "can_adopt"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 # Leaves no name in ``__main__``.
@@ -175,5 +175,10 @@ class Zygote:
             self._gate = None
 
 
-def _be_subreaper(on: bool) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on))
+def can_adopt() -> bool:
+    """Whether the kernel, or what filters its calls, lets us become the parent of ranks."""
+    return _be_subreaper(True) and _be_subreaper(False)
+
+
+def _be_subreaper(on: bool) -> bool:
+    return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on)) == 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cobre_shm.errors import AllocationFailed, BackendNotAvailable, CobreError, InitializationFailed
 from cobre_shm.spawn.events import Events
-from cobre_shm.spawn.forking import Zygote
+from cobre_shm.spawn.forking import Zygote, can_adopt
 from cobre_shm.spawn.group import Group, Outcome
 from cobre_shm.spawn.guard import Guard
 from cobre_shm.spawn.job import Job
@@ -51,7 +51,7 @@ def _run(job: Job, events: Events, attempt: int) -> Outcome:
     """Run a group in a session of its own: a new segment, new processes."""
     with contextlib.ExitStack() as stack:
         start: Start = FreshStart()
-        if job.start_method == "zygote" and job.program.is_python:
+        if job.start_method == "zygote" and job.program.is_python and can_adopt():
             # First of all: it takes the longest.
             zygote = Zygote(job.program, job.environment)
             stack.callback(zygote.kill)
