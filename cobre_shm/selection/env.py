@@ -18,10 +18,14 @@ from cobre_shm.selection.values import (
     BackendName,
     BindAddress,
     Coordinator,
+    Descriptor,
     Failpoint,
     Integer,
     Seconds,
+    Secret,
+    SecretFile,
     SegmentName,
+    Switch,
     ValueType,
 )
 
@@ -178,7 +182,8 @@ VARIABLES: tuple[Variable, ...] = (
         "COBRE_TCP_BIND_ADDR",
         "tcp",
         BindAddress(),
-        "Local address that takes connections from peers",
+        "Local address that takes connections from peers; or `fd:N`, a listening socket "
+        "inherited from the launcher",
         default="0.0.0.0",
         example="0.0.0.0",
     ),
@@ -199,6 +204,49 @@ VARIABLES: tuple[Variable, ...] = (
         default="60",
         example="60",
         unit="s",
+    ),
+    Variable(
+        "COBRE_TCP_STALL_WARN_SECS",
+        "tcp",
+        Seconds(),
+        "After how long a late rank is named on stderr, and again every six times as long",
+        default="10",
+        example="10",
+        unit="s",
+    ),
+    Variable(
+        "COBRE_TCP_REPORT",
+        "tcp",
+        Descriptor(),
+        "Pipe to the launcher, which sets this, for the group's first failure: `fd:N`",
+        default=None,
+        example="fd:5",
+    ),
+    Variable(
+        "COBRE_TCP_SECRET",
+        "tcp",
+        Secret(),
+        "What the ranks of the group know and nobody else; a file is better, for others see it",
+        default=None,
+        example="'a long random text'",
+    ),
+    Variable(
+        "COBRE_TCP_SECRET_FILE",
+        "tcp",
+        SecretFile(),
+        "File with the secret, owned by this user and readable by nobody else; "
+        "or `fd:N`, inherited from the launcher",
+        default=None,
+        example="secret.txt",
+    ),
+    Variable(
+        "COBRE_TCP_INSECURE",
+        "tcp",
+        Switch(),
+        "`1` allows a network that is not loopback without a secret: "
+        "then whoever reaches the port can join",
+        default="0",
+        example="1",
     ),
 )
 

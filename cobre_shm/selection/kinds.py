@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from cobre_shm import layout
@@ -155,9 +155,19 @@ class TcpConfig:
         size: Number of ranks.
         port: On which the coordinator listens, 1 to 65535. None: the one given in
             ``coordinator``, or 29500; afterwards never None. Given in both places, they agree.
-        bind_addr: Local IP address that takes connections from peers.
+        bind_addr: Local IP address that takes connections from peers; where it is a wildcard and
+            the coordinator's address is loopback, that one. Or ``fd:N``: the launcher's listening
+            socket, inherited as descriptor N.
         connect_timeout_ms: Milliseconds until all ranks must be connected; at least 1.
         timeout_secs: Seconds for which a collective may stand still; above 0, ``inf`` allowed.
+        stall_warn_secs: Seconds after which a late rank is named on stderr; above 0, ``inf`` for
+            never.
+        secret: What the ranks of the group know and nobody else. None: the one in
+            ``secret_file``, or none, which is enough on loopback only.
+        secret_file: Path of a file with the secret, owned by this user and readable by nobody
+            else; or ``fd:N``, inherited as descriptor N. None: ``secret`` counts.
+        insecure: Whether to do without a secret on a network that is not loopback.
+        report: ``fd:N``, the launcher's pipe for the group's first failure; None: there is none.
 
     Raises:
         InitializationFailed: A field is out of range, or the two ports differ.
@@ -172,11 +182,14 @@ class TcpConfig:
     bind_addr: str = "0.0.0.0"
     connect_timeout_ms: int = 30_000
     timeout_secs: float = 60.0
+    stall_warn_secs: float = 10.0
+    secret: str | None = field(default=None, repr=False)
+    secret_file: str | None = None
+    insecure: bool = False
+    report: str | None = None
 
     def __post_init__(self) -> None:
-        values = _values(self)
-        if self.port is None:
-            del values["port"]
+        values = {name: value for name, value in _values(self).items() if value is not None}
         checked = _checked("tcp", values, _field_of(self))
         host, port_inside = split_address(checked["coordinator"])
         port = checked.get("port", port_inside or DEFAULT_TCP_PORT)
@@ -188,6 +201,13 @@ class TcpConfig:
                 operation="configure",
                 context={"coordinator": self.coordinator, "port": port},
                 suggestion="Give the port once: unset COBRE_TCP_PORT, or leave the field port out",
+            )
+        if self.secret is not None and self.secret_file is not None:
+            raise InitializationFailed(
+                "tcp",
+                "The secret is given twice, as itself and as a file: expected one of them",
+                operation="configure",
+                suggestion="Unset COBRE_TCP_SECRET, or leave the field secret out",
             )
         _store(self, {**checked, "coordinator": host, "port": port})
 
@@ -213,9 +233,9 @@ def _checked(backend: str, values: Mapping[str, Any], quote: _Quote) -> dict[str
     size = check_value(known["size"], values["size"], *quote(known["size"]))
     known["rank"] = replace(known["rank"], type=Integer(0, size - 1))
     return {
-        field: check_value(variable, values[field], *quote(variable))
-        for field, variable in known.items()
-        if field in values
+        name: check_value(variable, values[name], *quote(variable))
+        for name, variable in known.items()
+        if name in values
     }
 
 
@@ -231,10 +251,10 @@ def _field_of(config: ShmConfig | TcpConfig) -> _Quote:
 
 
 def _values(config: ShmConfig | TcpConfig) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in fields(config)}
+    return {each.name: getattr(config, each.name) for each in fields(config)}
 
 
 def _store(config: ShmConfig | TcpConfig, values: Mapping[str, Any]) -> None:
     # The way in which a frozen dataclass normalises its own fields.
-    for field, value in values.items():
-        object.__setattr__(config, field, value)
+    for name, value in values.items():
+        object.__setattr__(config, name, value)

@@ -21,10 +21,14 @@ __all__ = [
     "BackendName",
     "BindAddress",
     "Coordinator",
+    "Descriptor",
     "Failpoint",
     "Integer",
     "Seconds",
+    "Secret",
+    "SecretFile",
     "SegmentName",
+    "Switch",
     "ValueType",
     "split_address",
 ]
@@ -165,9 +169,7 @@ class SegmentName:
         if not isinstance(value, str):
             raise ValueError(value)
         if value.startswith("fd:"):
-            if re.fullmatch(r"fd:[0-9]{1,9}", value) is None:
-                raise ValueError(value)
-            return f"fd:{int(value.removeprefix('fd:'))}"
+            return _descriptor(value)
         bare = value.removeprefix("/")
         if not 1 <= len(os.fsencode(bare)) <= self.max_bytes or bare in (".", ".."):
             raise ValueError(value)
@@ -196,9 +198,9 @@ class Coordinator:
 
 @dataclass(frozen=True)
 class BindAddress:
-    """An IP address of this host."""
+    """An IP address of this host, or ``fd:N``, a listening socket that this process inherited."""
 
-    expected: ClassVar[str] = "an IPv4 or IPv6 address"
+    expected: ClassVar[str] = "an IPv4 or IPv6 address, or fd:N for an inherited listening socket"
 
     def parse(self, text: str) -> str:
         """The text is the value."""
@@ -208,7 +210,86 @@ class BindAddress:
         """Return the address as ``ipaddress`` writes it."""
         if not isinstance(value, str):
             raise ValueError(value)
+        if value.startswith("fd:"):
+            return _descriptor(value)
         return str(ipaddress.ip_address(value))
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """``fd:N``, a descriptor that this process inherited."""
+
+    expected: ClassVar[str] = "fd:N for an inherited descriptor"
+
+    def parse(self, text: str) -> str:
+        """The text is the value."""
+        return text
+
+    def check(self, value: Any) -> str:
+        """See :class:`ValueType`."""
+        if not isinstance(value, str):
+            raise ValueError(value)
+        return _descriptor(value)
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What the ranks of a group know and nobody else."""
+
+    expected: ClassVar[str] = "a text that is not empty"
+
+    def parse(self, text: str) -> str:
+        """The text is the value."""
+        return text
+
+    def check(self, value: Any) -> str:
+        """See :class:`ValueType`."""
+        if not isinstance(value, str) or not value:
+            raise ValueError("not shown")
+        return value
+
+
+@dataclass(frozen=True)
+class SecretFile:
+    """The path of a file, or ``fd:N`` for one that this process inherited open."""
+
+    expected: ClassVar[str] = "the path of a file, or fd:N for an inherited descriptor"
+
+    def parse(self, text: str) -> str:
+        """The text is the value."""
+        return text
+
+    def check(self, value: Any) -> str:
+        """See :class:`ValueType`."""
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if not isinstance(value, str) or not value or "\0" in value:
+            raise ValueError(value)
+        return _descriptor(value) if value.startswith("fd:") else value
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Yes or no."""
+
+    expected: ClassVar[str] = "1 or 0"
+
+    def parse(self, text: str) -> bool:
+        """Nothing but the two digits."""
+        if text not in ("0", "1"):
+            raise ValueError(text)
+        return text == "1"
+
+    def check(self, value: Any) -> bool:
+        """See :class:`ValueType`."""
+        if not isinstance(value, bool):
+            raise ValueError(value)
+        return value
+
+
+def _descriptor(value: str) -> str:
+    if re.fullmatch(r"fd:[0-9]{1,9}", value) is None:
+        raise ValueError(value)
+    return f"fd:{int(value.removeprefix('fd:'))}"
 
 
 def split_address(text: str) -> tuple[str, int | None]:
