@@ -6,6 +6,7 @@ A new backend is one more line in ``BACKENDS``.
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,6 +58,42 @@ def _make_shm_group(size: int, timeout: float) -> list[Connect]:
     return [_JoinShm(name, rank, size, timeout) for rank in range(size)]
 
 
+@dataclass(frozen=True)
+class _JoinTcp:
+    port: int
+    secret: str
+    rank: int
+    size: int
+    timeout: float
+
+    def __call__(self) -> Communicator:
+        from cobre_net.tcp import TcpCommunicator
+        from cobre_shm.selection.kinds import TcpConfig
+
+        return TcpCommunicator(
+            TcpConfig(
+                "127.0.0.1",
+                self.rank,
+                self.size,
+                port=self.port,
+                secret=self.secret,
+                timeout_secs=self.timeout,
+            )
+        )
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now, and that is given to nobody else for a while."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _make_tcp_group(size: int, timeout: float) -> list[Connect]:
+    port, secret = free_port(), secrets.token_hex(16)
+    return [_JoinTcp(port, secret, rank, size, timeout) for rank in range(size)]
+
+
 def _make_local_group(size: int, _timeout: float) -> list[Connect]:
     if size != 1:
         raise ValueError(f"a local group has 1 rank, not {size}")
@@ -66,6 +103,7 @@ def _make_local_group(size: int, _timeout: float) -> list[Connect]:
 BACKENDS = {
     "local": Backend((1,), _make_local_group, in_process=True),
     "shm": Backend((1, 2, 3, 4, 8), _make_shm_group),
+    "tcp": Backend((1, 2, 3, 4, 8), _make_tcp_group),
 }
 
 

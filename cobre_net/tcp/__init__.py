@@ -1,0 +1,22 @@
+"""The tcp backend: ranks on any hosts in a star around rank 0, over persistent connections.
+
+    wire          the frames: their layout, tags, limits, and what each may contain
+    handshake     who is there: the two-way challenge, without sockets
+    secret        where the secret comes from, and where none is needed
+    rendezvous    how the connections come about
+    link          one connection: what of a frame has been sent and received
+    call          what a collective is, in words that are compared
+    reducing      the reduction kernels, by address
+    flows         payloads in frames: streams with places to come from and to go to
+    coordinator   rank 0's side of every collective
+    worker        the side of the others
+    failure       the first failure of a group, on the wire and as an exception
+    sentinel      the thread of rank 0 that notices a lost peer between collectives
+    communicator  the contract
+
+``cobre_net/DESIGN.md`` says who may wait for whom.
+"""
+
+from cobre_net.tcp.communicator import TcpCommunicator as TcpCommunicator
+
+__all__ = ["TcpCommunicator"]

@@ -1,0 +1,559 @@
+"""The tcp communicator: ties the star to the contract."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import sys
+import threading
+import traceback
+import weakref
+import zlib
+from functools import partial
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from cobre_net.tcp import coordinator, worker
+from cobre_net.tcp.call import (
+    ALLGATHERV,
+    ALLREDUCE,
+    BARRIER,
+    BROADCAST,
+    COUNTS,
+    REGION,
+    SPLIT,
+    Call,
+)
+from cobre_net.tcp.coordinator import Coordinator
+from cobre_net.tcp.failure import Failure, Lost
+from cobre_net.tcp.flows import CHUNK_BYTES, Block
+from cobre_net.tcp.link import PAYLOAD, SLICE_SECS, FrameBuffer, Link, say_last
+from cobre_net.tcp.reducing import fold_function
+from cobre_net.tcp.rendezvous import gather, join, own_identity
+from cobre_net.tcp.secret import read_secret
+from cobre_net.tcp.sentinel import Sentinel
+from cobre_net.tcp.wire import HEAD_BYTES, SHUTDOWN, SMALL_BYTES, frame
+from cobre_net.tcp.worker import Worker
+from cobre_shm.communicator import Array, Communicator, Counts
+from cobre_shm.datatypes import ReduceOp, dtype_tag
+from cobre_shm.errors import AllocationFailed, CollectiveFailed, InvalidCommunicator
+from cobre_shm.heap import HeapRegion
+from cobre_shm.selection.kinds import TcpConfig
+from cobre_shm.validate import (
+    check_allgatherv,
+    check_allreduce,
+    check_broadcast,
+    check_gather_buffers,
+    check_region,
+)
+
+__all__ = ["TcpCommunicator"]
+
+_BARRIER = Call(BARRIER)
+_SPLIT = Call(SPLIT)
+_INT64 = np.dtype(np.int64)
+_MAX_PLANS = 256
+_LAST_WORDS = 4096
+
+_living: weakref.WeakSet[TcpCommunicator] = weakref.WeakSet()
+
+
+class _SmallReduce:
+    """A small allreduce of one dtype, operation and number of elements, ready to be done again."""
+
+    def __init__(self, star: Coordinator | Worker, send: Array, op: ReduceOp) -> None:
+        call = Call(ALLREDUCE, int(op), 0, dtype_tag(send.dtype), send.size)
+        self.part = _payload(star.out, send.dtype, send.size)
+        if isinstance(star, Coordinator):
+            self.result = self.part
+            fold, address, count = fold_function(send.dtype, op), star.out.address, send.size
+            prepared = coordinator.Prepared(
+                star,
+                call,
+                send.nbytes,
+                send.nbytes,
+                lambda link: fold(address, link.buffer.address, count),
+            )
+            self.run = partial(star.exchange_prepared, prepared)
+        else:
+            self.result = _payload(star.links[0].buffer, send.dtype, send.size)
+            self.run = partial(
+                star.exchange_prepared, worker.Prepared(star, call, send.nbytes, send.nbytes)
+            )
+
+
+class TcpCommunicator(Communicator):
+    """Ranks on any hosts, in a star around rank 0.
+
+    Construction is collective: it returns when all ranks are connected. ``wire.py`` draws the
+    protocol, ``coordinator.py`` says why nobody waits for ever. Memory is not shared: every rank
+    is its own leader, and its regions are private.
+
+    Results are those of the ``shm`` backend bit for bit: rank 0 reduces, in rank order, with the
+    same kernels.
+
+    A rank whose process ends without ``close()`` has failed, whatever its exit code.
+
+    Args:
+        config: Where the coordinator is, rank, size, time limits, secret.
+
+    Attributes:
+        slot_bytes: Bytes in which large payloads are reduced and passed on.
+
+    Raises:
+        InitializationFailed: The group did not come together.
+    """
+
+    backend = "tcp"
+    is_leader = True
+    slot_bytes = CHUNK_BYTES
+
+    def __init__(self, config: TcpConfig) -> None:
+        self.rank = config.rank
+        self.size = config.size
+        self._config = config
+        self._unusable: CollectiveFailed | InvalidCommunicator | None = None
+        self._lock = threading.Lock()
+        # Set while the sentinel's thread wants or holds the lock, which it never keeps for long.
+        self._is_watched = False
+        self._plans: dict[tuple[np.dtype[Any], ReduceOp, int], _SmallReduce] = {}
+        self._star: Coordinator | Worker | None = None
+        self._sentinel: Sentinel | None = None
+        if config.size > 1:
+            self._connect(config)
+        _living.add(self)
+
+    def _connect(self, config: TcpConfig) -> None:
+        key = read_secret(config)
+        slice_secs = min(SLICE_SECS, config.timeout_secs / 4)
+        times = config.timeout_secs, config.stall_warn_secs
+        if config.rank == 0:
+            links = gather(config, key, slice_secs)
+            self._star = Coordinator(links, *times)
+            if config.size > 2:
+                self._sentinel = Sentinel(links, self._on_hangup)
+        else:
+            self._star = Worker(config.rank, join(config, key, slice_secs), *times)
+
+    def __repr__(self) -> str:
+        return f"<TcpCommunicator rank {self.rank} of {self.size}>"
+
+    def allgatherv(
+        self,
+        send: Array,
+        recv: Array | None = None,
+        counts: Counts | None = None,
+        displs: Counts | None = None,
+    ) -> Array:
+        """See :meth:`Communicator.allgatherv`."""
+        self._check_usable()
+        send, recv = check_gather_buffers(self.size, send, recv, displs)
+        if counts is None:
+            counts = self._gather_counts(send)
+        layout = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        hashed = zlib.crc32(np.ascontiguousarray(layout.counts).tobytes())
+        total = int(layout.counts.sum())
+        call = Call(ALLGATHERV, 0, hashed, dtype_tag(send.dtype), total)
+        itemsize = send.itemsize
+        parts = [count * itemsize for count in layout.counts.tolist()]
+        places = [displ * itemsize for displ in layout.displs.tolist()]
+        self._gather(call, send, layout.recv, parts, places)
+        return layout.recv
+
+    def _gather_counts(self, send: Array) -> Array:
+        counts = np.empty(self.size, _INT64)
+        own = np.array([send.size], _INT64)
+        places = [8 * rank for rank in range(self.size)]
+        call = Call(COUNTS, 0, 0, dtype_tag(send.dtype), self.size)
+        self._gather(call, own, counts, [8] * self.size, places)
+        return counts
+
+    def _gather(
+        self, call: Call, send: Array, recv: Array, parts: list[int], places: list[int]
+    ) -> None:
+        source, target = _bytes_of(send), _bytes_of(recv)
+        blocks = [
+            target[place : place + nbytes] for place, nbytes in zip(places, parts, strict=True)
+        ]
+        with self._round() as star:
+            blocks[self.rank][:] = source
+            if star is None:
+                return
+            total = sum(parts)
+            if total > SMALL_BYTES:
+                if isinstance(star, Coordinator):
+                    star.gather(call, blocks)
+                else:
+                    others = {
+                        rank: Block(rank, block)
+                        for rank, block in enumerate(blocks)
+                        if rank != self.rank
+                    }
+                    star.stream(call, source, others)
+                return
+            starts = [PAYLOAD + sum(parts[:rank]) for rank in range(self.size + 1)]
+            if isinstance(star, Coordinator):
+                memory = star.out.memory
+                memory[PAYLOAD : starts[1]] = source
+
+                def combine(link: Link) -> None:
+                    rank = link.rank
+                    part = link.buffer.frame[HEAD_BYTES : HEAD_BYTES + parts[rank]]
+                    memory[starts[rank] : starts[rank + 1]] = part
+
+                star.exchange_parts(call, parts, total, combine)
+                result = memory
+            else:
+                star.out.memory[PAYLOAD : PAYLOAD + len(source)] = source
+                star.exchange(call, len(source), total)
+                result = star.links[0].buffer.memory
+            view = memoryview(result)
+            for rank, block in enumerate(blocks):
+                if rank != self.rank:
+                    block[:] = view[starts[rank] : starts[rank + 1]]
+
+    def allreduce(
+        self, send: Array, recv: Array | None = None, op: ReduceOp | str = ReduceOp.SUM
+    ) -> Array:
+        """See :meth:`Communicator.allreduce`."""
+        self._check_usable()
+        send, recv, op = check_allreduce(send, recv, op)
+        if send.nbytes > SMALL_BYTES or self._star is None:
+            self._reduce_large(send, recv, op)
+            return recv
+        plan = self._plans.get((send.dtype, op, send.size))
+        if plan is None:
+            plan = self._new_plan(send, op)
+        # As _Round does it, spelled out: this is the call whose own cost is seen most.
+        if not self._lock.acquire(False):
+            self._enter_slowly()
+        try:
+            if self._unusable is not None:
+                self._check_usable()
+            plan.part[:] = send if send.ndim == 1 else send.reshape(-1)
+            plan.run()
+            if recv.ndim == 1:
+                recv[:] = plan.result
+            else:
+                recv.reshape(-1)[:] = plan.result
+        except BaseException as error:
+            self._fail_inside(error)
+            raise
+        finally:
+            self._lock.release()
+        return recv
+
+    def _new_plan(self, send: Array, op: ReduceOp) -> _SmallReduce:
+        if len(self._plans) >= _MAX_PLANS:
+            self._plans.clear()
+        assert self._star is not None
+        plan = self._plans[send.dtype, op, send.size] = _SmallReduce(self._star, send, op)
+        return plan
+
+    def _reduce_large(self, send: Array, recv: Array, op: ReduceOp) -> None:
+        call = Call(ALLREDUCE, int(op), 0, dtype_tag(send.dtype), send.size)
+        result = _bytes_of(recv)
+        with self._round() as star:
+            if isinstance(star, Coordinator):
+                fold = fold_function(send.dtype, op)
+                star.reduce(call, send.nbytes, send.itemsize, _address(send), result, fold)
+            elif star is not None:
+                # In place, what has been sent is overwritten by what was made of it.
+                star.stream(call, _bytes_of(send), {0: Block(0, result)})
+            elif recv is not send:
+                recv.reshape(-1)[:] = send.reshape(-1)
+
+    def broadcast(self, buf: Array, root: int = 0) -> Array:
+        """See :meth:`Communicator.broadcast`."""
+        self._check_usable()
+        array = check_broadcast(self.size, self.rank, buf, root)
+        root, nbytes = int(root), array.nbytes
+        call = Call(BROADCAST, 0, root, dtype_tag(array.dtype), array.size)
+        is_root = self.rank == root
+        with self._round() as star:
+            if star is None:
+                return array
+            data = _bytes_of(array)
+            if nbytes > SMALL_BYTES:
+                if isinstance(star, Coordinator):
+                    star.broadcast(call, root, data)
+                else:
+                    blocks = {} if is_root else {root: Block(root, data)}
+                    star.stream(call, data if is_root else data[:0], blocks)
+                return array
+            end = PAYLOAD + nbytes
+            if is_root:
+                star.out.memory[PAYLOAD:end] = data
+            if isinstance(star, Coordinator):
+                self._broadcast_small(star, call, root, nbytes)
+                result = star.out.memory
+            else:
+                star.exchange(call, nbytes if is_root else 0, nbytes)
+                result = star.links[0].buffer.memory
+            if not is_root:
+                data[:] = memoryview(result)[PAYLOAD:end]
+        return array
+
+    def _broadcast_small(self, star: Coordinator, call: Call, root: int, nbytes: int) -> None:
+        end = PAYLOAD + nbytes
+
+        def combine(link: Link) -> None:
+            if link.rank == root:
+                star.out.memory[PAYLOAD:end] = memoryview(link.buffer.memory)[PAYLOAD:end]
+
+        if root:
+            parts = [nbytes if rank == root else 0 for rank in range(self.size)]
+            star.exchange_parts(call, parts, nbytes, combine)
+        else:
+            star.exchange_equal(call, 0, nbytes, combine)
+
+    def barrier(self) -> None:
+        """See :meth:`Communicator.barrier`."""
+        self._check_usable()
+        self._meet(_BARRIER)
+
+    def _meet(self, call: Call) -> None:
+        with self._round() as star:
+            if isinstance(star, Coordinator):
+                star.exchange_equal(call, 0, 0, _nothing)
+            elif star is not None:
+                star.exchange(call, 0, 0)
+
+    def create_shared_region(
+        self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64
+    ) -> HeapRegion:
+        """See :meth:`Communicator.create_shared_region`: a private array on every rank."""
+        self._check_usable()
+        extents, element = check_region(shape, dtype)
+        region, refused = None, None
+        try:
+            region = HeapRegion(extents, element)
+        except AllocationFailed as error:
+            refused = error
+        hashed = zlib.crc32(repr(extents).encode())
+        items = int(np.prod(extents, dtype=object))
+        # The count that travels is one word; shapes that differ beyond it differ in the hash.
+        call = Call(REGION, 0, hashed, dtype_tag(element), items & (1 << 62) - 1)
+        if self._count_refusals(call, refused is not None) or region is None:
+            raise refused or AllocationFailed(
+                items * element.itemsize, "another rank could not allocate its region"
+            )
+        return region
+
+    def _count_refusals(self, call: Call, is_refused: bool) -> int:
+        with self._round() as star:
+            if star is None:
+                return int(is_refused)
+            part = _payload(star.out, _INT64, 1)
+            part[0] = is_refused
+            if isinstance(star, Worker):
+                star.exchange(call, 8, 8)
+                part = _payload(star.links[0].buffer, _INT64, 1)
+            else:
+                total = part
+
+                def combine(link: Link) -> None:
+                    total[0] += _payload(link.buffer, _INT64, 1)[0]
+
+                star.exchange_equal(call, 8, 8, combine)
+            return int(part[0])
+
+    def split_local(self) -> TcpCommunicator:
+        """See :meth:`Communicator.split_local`: this rank alone."""
+        self._check_usable()
+        self._meet(_SPLIT)
+        return TcpCommunicator(TcpConfig(self._config.coordinator, rank=0, size=1))
+
+    def abort(self, code: int = 1) -> NoReturn:
+        """See :meth:`Communicator.abort`."""
+        if self._unusable is None:
+            self._fail(self._own("aborted", value=int(code)))
+        raise SystemExit(code)
+
+    def close(self) -> None:
+        """See :meth:`Communicator.close`. A collective that runs in another thread goes on."""
+        if isinstance(self._unusable, InvalidCommunicator):
+            return
+        if not self._take_lock():
+            raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
+        is_whole = self._unusable is None
+        self._unusable = InvalidCommunicator(
+            "The communicator is closed", context={"backend": "tcp", "rank": self.rank}
+        )
+        self._lock.release()
+        _living.discard(self)
+        if self._sentinel is not None:
+            self._sentinel.stop()
+        if self._star is not None:
+            if is_whole:
+                say_last(self._star.links, frame(SHUTDOWN))
+            for link in self._star.links:
+                link.close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; leaving by an exception tells the peers of it first."""
+        if error is not None and not isinstance(error, SystemExit):
+            self._tell_peers(error)
+        self.close()
+
+    def _tell_peers(self, error: BaseException) -> None:
+        """Fail the group for an exception of this rank's program, unless it has failed already."""
+        if self._unusable is None:
+            text = "".join(traceback.format_exception(error))[-_LAST_WORDS:]
+            self._fail(self._own("raised", text=text))
+
+    def _check_usable(self) -> None:
+        if self._unusable is not None:
+            # A fresh traceback each time: the exception object is kept for its values.
+            raise self._unusable.with_traceback(None)
+
+    def _round(self) -> _Round:
+        return _Round(self)
+
+    def _enter_slowly(self) -> None:
+        """Take the lock that somebody has."""
+        if not self._take_lock():
+            raise InvalidCommunicator(
+                "Another thread is inside a collective of this communicator",
+                context={"backend": "tcp", "rank": self.rank},
+            )
+
+    def _fail_inside(self, error: BaseException) -> None:
+        """Draw the consequences of what was raised inside a collective.
+
+        Raises:
+            CollectiveFailed: In place of a ``Lost``.
+        """
+        if isinstance(error, Lost):
+            raise self._fail(error.failure) from error.__cause__
+        if self._unusable is None:
+            # A signal handler raised, or memory ran out: this rank is out of step for good.
+            self._fail(self._own("interrupted"))
+
+    def _take_lock(self) -> bool:
+        """Take the lock; False: another thread of the user holds it."""
+        if self._lock.acquire(blocking=False):
+            return True
+        return self._is_watched and self._lock.acquire()
+
+    def _own(self, kind: str, **fields: Any) -> Failure:
+        me = own_identity()
+        did = "had called nothing yet"
+        if self._star is not None and self._star.last is not None:
+            did = f"finished collective {self._star.sequence}, {self._star.last}"
+        return Failure(kind, self.rank, me.pid, me.host, did=did, **fields)
+
+    def _fail(self, failure: Failure) -> CollectiveFailed:
+        """Make the first failure of the group everybody's; return it as an exception."""
+        error = failure.to_error()
+        self._unusable = error
+        if self._star is not None:
+            say_last(self._star.links, failure.to_frame())
+        self._report(failure)
+        return error
+
+    def _report(self, failure: Failure) -> None:
+        """Tell the launcher, if there is one, which cannot look into connections."""
+        if self._config.report is None:
+            return
+        line = json.dumps(
+            {"rank": failure.rank, "kind": failure.kind, "value": failure.value}
+        ).encode()
+        with contextlib.suppress(OSError):
+            # One write of less than PIPE_BUF is never mixed with another rank's.
+            os.write(int(self._config.report.removeprefix("fd:")), line + b"\n")
+
+    def _on_hangup(self, link: Link) -> bool:
+        """Be the sentinel's thread: a peer is gone; whether to go on watching the others."""
+        self._is_watched = True
+        with self._lock:
+            try:
+                star = self._star
+                if self._unusable is not None or not isinstance(star, Coordinator):
+                    return False
+                failure = star.failure_of(link, "its connection ended")
+                if failure.kind != "left":
+                    self._fail(failure)
+                # If somebody still waits for one that closed, the next collective finds out.
+                return failure.kind == "left"
+            finally:
+                self._is_watched = False
+
+
+class _Round:
+    """One collective: the lock, and what a failure inside does to the communicator."""
+
+    def __init__(self, comm: TcpCommunicator) -> None:
+        self._comm = comm
+
+    def __enter__(self) -> Coordinator | Worker | None:
+        comm = self._comm
+        if not comm._lock.acquire(blocking=False):
+            comm._enter_slowly()
+        if comm._unusable is not None:
+            # The sentinel was faster.
+            comm._lock.release()
+            comm._check_usable()
+        return comm._star
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        comm = self._comm
+        try:
+            if error is not None:
+                comm._fail_inside(error)
+        finally:
+            comm._lock.release()
+
+
+def _nothing(link: Link) -> None:
+    """Combine parts without payload."""
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _payload(buffer: FrameBuffer, dtype: np.dtype[Any], count: int) -> Array:
+    return np.frombuffer(buffer.memory, dtype, count, PAYLOAD)
+
+
+def _disown_in_child() -> None:
+    """A forked child is not the rank: it may neither take part nor keep a connection open."""
+    for comm in list(_living):
+        comm._unusable = InvalidCommunicator(
+            "The communicator belongs to the parent process and cannot be used after fork",
+            context={"code": "ForkedCommunicator", "backend": "tcp", "rank": comm.rank},
+        )
+        if comm._sentinel is not None:
+            comm._sentinel.disown()
+        if comm._star is not None:
+            for link in comm._star.links:
+                with contextlib.suppress(OSError):
+                    link.sock.close()
+    _living.clear()
+
+
+def _tell_peers_at_exit() -> None:
+    """Tell the peers of an exception that nobody caught: Python keeps the one that it printed."""
+    error = getattr(sys, "last_value", None)
+    if isinstance(error, BaseException) and not isinstance(error, SystemExit):
+        for comm in list(_living):
+            comm._tell_peers(error)
+
+
+os.register_at_fork(after_in_child=_disown_in_child)
+atexit.register(_tell_peers_at_exit)

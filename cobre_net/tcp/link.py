@@ -1,0 +1,291 @@
+"""One connection between the coordinator and a worker, once both know who the other is.
+
+Sockets block, but never longer than ``SLICE_SECS``: the kernel's own time limits on send and
+receive cost nothing while data flows.
+
+How a peer is found to be gone, while one waits for it:
+
+    its process ends       the kernel says so at once: end of stream, or a reset
+    its host is silent     nothing was acknowledged for ``SILENCE_SECS``: keep-alive probes when
+                           nothing is under way, TCP_USER_TIMEOUT when something is
+
+A peer that computes, or was stopped, is not silent: its kernel answers. But TCP_USER_TIMEOUT also
+ends a connection whose peer acknowledges and has no room, which is what a late rank looks like to
+one that sends much. So it is off during long payloads (``begin_stream``), where ``is_silent`` does
+its work by looking at what TCP knows. What is below ``SMALL_BYTES`` always finds room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import select
+import socket
+import struct
+import termios
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cobre_net.tcp.failure import Failure
+from cobre_net.tcp.handshake import Identity
+from cobre_net.tcp.wire import (
+    ABORT,
+    HEAD,
+    HEAD_BYTES,
+    HEARTBEAT,
+    MAX_CONTROL_BYTES,
+    PREFIX,
+    PREFIX_BYTES,
+    SHUTDOWN,
+    SMALL_BYTES,
+    BadFrame,
+    Head,
+    frame,
+)
+
+__all__ = ["PAYLOAD", "SLICE_SECS", "START", "Ended", "Ending", "FrameBuffer", "Link", "say_last"]
+
+SLICE_SECS = 0.1
+SILENCE_SECS = 8
+_KEEPALIVE_IDLE_SECS = 3
+# Where a payload begins in a frame's buffer, so that elements of any type are aligned there.
+PAYLOAD = 64
+START = PAYLOAD - HEAD_BYTES
+_TCP_INFO_BYTES = 104
+# How long a failing rank tries to finish a frame, and a closing one waits for the peers' word.
+_LAST_WORDS_SECS = 1.0
+
+
+class Ended(Exception):
+    """The connection is of no use any more; the text says why."""
+
+
+class Ending(NamedTuple):
+    """What a peer said last: ``failure`` if it told of one, ``left`` if it closed in order."""
+
+    failure: Failure | None = None
+    left: bool = False
+
+
+class FrameBuffer:
+    """Room for one small frame.
+
+    Attributes:
+        memory: The whole buffer; a frame begins at ``START``, its payload at ``PAYLOAD``.
+        frame: View of it from ``START``.
+        address: Of the payload.
+        received: Bytes of a frame that have come so far.
+    """
+
+    def __init__(self) -> None:
+        self.memory = bytearray(PAYLOAD + SMALL_BYTES)
+        self.frame = memoryview(self.memory)[START:]
+        whole = np.frombuffer(self.memory, np.uint8)
+        self.address = int(whole.__array_interface__["data"][0]) + PAYLOAD
+        self.received = 0
+
+    def head(self) -> Head:
+        """The head of the frame, which is there."""
+        return Head._make(HEAD.unpack_from(self.memory, START))
+
+
+class Link:
+    """A connection.
+
+    Attributes:
+        rank: Of the peer.
+        peer: Its process.
+        sock: The socket.
+        buffer: Where its small frames and the heads of its large ones arrive.
+        unsent: Bytes of a frame that has been begun and is not sent whole; -1: not known.
+        unread: Bytes of the payload being received that have not come yet.
+    """
+
+    def __init__(self, sock: socket.socket, rank: int, peer: Identity, slice_secs: float) -> None:
+        self.rank, self.peer, self.sock = rank, peer, sock
+        self.buffer = FrameBuffer()
+        # Without the wrapping of take() and put(), for the shortest road.
+        self.receive, self.send = sock.recv_into, sock.send
+        self.unsent = 0
+        self.unread = 0
+        self._suspicious_since: float | None = None
+        tune(sock)
+        whole = int(slice_secs)
+        limit = struct.pack("ll", whole, int((slice_secs - whole) * 1e6))
+        sock.settimeout(None)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def take(self, view: memoryview, flags: int = 0) -> int:
+        """Receive into ``view``; return the number of bytes, 0 when none came in time.
+
+        Raises:
+            Ended: Nothing can come any more.
+        """
+        try:
+            count = self.sock.recv_into(view, 0, flags)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise Ended(_why(error)) from error
+        if not count:
+            raise Ended("its connection ended")
+        return count
+
+    def put(self, buffers: Iterable[memoryview | bytes], flags: int = 0) -> int:
+        """Send from ``buffers``; return the number of bytes, 0 when there was no room in time.
+
+        Raises:
+            Ended: Nothing can be sent any more.
+        """
+        try:
+            return self.sock.sendmsg(buffers, (), flags)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise Ended(_why(error)) from error
+
+    def heartbeat(self) -> None:
+        """Tell a waiting peer that somebody is there, if that is possible now."""
+        if self.unsent:
+            return
+        beat = frame(HEARTBEAT)
+        with contextlib.suppress(Ended):
+            sent = self.put([beat], socket.MSG_DONTWAIT)
+            if 0 < sent < len(beat) and self.put([beat[sent:]]) != len(beat) - sent:
+                # A connection that takes no five bytes: it ends here rather than garbled.
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+    def begin_stream(self) -> None:
+        """Expect that the peer may be late while much is sent to it."""
+        self._set_user_timeout(0)
+
+    def end_stream(self) -> None:
+        """Return to the short limit."""
+        self._set_user_timeout(SILENCE_SECS)
+        self._suspicious_since = None
+
+    def _set_user_timeout(self, seconds: int) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
+
+    def is_silent(self, now: float) -> bool:
+        """Whether repeated packets have not been answered for ``SILENCE_SECS``. Look often."""
+        try:
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:
+            return False
+        retransmits, probes = info[2], info[3]
+        # One probe may always be under way.
+        if not retransmits and probes < 2:
+            self._suspicious_since = None
+        elif self._suspicious_since is None:
+            self._suspicious_since = now
+        return self._suspicious_since is not None and now - self._suspicious_since > SILENCE_SECS
+
+    def ending(self) -> Ending:
+        """What the peer said last, of what has arrived; nothing is taken away.
+
+        For a connection that has ended, so that no more can come. The next byte to come belongs
+        to a frame's payload of which ``unread`` bytes are missing, or begins a frame.
+        """
+        try:
+            (queued,) = struct.unpack("i", fcntl.ioctl(self.sock, termios.FIONREAD, bytes(4)))
+            data = self.sock.recv(queued, socket.MSG_PEEK | socket.MSG_DONTWAIT) if queued else b""
+        except OSError:
+            return Ending()
+        begun = bytes(self.buffer.frame[: self.buffer.received]) if not self.unread else b""
+        return last_word(begun + data, self.unread)
+
+    def close(self) -> None:
+        """Give the connection back; what was sent still arrives."""
+        # Unread bytes would turn the end of the stream into a reset.
+        with contextlib.suppress(OSError):
+            while self.sock.recv(1 << 16, socket.MSG_DONTWAIT):
+                pass
+        self.sock.close()
+
+
+def tune(sock: socket.socket) -> None:
+    """Set what every connection has: see the head of this module."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    tcp = {
+        socket.TCP_NODELAY: 1,
+        socket.TCP_KEEPIDLE: _KEEPALIVE_IDLE_SECS,
+        socket.TCP_KEEPINTVL: 1,
+        socket.TCP_KEEPCNT: SILENCE_SECS - _KEEPALIVE_IDLE_SECS,
+        socket.TCP_USER_TIMEOUT: SILENCE_SECS * 1000,
+    }
+    for option, value in tcp.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def last_word(data: bytes, skip: int) -> Ending:
+    """Return what frames that begin behind ``skip`` bytes of ``data`` end with."""
+    place = skip
+    while place + PREFIX_BYTES <= len(data):
+        length, tag = PREFIX.unpack_from(data, place)
+        if tag == SHUTDOWN:
+            return Ending(left=True)
+        end = place + 4 + length
+        if tag == ABORT and length <= MAX_CONTROL_BYTES + 1 and end <= len(data):
+            with contextlib.suppress(BadFrame):
+                return Ending(Failure.from_body(data[place + PREFIX_BYTES : end]))
+        if length < 1:
+            break
+        place = end
+    return Ending()
+
+
+def say_last(links: Sequence[Link], word: bytes) -> None:
+    """Send ``word`` and then the end of the stream to all, in bounded time, whatever happens.
+
+    A frame that was begun is filled up first, or the word would be part of it. A peer that does
+    not read in time is left to find the connection ended.
+    """
+    poller = select.poll()
+    waiting: dict[int, tuple[Link, memoryview]] = {}
+    for link in links:
+        if link.unsent >= 0:
+            waiting[link.sock.fileno()] = link, memoryview(bytes(link.unsent) + word)
+            poller.register(link.sock, select.POLLOUT)
+        else:
+            _end_stream(link)
+    deadline = time.monotonic() + _LAST_WORDS_SECS
+    while waiting:
+        left = deadline - time.monotonic()
+        ready = poller.poll(max(0.0, left) * 1000)
+        for descriptor, _ in ready:
+            link, rest = waiting[descriptor]
+            try:
+                rest = rest[link.put([rest], socket.MSG_DONTWAIT) :]
+            except Ended:
+                rest = rest[:0]
+            waiting[descriptor] = link, rest
+            if not rest:
+                poller.unregister(descriptor)
+                del waiting[descriptor]
+                _end_stream(link)
+        if left <= 0:
+            break
+    for link, _ in waiting.values():
+        _end_stream(link)
+    for link in links:
+        link.unsent = -1
+
+
+def _end_stream(link: Link) -> None:
+    with contextlib.suppress(OSError):
+        link.sock.shutdown(socket.SHUT_WR)
+
+
+def _why(error: OSError) -> str:
+    if error.errno == errno.ETIMEDOUT:
+        return f"its host has not answered for {SILENCE_SECS} s"
+    if error.errno == errno.ECONNRESET:
+        return "its connection was reset"
+    return f"its connection failed: {error.strerror or error}"

@@ -1,0 +1,70 @@
+"""What a rank looks at while it waits: the time limit, and who is late."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from cobre_net.tcp.failure import Failure, Lost
+
+__all__ = ["Patience"]
+
+_MAX_BEAT_SECS = 1.0
+# A rank that stays late is named again after so many times the first interval.
+_REPEAT_WARNING = 6
+_NAMED = 8
+
+
+class Patience:
+    """One wait of one rank. Time runs only while nothing moves.
+
+    Args:
+        rank: Who waits.
+        timeout: Seconds that nothing may move.
+        stall_warn: Seconds after which a late rank is named.
+        describe: Returns a rank and its process in words.
+
+    Attributes:
+        beat: Seconds between two looks.
+    """
+
+    def __init__(
+        self, rank: int, timeout: float, stall_warn: float, describe: Callable[[int], str]
+    ) -> None:
+        self._rank, self._timeout, self._stall_warn = rank, timeout, stall_warn
+        self._describe = describe
+        self.beat = min(_MAX_BEAT_SECS, timeout / 4, stall_warn / 4)
+        self.moved()
+
+    def moved(self) -> None:
+        """Say that something has moved."""
+        self._since = time.monotonic()
+        self._next_warning = self._stall_warn
+
+    def look(self, missing: Sequence[int], where: str, *, warns: bool = True) -> None:
+        """Be a moment older.
+
+        Raises:
+            Lost: Nothing has moved for the whole time limit.
+        """
+        waited = time.monotonic() - self._since
+        if waited > self._timeout:
+            raise Lost(
+                Failure(
+                    "timeout",
+                    self._rank,
+                    text=f"{self._named(missing)} in {where}",
+                    missing=tuple(missing),
+                    seconds=self._timeout,
+                )
+            )
+        if waited > self._next_warning:
+            self._next_warning += _REPEAT_WARNING * self._stall_warn
+            if warns:
+                line = f"cobre_net: ranks have waited {waited:.0f} s in {where}, for "
+                print(line + self._named(missing), file=sys.stderr, flush=True)
+
+    def _named(self, missing: Sequence[int]) -> str:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        return ", ".join(self._describe(rank) for rank in missing[:_NAMED]) + more

@@ -1,0 +1,223 @@
+"""A rank that dies, leaves or stands still over tcp: every survivor knows which, nobody hangs."""
+
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from cobre_shm.errors import CollectiveTimeout, RankFailed
+from tests.faults import programs
+from tests.support.backends import BACKENDS
+from tests.support.ranks import RankGroup, results_of, run_ranks
+
+
+def work(comm, folder, elements):
+    """Tell the test that this rank is at work, and work."""
+    comm.barrier()
+    (folder / str(comm.rank)).touch()
+    return programs.work_until_failure(comm, elements)
+
+
+def wait_in_pair(comm, folder):
+    comm.barrier()
+    (folder / str(comm.rank)).touch()
+    return programs.barrier_pair(comm)
+
+
+def wait_for_all(folder, size):
+    deadline = time.monotonic() + 60
+    while len(list(folder.iterdir())) < size:
+        assert time.monotonic() < deadline, "the ranks did not come to work"
+        time.sleep(0.01)
+    time.sleep(0.1)
+
+
+def start(function, size, *args, collective_timeout=30.0):
+    return RankGroup(BACKENDS["tcp"].make_group(size, collective_timeout), function, args)
+
+
+def assert_survivors_blame(outcomes, victim):
+    for outcome in outcomes:
+        if outcome.rank == victim:
+            continue
+        assert outcome.error is None, outcome.traceback
+        error, later = outcome.result
+        assert type(error) is RankFailed
+        assert error.rank == victim, str(error)
+        assert error.pid == outcomes[victim].pid
+        assert error.context["host"]
+        assert f"Rank {victim} (pid {error.pid} on {error.context['host']})" in str(error)
+        assert type(later) is RankFailed
+        assert later.rank == victim
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+@pytest.mark.parametrize("elements", [1, 300_000])
+def test_kill_of_each_rank_raises_rank_failed_on_every_survivor(size, elements, tmp_path):
+    for victim in {0, size // 2, size - 1}:
+        folder = tmp_path / str(victim)
+        folder.mkdir()
+        with start(work, size, folder, elements) as group:
+            wait_for_all(folder, size)
+            group.send_signal(victim, signal.SIGKILL)
+            outcomes = group.outcomes(30)
+        assert outcomes[victim].signal == signal.SIGKILL
+        assert_survivors_blame(outcomes, victim)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("exit_zero", "died"),
+        ("exit_three", "died"),
+        ("kill_self", "died"),
+        ("segfault", "died"),
+        ("close_early", "closed its communicator while others waited"),
+        ("abort_seven", r"called abort\(7\)"),
+        ("raise_error", "ArithmeticError: the rank's own mistake"),
+    ],
+)
+def test_each_way_to_leave_fails_the_others(how, words, victim):
+    outcomes = run_ranks(programs.depart, 3, "tcp", victim, how)
+    assert_survivors_blame(outcomes, victim)
+    for survivor in {0, 1, 2} - {victim}:
+        error = outcomes[survivor].result[0]
+        assert re.search(words, str(error))
+        assert error.context["last_call"] is not None
+    if how == "raise_error":
+        assert type(outcomes[victim].error) is ArithmeticError
+        assert "in raise_error" in outcomes[2].result[0].context["traceback"]
+    if how == "abort_seven":
+        assert outcomes[victim].exit_code == 7
+
+
+def wait_while_rank_0_computes(comm, seconds):
+    """Rank 2 dies while rank 0 is outside collectives; when did rank 1, in one, learn of it?"""
+    comm.barrier()
+    begun = time.monotonic()
+    if comm.rank == 2:
+        programs.kill_self(comm)
+    if comm.rank == 0:
+        time.sleep(seconds)
+    try:
+        comm.barrier()
+    except RankFailed as error:
+        return error, time.monotonic() - begun
+    return None
+
+
+def test_waiting_rank_learns_of_a_death_while_rank_0_computes():
+    outcomes = run_ranks(wait_while_rank_0_computes, 3, "tcp", 3.0)
+    for rank, bound in ((0, 30.0), (1, 3.0)):
+        error, seconds = outcomes[rank].result
+        assert error.rank == 2
+        assert error.pid == outcomes[2].pid
+        assert seconds < bound, "it waited for rank 0 to come"
+
+
+def test_two_ranks_killed_at_once_fail_the_rest(tmp_path):
+    with start(work, 4, tmp_path, 100) as group:
+        wait_for_all(tmp_path, 4)
+        group.send_signal(1, signal.SIGKILL)
+        group.send_signal(2, signal.SIGKILL)
+        outcomes = group.outcomes(30)
+    blamed = {outcomes[rank].result[0].rank for rank in (0, 3)}
+    assert len(blamed) == 1
+    assert blamed <= {1, 2}
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_stopped_rank_is_not_dead_and_the_group_goes_on(stopped, tmp_path):
+    with start(wait_in_pair, 3, tmp_path) as group:
+        wait_for_all(tmp_path, 3)
+        group.send_signal(stopped, signal.SIGSTOP)
+        time.sleep(1.0)
+        group.send_signal(stopped, signal.SIGCONT)
+        outcomes = group.outcomes(30)
+    assert results_of(outcomes) == [None, None, None]
+
+
+def come_late(comm, late, seconds):
+    """One rank comes to the second barrier long after the limit of the others."""
+    comm.barrier()
+    if comm.rank == late:
+        time.sleep(seconds)
+    try:
+        comm.barrier()
+    except CollectiveTimeout as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_late_rank_beyond_the_limit_is_a_timeout_that_names_it_on_every_rank(late):
+    with start(come_late, 3, late, 2.5, collective_timeout=1.0) as group:
+        outcomes = group.outcomes(30)
+    for outcome in outcomes:
+        error = outcome.result
+        assert type(error) is CollectiveTimeout, outcome.traceback
+        assert error.missing_ranks == [late]
+        assert error.seconds == 1.0
+        assert str(outcomes[late].pid) in str(error)
+
+
+def test_late_rank_is_waited_for_without_burning_the_processor():
+    results = results_of(run_ranks(programs.wait_for_late_rank, 4, "tcp", 2, 1.0))
+    for rank, (seconds, cpu) in enumerate(results):
+        if rank != 2:
+            assert seconds > 0.8
+            assert cpu < 0.1 * seconds
+
+
+@pytest.mark.parametrize("interrupted", [1, 2])
+def test_interrupt_inside_a_collective_is_raised_there_and_fails_the_others(interrupted):
+    outcomes = run_ranks(programs.interrupted_while_waiting, 3, "tcp", interrupted)
+    what, later = outcomes[interrupted].result
+    assert what == "KeyboardInterrupt"
+    assert type(later) is RankFailed
+    for survivor in {0, 1, 2} - {interrupted}:
+        error = outcomes[survivor].result[0]
+        assert type(error) is RankFailed
+        assert error.rank == interrupted
+        assert "interrupted" in str(error)
+
+
+def test_signals_during_collectives_do_not_change_results():
+    for failed, hits in results_of(run_ranks(programs.work_under_signals, 3, "tcp", 300)):
+        assert failed is None
+        assert hits > 10
+
+
+def test_forked_child_cannot_use_the_communicator_nor_disturb_it():
+    for told, value in results_of(run_ranks(programs.use_after_fork, 3, "tcp")):
+        assert told == "'ForkedCommunicator'"
+        assert value == 3.0
+
+
+def die_with_a_child_left(comm):
+    """A forked child outlives its rank, and must not keep the connection open for it."""
+    comm.barrier()
+    if comm.rank == 1:
+        if os.fork() == 0:
+            time.sleep(2.0)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    begun = time.monotonic()
+    try:
+        comm.barrier()
+    except RankFailed as error:
+        return error.rank, time.monotonic() - begun
+    return None
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_child_of_a_dead_rank_does_not_hide_its_death(size):
+    outcomes = run_ranks(die_with_a_child_left, size, "tcp")
+    for rank in {*range(size)} - {1}:
+        blamed, seconds = outcomes[rank].result
+        assert blamed == 1
+        assert seconds < 1.9, "noticed when the child ended"
+    time.sleep(2.2)  # for the child, which is nobody's to reap
