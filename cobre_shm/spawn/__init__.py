@@ -5,6 +5,7 @@
     environment   what a rank finds in its environment
     launcher      the group: start, watch, stop, exit code
     report        which rank decides the exit code, and how that is told
+    tcp           what the ranks inherit to meet over tcp, also on several machines
     rank          one process: start, signal, how it ended, reap
     signals       signals as events of the launcher's loop
     output        lines of the ranks passed on whole

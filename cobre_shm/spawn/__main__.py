@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from cobre_shm.spawn.program import resolve_program
 
 if TYPE_CHECKING:
     from cobre_shm.spawn.launcher import Job
+    from cobre_shm.spawn.tcp import Network
 
 __all__ = ["main"]
 
@@ -29,19 +31,22 @@ _DESCRIPTION = """\
 Start N ranks of a Python program on this machine and look after them.
 
 Every rank is a fresh interpreter whose create_communicator() joins the group over shared
-memory. Options of the launcher end at the first word that is none, or at --. With no program,
-the ranks train the case shipped with the package (-m cobre_shm.sddp)."""
+memory, or over tcp with --backend tcp. Options of the launcher end at the first word that is
+none, or at --. With no program, the ranks train the case shipped with the package
+(-m cobre_shm.sddp)."""
 
 _EPILOG = """\
 examples:
   %(prog)s -n 4 program.py --flag-of-the-program
   %(prog)s -n auto -m package.module CASE
+  %(prog)s -n 8 --backend tcp program.py
+  %(prog)s -n 4 --backend tcp --nnodes 2 --node-rank 1 --coordinator node-0:29500 program.py
   %(prog)s -n 2 -c 'import os; print(os.environ["COBRE_SHM_RANK"])'
 
 exit codes:
   0        all ranks ended with 0
   1        the command line is not understood
-  4        shared memory cannot be set up
+  4        the backend cannot be set up
   126, 127 the program cannot be run, or does not exist
   128 + n  killed by signal n: 130 for ^C, 137 for KILL, 141 when nobody reads our output
   else     the exit code of the first rank that failed"""
@@ -124,6 +129,32 @@ def _make_parser() -> tuple[_Parser, frozenset[str]]:
         ),
         add("-m", dest="module", metavar="MODULE", help="run a module, as python -m does"),
         add("-c", dest="code", metavar="CODE", help="run this code, as python -c does"),
+        add(
+            "--backend",
+            choices=("shm", "tcp"),
+            default="shm",
+            help="what the ranks meet in: shared memory, or tcp, also on several machines "
+            "(default: shm)",
+        ),
+        add(
+            "--nnodes",
+            metavar="NODES",
+            type=_count,
+            default=1,
+            help="number of machines, on each of which this command starts N ranks (tcp)",
+        ),
+        add(
+            "--node-rank",
+            metavar="NODE",
+            type=int,
+            default=0,
+            help="which of them this is, from 0; it has the ranks from NODE * N on (tcp)",
+        ),
+        add(
+            "--coordinator",
+            metavar="HOST:PORT",
+            help="where the ranks meet: an address of node 0 (tcp)",
+        ),
         add("-l", "--label", action="store_true", help="begin every line with its rank"),
         add(
             "--grace",
@@ -169,15 +200,32 @@ def _read_job(own: list[str], program: list[str]) -> Job:
             suggestion=f"Give -n N, or -n auto for the {count_cpus()} CPUs that may be used here",
         )
     arguments = resolve_program(program)
+    network = _read_network(options)
     from cobre_shm.spawn.launcher import Job
 
     return Job(
         arguments=arguments,
         size=options.size,
+        network=network,
         labels=options.label,
         grace=options.grace,
         json_errors=options.output_format == "json",
     )
+
+
+def _read_network(options: argparse.Namespace) -> Network | None:
+    from cobre_shm.spawn.tcp import Network
+
+    network = Network(options.nnodes, options.node_rank, options.coordinator)
+    if options.backend == "tcp":
+        network.check(os.environ)
+        return network
+    if network != Network():
+        raise InvalidArguments(
+            "--nnodes, --node-rank and --coordinator are for --backend tcp",
+            suggestion="Shared memory does not reach beyond one machine",
+        )
+    return None
 
 
 def _wants_json(own: list[str]) -> bool:

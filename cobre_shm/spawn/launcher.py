@@ -28,7 +28,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ from cobre_shm.spawn.program import interpreter
 from cobre_shm.spawn.rank import Rank, die_with_parent, group_members
 from cobre_shm.spawn.report import judge
 from cobre_shm.spawn.signals import SignalInbox
+from cobre_shm.spawn.tcp import Network, TcpGroup
 from cobre_shm.spawn.terminal import TerminalInput, is_controlled_by_terminal
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class Job:
 
     Attributes:
         arguments: What each rank's interpreter is given.
-        size: Number of ranks.
+        size: Number of ranks that are started here.
+        network: Where they meet the others, over tcp; None: shared memory.
         labels: Whether every line says which rank wrote it.
         grace: Seconds between SIGTERM and SIGKILL.
         json_errors: Whether a failure is reported as JSON.
@@ -78,6 +80,7 @@ class Job:
 
     arguments: list[str]
     size: int
+    network: Network | None = None
     labels: bool = False
     grace: float = 5.0
     json_errors: bool = False
@@ -93,6 +96,9 @@ def launch(job: Job) -> int:
         ProgramNotRunnable: The system refuses to start a rank.
     """
     _open_standard_descriptors()
+    if job.network is not None:
+        with TcpGroup(job.network, job.size, os.environ) as group, Guard(lambda: None) as guard:
+            return _Launcher(job, group, guard).run()
     try:
         from cobre_shm.segment.watch import WatchedSegment
     except ImportError as error:
@@ -165,9 +171,11 @@ class _Step:
 
 
 class _Launcher:
-    def __init__(self, job: Job, segment: WatchedSegment, guard: Guard) -> None:
+    def __init__(self, job: Job, segment: WatchedSegment | TcpGroup, guard: Guard) -> None:
         self._job = job
         self._segment = segment
+        self._first_rank = segment.first_rank if isinstance(segment, TcpGroup) else 0
+        self._size = segment.size
         self._guard = guard
         self._selector = selectors.DefaultSelector()
         self._output = Output(self._selector, self._on_broken_output)
@@ -222,9 +230,9 @@ class _Launcher:
             rank = Rank(
                 number,
                 [*interpreter(), *self._job.arguments],
-                rank_environment(os.environ, self._segment.name, number, size),
+                self._environment(number),
                 stdin=typed if number == 0 else subprocess.DEVNULL,
-                descriptors=[self._segment.descriptor] if self._segment.is_unnamed else [],
+                descriptors=self._descriptors(number),
                 before_exec=before_exec,
             )
         except (OSError, subprocess.SubprocessError) as error:
@@ -244,13 +252,25 @@ class _Launcher:
         self._watch_end(rank)
         if typed_end is not None:
             self._terminal = TerminalInput(typed_end, self._selector)
-        mark = str(number) if self._job.labels else ""
+        mark = str(self._first_rank + number) if self._job.labels else ""
         self._output.add(rank.stdout, self._output.stdout, label=_label(mark, ""))
         self._stderr.append(
             self._output.add(
                 rank.stderr, self._output.stderr, label=_label(mark, ":err"), keeps_tail=True
             )
         )
+
+    def _environment(self, number: int) -> dict[str, str]:
+        group = self._segment
+        if isinstance(group, TcpGroup):
+            return group.environment(number)
+        return rank_environment(os.environ, group.name, number, self._size)
+
+    def _descriptors(self, number: int) -> list[int]:
+        group = self._segment
+        if isinstance(group, TcpGroup):
+            return group.descriptors(number)
+        return [group.descriptor] if group.is_unnamed else []
 
     def _watch_end(self, rank: Rank) -> None:
         if not self._wait_for(rank.pid, lambda: self._look_at(rank)):
@@ -431,12 +451,13 @@ class _Launcher:
             self._segment.abort_code(),
         )
         if verdict is not None:
+            verdict = replace(verdict, first_rank=self._first_rank)
             stream = self._stderr[verdict.rank.number]
             if self._job.json_errors:
-                block = verdict.to_json(self._job.size, stream.tail)
+                block = verdict.to_json(self._size, stream.tail)
             else:
                 # With nothing behind them, the last words can be read where they stand.
-                block = verdict.to_text(self._job.size, () if stream.is_last else stream.tail)
+                block = verdict.to_text(self._size, () if stream.is_last else stream.tail)
             self._output.stderr.put(None, block)
             return verdict.code
         error = self._write_error

@@ -20,11 +20,13 @@ class Verdict:
         rank: The rank that failed first.
         what: What it did, as the rest of a sentence.
         code: Exit code of the run.
+        first_rank: Of those that were started here.
     """
 
     rank: Rank
     what: str
     code: int
+    first_rank: int = 0
 
     def to_text(self, size: int, last_lines: Iterable[bytes]) -> bytes:
         """Return the block that ends a failed run's standard error.
@@ -47,7 +49,7 @@ class Verdict:
         ending = self.rank.ending
         error = RankFailed(
             self._sentence(size),
-            rank=self.rank.number,
+            rank=self.first_rank + self.rank.number,
             pid=self.rank.pid,
             signal=ending.signal if ending else None,
             exit_code=ending.exit_code if ending else None,
@@ -60,7 +62,8 @@ class Verdict:
         return json.dumps(error.to_dict()).encode() + b"\n"
 
     def _sentence(self, size: int) -> str:
-        return f"Rank {self.rank.number} of {size} (pid {self.rank.pid}) {self.what}"
+        number = self.first_rank + self.rank.number
+        return f"Rank {number} of {size} (pid {self.rank.pid}) {self.what}"
 
 
 def judge(

@@ -1,0 +1,233 @@
+"""Launching over tcp: what the ranks of one node inherit to find the others.
+
+    listening socket   rank 0's, bound here, so that its port is known before any rank runs and
+                       nobody else can take it: ``COBRE_TCP_BIND_ADDR=fd:N``
+    secret             of the run, in memory without a name: ``COBRE_TCP_SECRET_FILE=fd:N``. With
+                       several nodes it is the user's, the same on all of them.
+    report             a pipe to which a rank says what the group's first failure was, as its
+                       connections told it: ``COBRE_TCP_REPORT=fd:N``
+
+Nothing of this is on a command line, or in a file that others could open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from cobre_shm.errors import InitializationFailed
+from cobre_shm.selection.kinds import TcpConfig
+from cobre_shm.spawn.environment import rank_environment
+from cobre_shm.spawn.errors import InvalidArguments
+
+__all__ = ["Network", "TcpGroup"]
+
+_SECRET_BYTES = 32
+# What the user may set for all ranks; the rest is this launcher's to say.
+_KEPT = (
+    "COBRE_TCP_CONNECT_TIMEOUT_MS",
+    "COBRE_TCP_TIMEOUT_SECS",
+    "COBRE_TCP_STALL_WARN_SECS",
+    "COBRE_TCP_INSECURE",
+    "COBRE_TCP_SECRET_FILE",
+)
+_REPORT_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Network:
+    """Where the ranks of a run over tcp are.
+
+    Attributes:
+        nnodes: Number of nodes, each with a launcher and as many ranks as the others.
+        node_rank: Which of them this is.
+        coordinator: ``host:port`` of node 0, or None for a run on this machine alone.
+    """
+
+    nnodes: int = 1
+    node_rank: int = 0
+    coordinator: str | None = None
+
+    def check(self, env: Mapping[str, str]) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            InvalidArguments: The options contradict each other, or the run would need a secret.
+        """
+        if not 0 <= self.node_rank < self.nnodes:
+            raise InvalidArguments(
+                f"--node-rank {self.node_rank} is not one of {self.nnodes} nodes",
+                suggestion=f"Nodes are numbered 0..{self.nnodes - 1}",
+            )
+        if self.coordinator is None:
+            if self.nnodes > 1:
+                raise InvalidArguments(
+                    "Several nodes need --coordinator HOST:PORT, the same on all of them",
+                    suggestion="HOST is that of node 0, PORT one that is free there",
+                )
+            return
+        names = ("COBRE_TCP_SECRET", "COBRE_TCP_SECRET_FILE", "COBRE_TCP_INSECURE")
+        if not any(env.get(name) for name in names):
+            raise InvalidArguments(
+                "Nodes that meet at a coordinator need a secret, the same on all of them",
+                suggestion="Set COBRE_TCP_SECRET_FILE to a file with mode 0600, or, where "
+                "everybody on the network is trusted, COBRE_TCP_INSECURE=1",
+            )
+
+
+class TcpGroup:
+    """The ranks of one node, as the launcher sees them.
+
+    Args:
+        network: Where they are.
+        size: Number of ranks on this node.
+        env: The launcher's environment.
+
+    Raises:
+        InitializationFailed: The coordinator's address cannot be had.
+    """
+
+    def __init__(self, network: Network, size: int, env: Mapping[str, str]) -> None:
+        self.first_rank = network.node_rank * size
+        self.size = network.nnodes * size
+        self._local_size = size
+        self._env = env
+        with contextlib.ExitStack() as stack:
+            self._listener: socket.socket | None = None
+            coordinator = network.coordinator
+            if network.node_rank == 0:
+                self._listener = stack.enter_context(_listen(coordinator))
+                coordinator = coordinator or f"127.0.0.1:{self._listener.getsockname()[1]}"
+            assert coordinator is not None
+            self._coordinator = coordinator
+            self._secret: int | None = None
+            key = env.get("COBRE_TCP_SECRET", "")
+            if not key and network.coordinator is None:
+                key = secrets.token_hex(_SECRET_BYTES)
+            if key:
+                self._secret = _hidden(key)
+                stack.callback(os.close, self._secret)
+            self._report, self._report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            stack.callback(os.close, self._report)
+            stack.callback(os.close, self._report_end)
+            self._told = b""
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def environment(self, number: int) -> dict[str, str]:
+        """Return the environment of the rank ``number`` of this node."""
+        rank = self.first_rank + number
+        env = rank_environment(self._env, "", rank, self.size)
+        env = {name: value for name, value in env.items() if not name.startswith("COBRE_SHM_")}
+        env |= {name: self._env[name] for name in _KEPT if self._env.get(name)}
+        env |= {
+            "COBRE_COMM_BACKEND": "tcp",
+            "COBRE_TCP_COORDINATOR": self._coordinator,
+            "COBRE_TCP_RANK": str(rank),
+            "COBRE_TCP_SIZE": str(self.size),
+            "COBRE_TCP_REPORT": f"fd:{self._report_end}",
+            "LOCAL_RANK": str(number),
+            "LOCAL_WORLD_SIZE": str(self._local_size),
+        }
+        if self._secret is not None:
+            env["COBRE_TCP_SECRET_FILE"] = f"fd:{self._secret}"
+        if rank == 0 and self._listener is not None:
+            env["COBRE_TCP_BIND_ADDR"] = f"fd:{self._listener.fileno()}"
+        return env
+
+    def descriptors(self, number: int) -> list[int]:
+        """Return what the rank ``number`` of this node inherits."""
+        inherited = [self._report_end]
+        if self._secret is not None:
+            inherited.append(self._secret)
+        if self.first_rank + number == 0 and self._listener is not None:
+            inherited.append(self._listener.fileno())
+        return inherited
+
+    # What the launcher asks of a group, whatever its ranks meet in.
+
+    def report_exit(self, rank: int, *, exit_code: int | None, signal: int | None) -> None:
+        """Nothing to do: the connections of a rank tell the others."""
+
+    def stop(self, signal: int) -> None:
+        """Nothing to do: the signal itself reaches every rank of this node."""
+
+    def first_failed(self) -> int | None:
+        """The rank of this node that the group's first failure names, or None."""
+        failure = self._first_failure()
+        number = failure.get("rank", -1) - self.first_rank
+        return number if 0 <= number < self._local_size else None
+
+    def abort_code(self) -> int | None:
+        """The code of a rank's ``abort(code)``, when that was the group's first failure."""
+        failure = self._first_failure()
+        return failure["value"] if failure.get("kind") == "aborted" else None
+
+    def _first_failure(self) -> dict[str, Any]:
+        with contextlib.suppress(BlockingIOError):
+            while not self._told.endswith(b"\n"):
+                self._told += os.read(self._report, _REPORT_BYTES)
+        # The ranks have agreed on one failure, so the first line is as good as any.
+        with contextlib.suppress(ValueError):
+            told = json.loads(self._told.partition(b"\n")[0])
+            if isinstance(told, dict) and isinstance(told.get("rank"), int):
+                return {"value": 1, **told}
+        return {}
+
+
+def _listen(coordinator: str | None) -> socket.socket:
+    if coordinator is None:
+        return socket.create_server(("127.0.0.1", 0))
+    # It says what an address is, and what is wrong with one.
+    config = TcpConfig(coordinator, rank=0, size=1)
+    host, port = config.coordinator, config.port
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, _, _, _, address = found[0]
+        # The address by which the others come is one of this node, or forwarded to it.
+        try:
+            return socket.create_server(address[:2], family=family)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            return socket.create_server(("", port), family=family)
+    except OSError as error:
+        raise InitializationFailed(
+            "tcp",
+            f"The coordinator cannot listen on {coordinator}: {error.strerror or error}",
+            operation="listen",
+            source=error,
+            context={"coordinator": coordinator},
+            suggestion="Give --coordinator an address of node 0 and a port that is free there.",
+        ) from error
+
+
+def _hidden(key: str) -> int:
+    """Return a descriptor of memory without a name that holds ``key``."""
+    try:
+        descriptor = os.memfd_create("cobre-secret", os.MFD_CLOEXEC)
+    except OSError:
+        # The kernel refuses it; a file that never had a name is as private.
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.pwrite(descriptor, key.encode("utf-8", "surrogateescape"), 0)
+    return descriptor
