@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import Any, NoReturn, Self
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from cobre_shm.datatypes import ReduceOp
+from cobre_shm.arrays import check_shape, private_array
+from cobre_shm.datatypes import Array, Counts, ReduceOp
+from cobre_shm.validate import (
+    check_allgatherv,
+    check_allreduce,
+    check_broadcast,
+    check_gather_buffers,
+)
 
 __all__ = ["Array", "Communicator", "Counts", "SharedRegion"]
-
-Array: TypeAlias = NDArray[Any]
-Counts: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
 
 class SharedRegion(ABC):
@@ -54,8 +59,9 @@ class SharedRegion(ABC):
     def freeze(self) -> None:
         """Fence, then make ``array`` read-only on the followers. Collective.
 
-        Views that a follower took of ``array`` before must not be written afterwards; a new
-        ``array`` stands in the attribute.
+        On a follower a new ``array`` stands in the attribute, and writing to it is a
+        ``ValueError``. Views that it took before must not be written afterwards: where memory is
+        really shared that ends the process (SIGSEGV), so that nobody reads what it would write.
         """
 
     @abstractmethod
@@ -188,6 +194,58 @@ class Communicator(ABC):
             CollectiveMismatch, RankFailed, CollectiveTimeout: As in :meth:`allgatherv`.
         """
 
+    def allreduce_shared(self, send: Array, op: ReduceOp | str = ReduceOp.SUM) -> Array:
+        """Reduce as :meth:`allreduce` does, to a read-only result of which a node has one copy.
+
+        Where ranks share memory each of them makes its part of the result, and nobody copies it;
+        with a shared array (:meth:`empty`) as ``send`` nothing is copied at all. Elsewhere the
+        result is private.
+
+        Returns:
+            The result, of ``send``'s shape. Its contents are valid until this rank calls
+            ``allreduce_shared`` with the same dtype and number of elements again.
+
+        Raises:
+            InvalidBufferSize, InvalidDatatype, CollectiveMismatch, RankFailed,
+            CollectiveTimeout: As in :meth:`allreduce`.
+            AllocationFailed: The memory is not there; on every rank.
+        """
+        result = self.allreduce(send, None, op)
+        result.flags.writeable = False
+        return result
+
+    def allgatherv_init(
+        self, send: Array, recv: Array, counts: Counts, displs: Counts | None = None
+    ) -> Callable[[], Array]:
+        """Return a plan: ``plan()`` is ``allgatherv(send, recv, counts, displs)``.
+
+        A plan is a collective whose arguments are checked once. It reads and writes the buffers
+        as they are when it is called, and keeps them alive. Making it is not collective, calling
+        it is. Other ranks may call the method instead.
+
+        Raises:
+            InvalidBufferSize, InvalidDatatype: As the method would.
+        """
+        check_gather_buffers(self.size, send, recv, displs)
+        check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        return partial(self.allgatherv, send, recv, counts, displs)
+
+    def allreduce_init(
+        self, send: Array, recv: Array, op: ReduceOp | str = ReduceOp.SUM
+    ) -> Callable[[], Array]:
+        """Return a plan for ``allreduce(send, recv, op)``; see :meth:`allgatherv_init`."""
+        check_allreduce(send, recv, op)
+        return partial(self.allreduce, send, recv, op)
+
+    def broadcast_init(self, buf: Array, root: int = 0) -> Callable[[], Array]:
+        """Return a plan for ``broadcast(buf, root)``; see :meth:`allgatherv_init`."""
+        check_broadcast(self.size, self.rank, buf, root)
+        return partial(self.broadcast, buf, root)
+
+    def barrier_init(self) -> Callable[[], None]:
+        """Return a plan for ``barrier()``; see :meth:`allgatherv_init`."""
+        return self.barrier
+
     @abstractmethod
     def create_shared_region(
         self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64
@@ -198,6 +256,46 @@ class Communicator(ABC):
             AllocationFailed: The memory is not there; on every rank, nothing is left.
             CollectiveMismatch: Ranks asked for different shapes or dtypes.
         """
+
+    def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
+        """Return a new array of this rank's own, its contents unspecified. Collective.
+
+        An ordinary ``numpy.ndarray``, which no other rank can change. Where ranks share memory it
+        is a *shared array*: it comes from memory that all ranks have mapped, so that collectives
+        on it, and on contiguous parts of it, can do without copies. Elsewhere it is private.
+
+        Shapes and dtypes may differ between ranks; room is taken for the largest. The memory is
+        used again when all ranks have dropped their array of this call, and its last view. An
+        array outlives ``close()``.
+
+        Raises:
+            AllocationFailed: The memory is not there; on every rank where it is shared.
+            InvalidBufferSize, InvalidDatatype: Of shape and dtype; before any peer is involved.
+            CollectiveMismatch, RankFailed, CollectiveTimeout: As in :meth:`allgatherv`.
+        """
+        extents, element = check_shape("empty", shape, dtype)
+        self.barrier()
+        return private_array(extents, element)
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
+        """As :meth:`empty`, every byte zero."""
+        array = self.empty(shape, dtype)
+        array.reshape(-1).view(np.uint8).fill(0)
+        return array
+
+    def full(
+        self, shape: int | tuple[int, ...], fill_value: Any, dtype: DTypeLike | None = None
+    ) -> Array:
+        """As :meth:`empty`, every element ``fill_value``; ``dtype`` None is that of the value.
+
+        Raises:
+            ValueError, TypeError: The value is none of that dtype; found before any peer is
+                involved.
+        """
+        value = np.asarray(fill_value, dtype)
+        array = self.empty(shape, value.dtype)
+        array[...] = value
+        return array
 
     @abstractmethod
     def split_local(self) -> Communicator:

@@ -1,17 +1,32 @@
-"""Reduction operations, and which element types they take."""
+"""Arrays as the collectives take them: element types, and the reductions that they have."""
 
 from __future__ import annotations
 
 import enum
 import hashlib
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["ReduceOp", "dtype_tag", "is_movable", "is_reducible", "tag_itemsize", "tag_text"]
+__all__ = [
+    "Array",
+    "Counts",
+    "ReduceOp",
+    "dtype_tag",
+    "is_movable",
+    "is_reducible",
+    "tag_dtype",
+    "tag_itemsize",
+    "tag_text",
+]
+
+Array: TypeAlias = NDArray[Any]
+Counts: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 
 _PLAIN = re.compile(r"[<>|][biufcSUmM][0-9]{1,6}(\[[0-9]*[a-zA-Z]{1,2}\])?")
 
@@ -86,8 +101,13 @@ def tag_text(tag: int) -> str:
 @lru_cache(maxsize=1024)
 def tag_itemsize(tag: int) -> int:
     """Return the bytes of one element, 0 where the tag does not tell."""
-    dtype = _plain_dtype(_tag_characters(tag))
+    dtype = tag_dtype(tag)
     return 0 if dtype is None else dtype.itemsize
+
+
+def tag_dtype(tag: int) -> np.dtype[Any] | None:
+    """Return the dtype of a tag; None for a record, and where the tag does not tell."""
+    return _plain_dtype(_tag_characters(tag))
 
 
 def _tag_characters(tag: int) -> str:

@@ -276,7 +276,12 @@ class InvalidCommunicator(CommError):
 
 
 class AllocationFailed(CommError, MemoryError):
-    """The operating system refused memory; every rank gets this error, nothing is left."""
+    """The operating system refused memory; every rank gets this error, nothing is left.
+
+    Attributes:
+        requested_bytes: How much was asked for.
+        detail: Why it was refused, as far as this rank knows.
+    """
 
     def __init__(
         self,
@@ -292,6 +297,7 @@ class AllocationFailed(CommError, MemoryError):
             suggestion=suggestion,
         )
         self.requested_bytes = requested_bytes
+        self.detail = detail
 
 
 class CollectiveFailed(CommError):

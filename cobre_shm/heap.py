@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cobre_shm.arrays import private_array
 from cobre_shm.communicator import SharedRegion
-from cobre_shm.errors import AllocationFailed
 
 __all__ = ["HeapRegion"]
 
@@ -16,11 +16,7 @@ class HeapRegion(SharedRegion):
     """A region on the heap of one process, which is its own leader."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        try:
-            self.array = np.zeros(shape, dtype)
-        except (MemoryError, ValueError) as error:
-            requested = int(np.prod(shape, dtype=object)) * dtype.itemsize
-            raise AllocationFailed(requested, str(error)) from error
+        self.array = private_array(shape, dtype, zero=True)
 
     def fence(self) -> None:
         """Nothing to do: this rank sees its own writes."""

@@ -26,22 +26,25 @@ Header (one writer each; "creator" is rank 0, or the launcher when it made the s
     256  control_mutex  40 B  robust mutex; guards claims of ranks and the poison word
     320  poison         u64   whoever notices first, under control_mutex; written once
     384  joined         u64   rank 0: 1 when all ranks are attached and the name is gone
+    448  tuning[16]     i64   rank 0, before ``joined``: switch points of the algorithms
 
 Control block of a rank, in cache lines of 64 bytes:
 
-    0    arrived        u64   the rank: epoch of its last publication
-    8    waiters        u32   all ranks, atomically: how many sleep on ``arrived``
-    16   call[2][3]     i64   the rank: what it called, by parity of the epoch
-    64   death          40 B  robust mutex held by the rank's main thread for its whole life
-    104  pid            u64   the rank
-    112  start          u64   the rank: start time of its process
-    120  guarded        u64   the rank: 1 when ``death`` is held
-    128  exited         u64   the launcher: 1 when it has reaped the rank
-    136  exit_code      i64   the launcher: exit code, or -signal
-    192  state          u64   the rank: ABSENT, ATTACHED, CLOSED
-    256  recorded       u64   the rank: number of entries ever begun in its recorder ring
-
-Line 1 is written once only, so the adjacent-line prefetcher does no harm to line 0.
+    0    arrival[0]           the rank: line of its even epochs
+         0   epoch      u64   of its last publication with this parity
+         8   signature  u64   of what it called
+         16  payload    48 B  all of a small payload
+    64   arrival[1]           the rank: line of its odd epochs
+    128  waiters        u32   all ranks, atomically: how many sleep on a word of this block
+    192  steps          u64   the rank: parts of chains that it has finished
+    256  death          40 B  robust mutex held by the rank's main thread for its whole life
+    296  pid            u64   the rank
+    304  start          u64   the rank: start time of its process
+    312  guarded        u64   the rank: 1 when ``death`` is held
+    320  exited         u64   the launcher: 1 when it has reaped the rank
+    328  exit_code      i64   the launcher: exit code, or -signal
+    384  state          u64   the rank: ABSENT, ATTACHED, CLOSED
+    448  recorded       u64   the rank: number of entries ever begun in its recorder ring
 
 Last words of a rank: u64 length in bytes, UTF-8 text; written by the rank before it poisons.
 
@@ -75,22 +78,26 @@ HEADER_PID_NAMESPACE = 104
 HEADER_CONTROL_MUTEX = 256
 HEADER_POISON = 320
 HEADER_JOINED = 384
+HEADER_TUNING = 448
+TUNING_WORDS = 16
 
 CONTROL = 4096
 CONTROL_BYTES = 512
-ARRIVED = 0
-WAITERS = 8
-CALL = 16
-CALL_WORDS = 3
-CALL_BYTES = 8 * CALL_WORDS
-DEATH_MUTEX = 64
-PID = 104
-START = 112
-GUARDED = 120
-EXITED = 128
-EXIT_CODE = 136
-STATE = 192
-RECORDED = 256
+ARRIVAL = 0
+ARRIVAL_BYTES = LINE_BYTES
+SIGNATURE = 8
+INLINE = 16
+INLINE_BYTES = ARRIVAL_BYTES - INLINE
+WAITERS = 128
+STEPS = 192
+DEATH_MUTEX = 256
+PID = 296
+START = 304
+GUARDED = 312
+EXITED = 320
+EXIT_CODE = 328
+STATE = 384
+RECORDED = 448
 
 ABSENT, ATTACHED, CLOSED = 0, 1, 2
 
@@ -111,6 +118,8 @@ MAX_SLOT_BYTES = 1 << 30
 
 # Operation codes of the first call word.
 BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV, COUNTS, REGION, SPLIT = 1, 2, 3, 4, 5, 6, 7
+ARRAY = 8
+ALLREDUCE_SHARED = 9
 OPERATIONS = {
     BARRIER: "barrier",
     BROADCAST: "broadcast",
@@ -119,6 +128,8 @@ OPERATIONS = {
     COUNTS: "allgatherv (counts)",
     REGION: "create_shared_region",
     SPLIT: "split_local",
+    ARRAY: "empty (shared array)",
+    ALLREDUCE_SHARED: "allreduce_shared",
 }
 
 # Poison word: kind | rank << 8 | (value + 2**31) << 32; zero means healthy.

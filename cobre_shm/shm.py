@@ -3,43 +3,62 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import re
 import sys
-import threading
 import time
 import traceback
 import weakref
 import zlib
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cobre_shm import layout
+from cobre_shm import fastcall, layout
+from cobre_shm.arrays import check_shape
 from cobre_shm.communicator import Array, Communicator, Counts
+from cobre_shm.cpus import cgroup_quota
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import ENABLED, armed, reach
-from cobre_shm.kernels import context, exchange
+from cobre_shm.kernels import context
+from cobre_shm.kernels.entry import (
+    ALLGATHERV,
+    ALLREDUCE,
+    ALLREDUCE_COMMON,
+    BARRIER,
+    BROADCAST,
+    CLAIM,
+    Kernel,
+)
 from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
+from cobre_shm.plan import make_plan
+from cobre_shm.segment.common import MemorySource
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
 from cobre_shm.segment.handover import new_segment
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words
+from cobre_shm.segment.pages import PagePolicy
 from cobre_shm.segment.patience import Patience
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.region import ShmRegion
 from cobre_shm.segment.segment import Segment
+from cobre_shm.segment.shared_heap import SharedHeap
 from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.tuning import NAMES, SPIN_PAUSES, default_tuning, load_tuning
 from cobre_shm.validate import (
     check_allgatherv,
     check_allreduce,
     check_broadcast,
     check_gather_buffers,
+    check_reduction,
     check_region,
 )
 
@@ -47,13 +66,25 @@ __all__ = ["ShmCommunicator"]
 
 # Upper bound of the adaptive spin, in pauses (about 50 us): shorter than any time slice.
 _SPIN_LIMIT_MAX = 2000
+# Results of allreduce_shared that are kept, of as many dtypes and lengths.
+_RESULTS = 8
 # What Segment.random_name() gives.
 _GROUP_NAME = re.compile(r"/cobre-[0-9a-f]{24}")
 
 _living: weakref.WeakSet[ShmCommunicator] = weakref.WeakSet()
 
 
-class ShmCommunicator(Communicator):
+class _State:
+    """The first base: it gives ``_context`` the place right behind the object's head.
+
+    ``fastcall.py`` reads it there.
+    """
+
+    __slots__ = ("_context",)
+    _context: Array
+
+
+class ShmCommunicator(_State, Communicator):
     """Ranks on one machine, over a shared memory segment.
 
     Construction is collective: it returns when all ranks have joined, and the segment's name is
@@ -73,6 +104,15 @@ class ShmCommunicator(Communicator):
     """
 
     backend = "shm"
+    _unusable: CollectiveFailed | InvalidCommunicator | None = InvalidCommunicator(
+        "The communicator has not joined a group", context={"backend": "shm"}
+    )
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Return one that has not joined, and refuses to begin anything."""
+        self = super().__new__(cls)
+        self._context = _unjoined
+        return self
 
     def __init__(self, config: ShmConfig) -> None:
         self.rank = config.rank
@@ -80,14 +120,36 @@ class ShmCommunicator(Communicator):
         self.is_leader = config.rank == 0
         self._timeout = config.timeout_secs
         self._stall_warn = config.stall_warn_secs
-        self._regions = 0
-        self._unusable: CollectiveFailed | InvalidCommunicator | None = None
-        self._lock = threading.Lock()
+        self._heap: SharedHeap | None = None
+        self._common: SharedHeap | None = None
+        self._results: dict[tuple[int, int], Array] = {}
+        self._tuning = config.tuning
+        chosen = load_tuning(config.tuning) if config.tuning else {}
         self._segment = join(
-            config.name, config.rank, config.size, config.slot_bytes, config.timeout_secs
+            config.name,
+            config.rank,
+            config.size,
+            config.slot_bytes,
+            config.timeout_secs,
+            lambda segment: _tuning_words(segment, chosen),
         )
         self.slot_bytes = self._segment.slot_bytes
-        self._context = _new_context(self._segment, config.rank)
+        self._memory = MemorySource(
+            self,
+            self._segment.region_prefix,
+            may_be_unnamed=self._segment.may_be_unnamed,
+            pages=PagePolicy(config.hugepages, config.numa_interleave),
+        )
+        self._private = np.zeros(3 * config.size + 3, dtype=np.int64)
+        self._scratch = np.empty(context.SCRATCH_BYTES + layout.LINE_BYTES, dtype=np.uint8)
+        state = _new_context(self._segment, config.rank, self._scratch)
+        displs, arguments, sources = np.split(self._private, (config.size, config.size + 3))
+        state[context.SOURCES] = sources.ctypes.data
+        fastcall.serve(ShmCommunicator, state, displs, arguments)
+        self._known = fastcall.Known(state)
+        self._address = state.ctypes.data
+        self._context = state
+        self._unusable = None
         _living.add(self)
 
     def __repr__(self) -> str:
@@ -101,13 +163,29 @@ class ShmCommunicator(Communicator):
         displs: Counts | None = None,
     ) -> Array:
         """See :meth:`Communicator.allgatherv`."""
+        return self._allgatherv(send, recv, counts, displs, 0)
+
+    def _allgatherv(
+        self,
+        send: Array,
+        recv: Array | None,
+        counts: Counts | None,
+        displs: Counts | None,
+        resume: int,
+    ) -> Array:
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
         if counts is None:
             counts = self._gather_counts(send)
         layout_ = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
-        self._gather(layout.ALLGATHERV, *layout_)
+        self._gather(layout.ALLGATHERV, *layout_, resume=resume)
+        self._known.add(layout_.send.dtype, None, 0, dtype_tag(layout_.send.dtype), 0)
         return layout_.recv
+
+    def _finish_allgatherv(
+        self, send: Array, recv: Array, counts: Counts, displs: Counts | None = None
+    ) -> Array:
+        return self._allgatherv(send, recv, counts, displs, 1)
 
     def _gather_counts(self, send: Array) -> Array:
         own = np.array([send.size], dtype=np.int64)
@@ -126,19 +204,20 @@ class ShmCommunicator(Communicator):
         counts: Array,
         displs: Array,
         tag: int | None = None,
+        resume: int = 0,
     ) -> None:
         counts = np.ascontiguousarray(counts)
-        hashed = zlib.crc32(counts.tobytes())
-        hashed -= (hashed & 0x80000000) << 1  # the call word is signed
+        displs = np.ascontiguousarray(displs)
         self._run(
-            exchange.allgatherv,
-            operation | hashed << 32,
+            ALLGATHERV,
+            resume,
+            operation,
             dtype_tag(send.dtype) if tag is None else tag,
             int(counts.sum()),
             _address(send),
             _address(recv),
-            counts,
-            np.ascontiguousarray(displs),
+            _address(counts),
+            _address(displs),
             send.itemsize,
         )
 
@@ -146,6 +225,12 @@ class ShmCommunicator(Communicator):
         self, send: Array, recv: Array | None = None, op: ReduceOp | str = ReduceOp.SUM
     ) -> Array:
         """See :meth:`Communicator.allreduce`."""
+        return self._allreduce(send, recv, op, 0)
+
+    def _finish_allreduce(self, send: Array, recv: Array, op: ReduceOp) -> Array:
+        return self._allreduce(send, recv, op, 1)
+
+    def _allreduce(self, send: Array, recv: Array | None, op: ReduceOp | str, resume: int) -> Array:
         self._check_usable()
         send, recv, op = check_allreduce(send, recv, op)
         reduction = reduction_address(send.dtype, op)
@@ -153,7 +238,8 @@ class ShmCommunicator(Communicator):
             self._reduce_with_numpy(send, recv, op)
             return recv
         self._run(
-            exchange.allreduce,
+            ALLREDUCE,
+            resume,
             layout.ALLREDUCE | op << 8,
             dtype_tag(send.dtype),
             send.size,
@@ -162,7 +248,51 @@ class ShmCommunicator(Communicator):
             send.itemsize,
             reduction,
         )
+        if isinstance(op, ReduceOp):
+            self._known.add(
+                send.dtype, op, layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), reduction
+            )
         return recv
+
+    def allreduce_shared(self, send: Array, op: ReduceOp | str = ReduceOp.SUM) -> Array:
+        """See :meth:`Communicator.allreduce_shared`."""
+        self._check_usable()
+        source, op = check_reduction("allreduce_shared", send, op)
+        reduction = reduction_address(source.dtype, op)
+        if not reduction:
+            return super().allreduce_shared(send, op)
+        result = self._common_result(source)
+        self._run(
+            ALLREDUCE_COMMON,
+            0,
+            layout.ALLREDUCE_SHARED | op << 8,
+            dtype_tag(source.dtype),
+            source.size,
+            _address(source),
+            _address(result),
+            source.itemsize,
+            reduction,
+        )
+        return result.reshape(source.shape)
+
+    def _common_result(self, source: Array) -> Array:
+        """The read-only vector in common memory for results like ``source``; perhaps collective.
+
+        All ranks call with the same dtypes and lengths in the same order, so they find and forget
+        the same ones.
+        """
+        key = dtype_tag(source.dtype), source.size
+        found = self._results.pop(key, None)
+        if found is None:
+            self._run(BARRIER, 0, layout.ALLREDUCE_SHARED, *key)
+            if self._common is None:
+                self._common = self._new_heap(1)
+            if len(self._results) == _RESULTS:
+                del self._results[next(iter(self._results))]
+            found = self._common.array((source.size,), source.dtype)
+            found.flags.writeable = False
+        self._results[key] = found
+        return found
 
     def _reduce_with_numpy(self, send: Array, recv: Array, op: ReduceOp) -> None:
         """Gather blocks and reduce them in rank order, for dtypes without a compiled kernel."""
@@ -174,13 +304,15 @@ class ShmCommunicator(Communicator):
         call = layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), send.size
         for start in range(0, send.size, per_block):
             count = min(per_block, send.size - start)
+            counts = np.full(self.size, count)
             self._run(
-                exchange.allgatherv,
+                ALLGATHERV,
+                0,
                 *call,
                 _address(source[start:]),
                 _address(blocks),
-                np.full(self.size, count),
-                displs,
+                _address(counts),
+                _address(displs),
                 send.itemsize,
             )
             accumulator = blocks[0, :count]
@@ -190,10 +322,17 @@ class ShmCommunicator(Communicator):
 
     def broadcast(self, buf: Array, root: int = 0) -> Array:
         """See :meth:`Communicator.broadcast`."""
+        return self._broadcast(buf, root, 0)
+
+    def _finish_broadcast(self, buf: Array, root: int = 0) -> Array:
+        return self._broadcast(buf, root, 1)
+
+    def _broadcast(self, buf: Array, root: int, resume: int) -> Array:
         self._check_usable()
         array = check_broadcast(self.size, self.rank, buf, root)
         self._run(
-            exchange.broadcast,
+            BROADCAST,
+            resume,
             layout.BROADCAST | int(root) << 16,
             dtype_tag(array.dtype),
             array.size,
@@ -201,12 +340,79 @@ class ShmCommunicator(Communicator):
             _address(array),
             array.nbytes,
         )
+        self._known.add(array.dtype, None, 0, dtype_tag(array.dtype), 0)
         return array
 
     def barrier(self) -> None:
         """See :meth:`Communicator.barrier`."""
+        self._barrier(0)
+
+    def _finish_barrier(self) -> None:
+        self._barrier(1)
+
+    def _barrier(self, resume: int) -> None:
         self._check_usable()
-        self._run(exchange.barrier, layout.BARRIER, 0, 0)
+        self._run(BARRIER, resume, layout.BARRIER, 0, 0)
+
+    def allgatherv_init(
+        self, send: Array, recv: Array, counts: Counts, displs: Counts | None = None
+    ) -> Callable[[], Array]:
+        """See :meth:`Communicator.allgatherv_init`."""
+        self._check_usable()
+        check_gather_buffers(self.size, send, recv, displs)
+        checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        lengths, starts = (np.array(array, dtype=np.int64) for array in checked[2:])
+        source, target = checked.send, checked.recv
+        tag, total = dtype_tag(source.dtype), int(lengths.sum())
+        args = (
+            *(layout.ALLGATHERV, tag, total, _address(source), _address(target)),
+            *(_address(lengths), _address(starts), source.itemsize),
+        )
+        return self._plan(
+            ALLGATHERV, args, total * source.itemsize, target, (source, lengths, starts)
+        )
+
+    def allreduce_init(
+        self, send: Array, recv: Array, op: ReduceOp | str = ReduceOp.SUM
+    ) -> Callable[[], Array]:
+        """See :meth:`Communicator.allreduce_init`."""
+        self._check_usable()
+        source, target, op = check_allreduce(send, recv, op)
+        reduction = reduction_address(source.dtype, op)
+        if not reduction:
+            return super().allreduce_init(send, recv, op)
+        args = (
+            *(layout.ALLREDUCE | op << 8, dtype_tag(source.dtype), source.size),
+            *(_address(source), _address(target), source.itemsize, reduction),
+        )
+        return self._plan(ALLREDUCE, args, source.nbytes, target, (source,))
+
+    def broadcast_init(self, buf: Array, root: int = 0) -> Callable[[], Array]:
+        """See :meth:`Communicator.broadcast_init`."""
+        self._check_usable()
+        array = check_broadcast(self.size, self.rank, buf, root)
+        args = (
+            *(layout.BROADCAST | int(root) << 16, dtype_tag(array.dtype), array.size),
+            *(int(root), _address(array), array.nbytes),
+        )
+        return self._plan(BROADCAST, args, array.nbytes, array, ())
+
+    def barrier_init(self) -> Callable[[], None]:
+        """See :meth:`Communicator.barrier_init`."""
+        self._check_usable()
+        return self._plan(BARRIER, (layout.BARRIER, 0, 0), 0, None, ())
+
+    def _plan(
+        self, kernel: Kernel, args: tuple[int, ...], nbytes: int, result: Any, kept: tuple[Any, ...]
+    ) -> Callable[[], Any]:
+        def run(resume: int) -> Any:
+            self._check_usable()
+            self._run(kernel, resume, *args)
+            return result
+
+        start, finish = partial(run, 0), partial(run, 1)
+        words = self._address, kernel, args, nbytes
+        return make_plan(type(self), *words, result, start, finish, (self, *kept))
 
     def create_shared_region(
         self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64
@@ -216,15 +422,27 @@ class ShmCommunicator(Communicator):
         extents, element = check_region(shape, dtype)
         hashed = zlib.crc32(repr(extents).encode()) >> 1
         items = int(np.prod(extents, dtype=object))
-        self._run(exchange.barrier, layout.REGION | hashed << 32, dtype_tag(element), items)
-        self._regions += 1
-        name = f"{self._segment.region_prefix}{self._regions}"
-        return ShmRegion(self, name, extents, element, may_be_unnamed=self._segment.may_be_unnamed)
+        self._run(BARRIER, 0, layout.REGION | hashed << 32, dtype_tag(element), items)
+        return ShmRegion(self, self._memory, extents, element)
+
+    def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
+        """See :meth:`Communicator.empty`: this rank's array in the shared heap."""
+        self._check_usable()
+        extents, element = check_shape("empty", shape, dtype)
+        self._run(BARRIER, 0, layout.ARRAY, 0, 0)
+        if self._heap is None:
+            self._heap = self._new_heap(self.size)
+            self._context[context.HEAP] = self._heap.base
+            self._context[context.HEAP_STRIDE] = self._heap.stride
+        return self._heap.array(extents, element)
+
+    def _new_heap(self, areas: int) -> SharedHeap:
+        return SharedHeap(self, areas, self._memory)
 
     def split_local(self) -> ShmCommunicator:
         """See :meth:`Communicator.split_local`: all ranks, in a group of its own."""
         self._check_usable()
-        self._run(exchange.barrier, layout.SPLIT, 0, 0)
+        self._run(BARRIER, 0, layout.SPLIT, 0, 0)
         if self._segment.is_unnamed:
             # There was no room for this group's segment; another one is handed over likewise.
             with new_segment(self, self.slot_bytes) as handed:
@@ -249,6 +467,9 @@ class ShmCommunicator(Communicator):
                 timeout_secs=self._timeout,
                 slot_bytes=self.slot_bytes,
                 stall_warn_secs=self._stall_warn,
+                tuning=self._tuning,
+                hugepages=self._memory.pages.hugepages,
+                numa_interleave=self._memory.pages.interleave,
             )
         )
 
@@ -256,20 +477,25 @@ class ShmCommunicator(Communicator):
         """See :meth:`Communicator.abort`."""
         if not isinstance(self._unusable, InvalidCommunicator):
             first = poison(self._segment, layout.ABORTED, self.rank, int(code))
+            self._context[context.BUSY] = 1
             self._unusable = failure(self._segment, first, self._timeout)
         raise SystemExit(code)
 
     def close(self) -> None:
         """See :meth:`Communicator.close`. A collective that runs in another thread goes on."""
-        if isinstance(self._unusable, InvalidCommunicator) or not hasattr(self, "_context"):
+        if isinstance(self._unusable, InvalidCommunicator) or self._context is _unjoined:
             return
-        if not self._lock.acquire(blocking=False):
+        if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
             raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
         self._unusable = InvalidCommunicator(
             "The communicator is closed", context={"backend": "shm", "rank": self.rank}
         )
-        self._lock.release()
         _living.discard(self)
+        self._results.clear()
+        for heap in (self._heap, self._common):
+            if heap is not None:
+                heap.close()
+        self._memory.remove_names()
         leave(self._segment, self.rank)
 
     def __exit__(
@@ -289,6 +515,7 @@ class ShmCommunicator(Communicator):
             text = "".join(traceback.format_exception(error))
             write_last_words(self._segment, self.rank, text)
             first = poison(self._segment, layout.RAISED, self.rank)
+            self._context[context.BUSY] = 1
             self._unusable = failure(self._segment, first, self._timeout)
 
     def _check_usable(self) -> None:
@@ -296,32 +523,37 @@ class ShmCommunicator(Communicator):
             # A fresh traceback each time: the exception object is kept for its values.
             raise self._unusable.with_traceback(None)
 
-    def _run(self, kernel: Callable[..., int], *args: Any) -> None:
-        if not self._lock.acquire(blocking=False):
+    def _run(self, kernel: Kernel, resume: int, *args: int) -> None:
+        """Call a kernel; ``resume``: it has begun already and handed control back."""
+        if ENABLED:
+            reach("idle", self.rank, int(self._context[context.SEQUENCE]) + 1)
+        status = kernel.call(self._address, resume, *args)
+        if status != context.READY:
+            self._settle(kernel, status, args)
+        if ENABLED:
+            reach("done", self.rank, int(self._context[context.SEQUENCE]))
+
+    def _settle(self, kernel: Kernel, status: int, args: tuple[int, ...]) -> None:
+        """Go on with a collective that came back with another status than READY."""
+        if status == context.TAKEN:
+            self._check_usable()
             raise InvalidCommunicator(
                 "Another thread is inside a collective of this communicator",
                 context={"backend": "shm", "rank": self.rank},
             )
-        try:
-            if ENABLED:
-                reach("idle", self.rank, int(self._context[context.SEQUENCE]) + 1)
-            status = kernel(self._context, *args)
-            if status != context.READY:
-                self._complete(status, kernel, args)
-            if ENABLED:
-                reach("done", self.rank, int(self._context[context.SEQUENCE]))
-        finally:
-            self._lock.release()
+        self._complete(status, lambda: kernel.call(self._address, 1, *args))
 
-    def _complete(self, status: int, kernel: Callable[..., int], args: tuple[Any, ...]) -> None:
+    def _complete(self, status: int, resume: Callable[[], int]) -> None:
         """Go on with a kernel that handed control back, until it is done or the group is lost."""
+        state = self._context
         watch = Patience(self._segment, self.rank, self._timeout, self._stall_warn)
         try:
-            while status == context.PENDING:
-                first = watch.look(int(self._context[context.EPOCH]))
+            while status in (context.PENDING, context.LONGER):
+                epoch, steps = int(state[context.EPOCH]), int(state[context.AWAITED_STEPS])
+                first = watch.look(epoch, steps)
                 if first is not None:
                     self._fail_unless_arrived(first)
-                status = kernel(self._context, *args)
+                status = resume()
         except CollectiveFailed:
             raise
         except BaseException:
@@ -334,7 +566,7 @@ class ShmCommunicator(Communicator):
             return
         self._record_failure(status)
         if status == context.MISMATCH:
-            self._unusable = mismatch(self._segment, int(self._context[context.EPOCH]))
+            self._unusable = mismatch(self._segment)
             raise self._unusable
         if status == context.DEAD:
             suspect = int(self._context[context.SUSPECT])
@@ -344,7 +576,10 @@ class ShmCommunicator(Communicator):
 
     def _fail_unless_arrived(self, first: Poison) -> None:
         """Fail for ``first``, unless everybody has reached this round: then it completes."""
-        if missing_ranks(self._segment, int(self._context[context.EPOCH])):
+        state = self._context
+        if missing_ranks(
+            self._segment, int(state[context.EPOCH]), int(state[context.AWAITED_STEPS])
+        ):
             self._record_failure(context.POISONED)
             self._fail(first)
 
@@ -363,9 +598,26 @@ def _address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _new_context(segment: Segment, rank: int) -> Array:
+def _tuning_words(segment: Segment, chosen: dict[str, int]) -> list[int]:
+    """What rank 0 publishes: the chosen switch points, and the defaults of this machine."""
+    words = segment.words
+    allowed: set[int] = set()
+    for rank in range(segment.size):
+        # Each rank may be bound to processors of its own.
+        with contextlib.suppress(OSError):
+            allowed |= os.sched_getaffinity(words.load(segment.control(rank) + layout.PID))
+    quota = cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")) or segment.size
+    values = default_tuning(segment.size, min(len(allowed), int(quota))) | chosen
+    return [values[name] for name in NAMES]
+
+
+def _new_context(segment: Segment, rank: int, scratch: Array) -> Array:
     address, size = segment.words.address, segment.size
     state = np.zeros(context.WORDS, dtype=np.int64)
+    state[context.SELF] = state.ctypes.data
+    state[context.SCRATCH] = -(-scratch.ctypes.data // layout.LINE_BYTES) * layout.LINE_BYTES
+    for index in range(layout.TUNING_WORDS):
+        state[context.TUNING + index] = segment.words.load(layout.HEADER_TUNING + 8 * index)
     state[context.RANK] = rank
     state[context.SIZE] = size
     state[context.CONTROL] = address + layout.CONTROL
@@ -380,14 +632,14 @@ def _new_context(segment: Segment, rank: int) -> Array:
         state[context.FAIL_PHASE] = directive.phase
         state[context.FAIL_SEQUENCE] = directive.sequence
         state[context.FAIL_SIGNAL] = directive.signal
-    # A hint to begin with; waiting adapts it.
-    state[context.SPIN_LIMIT] = _SPIN_LIMIT_MAX if size <= len(os.sched_getaffinity(0)) else 0
+    state[context.SPIN_LIMIT] = state[context.TUNING + SPIN_PAUSES]
     return state
 
 
 def _disown_in_child() -> None:
     """A forked child is not the rank: it may neither take part nor give anything back."""
     for comm in list(_living):
+        comm._context[context.BUSY] = 1
         comm._unusable = InvalidCommunicator(
             "The communicator belongs to the parent process and cannot be used after fork",
             context={"code": "ForkedCommunicator", "backend": "shm", "rank": comm.rank},
@@ -416,3 +668,14 @@ def _leave_quickly() -> None:
 os.register_at_fork(after_in_child=_disown_in_child)
 atexit.register(_leave_quickly)
 atexit.register(_tell_peers_at_exit)
+
+# Of a communicator whose construction did not come to its end: nothing may begin.
+_unjoined = np.zeros(context.WORDS, dtype=np.int64)
+_unjoined[context.SELF] = _unjoined.ctypes.data
+_unjoined[context.BUSY] = 1
+
+# Failpoints before and after a collective are in the Python methods.
+_probe = ShmCommunicator.__new__(ShmCommunicator)
+if not ENABLED and fastcall.objects_are_as_expected(_probe, _unjoined):
+    fastcall.install(ShmCommunicator)
+    fastcall.serve(ShmCommunicator, _unjoined, np.zeros(0, dtype=np.int64), np.zeros(3))

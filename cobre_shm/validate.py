@@ -7,14 +7,13 @@ and displacements as int64 arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cobre_shm.communicator import Array, Counts
-from cobre_shm.datatypes import ReduceOp, is_movable, is_reducible
+from cobre_shm.arrays import check_shape
+from cobre_shm.datatypes import Array, Counts, ReduceOp, is_movable, is_reducible
 from cobre_shm.errors import InvalidBufferSize, InvalidDatatype, InvalidRoot
 
 __all__ = [
@@ -24,6 +23,7 @@ __all__ = [
     "check_allreduce",
     "check_broadcast",
     "check_gather_buffers",
+    "check_reduction",
     "check_region",
 ]
 
@@ -128,17 +128,23 @@ def check_allgatherv(
     return GatherLayout(send, recv, counts, displs)
 
 
-def check_allreduce(
-    send: Any, recv: Any | None, op: ReduceOp | str
-) -> tuple[Array, Array, ReduceOp]:
-    """Check an ``allreduce``; allocate ``recv`` when it is None."""
-    name = "allreduce"
+def check_reduction(name: str, send: Any, op: ReduceOp | str) -> tuple[Array, ReduceOp]:
+    """Check what the operation ``name`` is to reduce."""
     op = ReduceOp.parse(op)
     send = as_buffer(name, "send", send, writable=False)
     if not is_reducible(send.dtype, op):
         raise InvalidDatatype(name, f"{op.name} is not defined for dtype {send.dtype}")
     if send.size == 0:
         raise InvalidBufferSize(name, "at least 1", 0, what="size of send")
+    return send, op
+
+
+def check_allreduce(
+    send: Any, recv: Any | None, op: ReduceOp | str
+) -> tuple[Array, Array, ReduceOp]:
+    """Check an ``allreduce``; allocate ``recv`` when it is None."""
+    name = "allreduce"
+    send, op = check_reduction(name, send, op)
     if recv is None:
         return send, np.empty(send.shape, dtype=send.dtype), op
     recv = as_buffer(name, "recv", recv, writable=True)
@@ -160,15 +166,7 @@ def check_broadcast(size: int, rank: int, buf: Any, root: int) -> Array:
 
 def check_region(shape: int | tuple[int, ...], dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Check the shape and dtype of a shared region."""
-    op = "create_shared_region"
-    dtype = np.dtype(dtype)
-    if not is_movable(dtype):
-        raise InvalidDatatype(op, f"dtype {dtype}: only fixed-size elements can be shared")
-    extents = tuple(shape) if isinstance(shape, Iterable) else (shape,)
-    for extent in extents:
-        if not isinstance(extent, int | np.integer) or isinstance(extent, bool) or extent < 0:
-            raise InvalidBufferSize(op, "non-negative integers", repr(shape), what="shape")
-    return tuple(int(extent) for extent in extents), dtype
+    return check_shape("create_shared_region", shape, dtype)
 
 
 def _exports_buffer(obj: Any) -> bool:

@@ -77,7 +77,7 @@ class _SmallReduce:
                 call,
                 send.nbytes,
                 send.nbytes,
-                lambda link: fold(address, link.buffer.address, count),
+                lambda link: fold(address, address, link.buffer.address, count, 1),
             )
             self.run = partial(star.exchange_prepared, prepared)
         else:

@@ -281,9 +281,9 @@ class Coordinator:
                     if ring.ready - ring.folded < count:
                         break
                     place = target + ring.folded
-                    if index == 0 and target != own:
-                        ctypes.memmove(place, own + ring.folded, count)
-                    fold(place, ring.chunk_address(), count // itemsize)
+                    # Rank 0's own part is the first operand of the first reduction.
+                    left = own + ring.folded if index == 0 else place
+                    fold(place, left, ring.chunk_address(), count // itemsize, left == place)
                     ring.folded += count
                 limit = ring.folded
             answer.ready = limit

@@ -2,7 +2,7 @@
 
 It is not shared. A collective that has to hand control back to Python (so that signals, time
 limits and failures are seen) leaves its place in STAGE and ROUND and goes on from there when the
-same kernel is called again with the same arguments.
+same kernel is called again with the same arguments and ``resume`` = 1.
 """
 
 from __future__ import annotations
@@ -29,10 +29,40 @@ ENTRY = 18  # address of the recorder entry of the current collective
 FAIL_PHASE = 19  # chosen failpoint; -1: none
 FAIL_SEQUENCE = 20
 FAIL_SIGNAL = 21
-WORDS = 22
+BUSY = 22  # 1: inside a collective, or unusable for good; exchanged atomically by threads
+HOLDING = 23  # 1: the caller holds the GIL and wants it back before a long wait
+SCRATCH = 24  # address of private memory of SCRATCH_BYTES, line aligned
+STEPS = 25  # parts of chains that every rank has finished, before the current collective
+AWAITED_STEPS = 26  # what a wait inside a chain wants of a peer; 0: no such wait
+HEAP = 27  # address of rank 0's area of the shared heap, 0: there is none
+HEAP_STRIDE = 28  # bytes from one rank's area to the next
+SELF = 29  # address of this vector
+KNOWN = 30  # address of the table of known.py
+KNOWN_COUNT = 31
+TUNING = 32  # the 16 words of layout.HEADER_TUNING, see tuning.py
+
+# For the fast road: addresses of kernels, and of Python objects that live as long as this vector.
+BARRIER_KERNEL, BROADCAST_KERNEL, ALLREDUCE_KERNEL, ALLGATHERV_KERNEL = 48, 49, 50, 51
+BARRIER_METHOD, BROADCAST_METHOD, ALLREDUCE_METHOD, ALLGATHERV_METHOD = 52, 53, 54, 55
+BARRIER_FINISH, BROADCAST_FINISH, ALLREDUCE_FINISH, ALLGATHERV_FINISH = 56, 57, 58, 59
+NONE, ARRAY_TYPE, INT_TYPE, INT64, SUM = 60, 61, 62, 63, 64
+NAME_OP, NAME_ROOT, EMPTY_LIKE = 65, 66, 67
+DISPLS = 68  # address of room for one integer per rank
+ARGUMENTS = 69  # address of room for three arguments
+
+# For jitted programs: addresses of C functions that call Python.
+TAKE_OVER, PREPARE = 70, 71
+
+SOURCES = 72  # address of two integers per rank, see sharing.py
+PROBED = 73  # whether the current collective has had its probe
+FOUND = 74  # what the probe found
+COMPARED = 75  # whether the calls of all ranks have been compared
+WORDS = 80
+
+SCRATCH_BYTES = 16384
 
 # Stages.
 IDLE, DEPOSIT, WAIT = 0, 1, 2
 
 # Results of a kernel.
-READY, PENDING, POISONED, DEAD, MISMATCH = 0, 1, 2, 3, 4
+READY, PENDING, POISONED, DEAD, MISMATCH, TAKEN, LONGER = 0, 1, 2, 3, 4, 5, 6

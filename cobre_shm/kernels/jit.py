@@ -27,13 +27,20 @@ import numba.extending
 
 from cobre_shm import failpoints
 
-__all__ = ["compiling", "entry_point", "function_address", "inlined", "intrinsic"]
+__all__ = [
+    "compiling",
+    "function_address",
+    "inlined",
+    "integer_function",
+    "intrinsic",
+    "kernel_function",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _HERE = Path(__file__).parent
 # Modules outside this folder whose constants the kernels take in.
-_ELSEWHERE = ("layout.py", "failpoints.py")
+_ELSEWHERE = ("layout.py", "failpoints.py", "tuning.py")
 
 
 def _source_stamp() -> str:
@@ -71,24 +78,12 @@ def intrinsic(function: Callable[..., Any]) -> Any:
     return numba.extending.intrinsic(function)
 
 
-def entry_point(signature: str) -> Callable[[F], F]:
-    """Compile (or load) now, for one signature, callable from Python without the GIL."""
-
-    def decorate(function: F) -> F:
-        dispatcher = numba.njit(nogil=True)(function)
-        _enable_cache(dispatcher)
-        dispatcher.compile(signature)
-        dispatcher.disable_compile()
-        return dispatcher
-
-    return decorate
-
-
 def function_address(function: Callable[..., Any], signature: Any) -> int:
     """Compile (or load) ``function`` for ``signature`` and return its C address.
 
-    The code lives as long as the process.
+    The code lives as long as the process. What is ``inlined`` is taken as its plain function.
     """
+    function = getattr(function, "py_func", function)
     compiled = numba.core.ccallback.CFunc(
         function, numba.core.sigutils.normalize_signature(signature), {}, {"nogil": True}
     )
@@ -97,6 +92,19 @@ def function_address(function: Callable[..., Any], signature: Any) -> int:
         compiled.compile()
     _KEEP.append(compiled)
     return int(compiled.address)
+
+
+def integer_function(function: Callable[..., Any], arguments: int) -> int:
+    """Return the C address of a function of 64-bit integers that returns one."""
+    integer = numba.types.int64
+    return function_address(function, integer(*[integer] * arguments))
+
+
+def kernel_function(function: Callable[..., Any], arguments: int) -> int:
+    """Return the C address of a kernel of a context and 64-bit integers."""
+    integer = numba.types.int64
+    context = numba.types.CPointer(integer)
+    return function_address(function, integer(context, *[integer] * arguments))
 
 
 _KEEP: list[Any] = []

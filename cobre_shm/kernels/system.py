@@ -12,12 +12,19 @@ from numba import types
 
 from cobre_shm.kernels.jit import intrinsic
 
-__all__ = ["futex_wait", "futex_wake_all", "monotonic_ns", "yield_processor"]
+__all__ = [
+    "coarse_monotonic_ns",
+    "futex_wait",
+    "futex_wake_all",
+    "monotonic_ns",
+    "yield_processor",
+]
 
 _SYS_FUTEX = 202
 # Without FUTEX_PRIVATE_FLAG: the word is shared between processes.
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 _CLOCK_MONOTONIC = 1
+_CLOCK_MONOTONIC_COARSE = 6
 
 _I64 = ir.IntType(64)
 _I32 = ir.IntType(32)
@@ -40,20 +47,29 @@ def _timespec(builder: Any) -> Any:
         return builder.alloca(_TIMESPEC)
 
 
-@intrinsic
-def monotonic_ns(typing_context: Any) -> Any:
-    """Return CLOCK_MONOTONIC in nanoseconds (the clock of ``time.monotonic_ns``)."""
-
+def _clock_code(clock: int) -> Any:
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         spec = _timespec(builder)
         address = builder.ptrtoint(spec, _I64)
         kind = ir.FunctionType(_I32, [_I32, _I64])
-        builder.call(_external(builder, "clock_gettime", kind), [_I32(_CLOCK_MONOTONIC), address])
+        builder.call(_external(builder, "clock_gettime", kind), [_I32(clock), address])
         seconds = builder.load(builder.gep(spec, [_I32(0), _I32(0)]))
         nanoseconds = builder.load(builder.gep(spec, [_I32(0), _I32(1)]))
         return builder.add(builder.mul(seconds, _I64(_NANO)), nanoseconds)
 
-    return types.int64(), code
+    return code
+
+
+@intrinsic
+def monotonic_ns(typing_context: Any) -> Any:
+    """Return CLOCK_MONOTONIC in nanoseconds (the clock of ``time.monotonic_ns``)."""
+    return types.int64(), _clock_code(_CLOCK_MONOTONIC)
+
+
+@intrinsic
+def coarse_monotonic_ns(typing_context: Any) -> Any:
+    """Return the same clock at its last tick (4 ms at 250 Hz), at an eighth of the cost."""
+    return types.int64(), _clock_code(_CLOCK_MONOTONIC_COARSE)
 
 
 @intrinsic

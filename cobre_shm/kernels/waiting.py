@@ -1,38 +1,45 @@
-"""Publishing an epoch and waiting for the epochs of all peers.
+"""Publishing what a rank has done and waiting until the peers have done it too.
 
 Actors: the ranks of a group; launcher and ranks may set the poison word at any time.
 
-Shared words: ``arrived[r]`` (written by r alone, 0 at first, only grows), ``waiters[r]`` (number
-of ranks that sleep on ``arrived[r]``, changed atomically by them), the poison word (written once),
-the futex word inside ``death[r]`` (the kernel sets OWNER_DIED in it when r's main thread ends).
+Shared words: ``arrival[parity][r]`` (the last epoch of that parity that r has published) and
+``steps[r]`` (parts of chains that r has finished), both written by r alone, 0 at first, only
+growing; ``waiters[r]`` (number of ranks that sleep on a word of r, changed atomically by them);
+the poison word (written once); the futex word inside ``death[r]`` (the kernel sets OWNER_DIED in
+it when r's main thread ends).
 
-    P  arrived[me] = e                 exchange_seq_cst   <SYNC arrived>
+    P  arrival[e & 1][me] = e          exchange_seq_cst   <SYNC arrived>
        if waiters[me] != 0: wake all   load_seq_cst_u32   <SYNC waiters>
-    O  arrived[p] >= e ?               load_acquire       <SYNC arrived>
+    O  arrival[e & 1][p] >= e ?        load_acquire       <SYNC arrived>
 
-Sleeping on p: waiters[p] += 1 (fetch_add_seq_cst_u32, <SYNC waiters>); look at arrived[p] again
+and likewise with ``steps`` <SYNC steps>. Epochs of the two parities have words of their own, so
+that a small payload in the line of its epoch stays when the rank goes on to the next.
+
+Sleeping on p: waiters[p] += 1 (fetch_add_seq_cst_u32, <SYNC waiters>); look at the word of p again
 (load_seq_cst); futex_wait on its low half; waiters[p] -= 1.
 
-No wake-up is lost: P writes ``arrived`` and then reads ``waiters``, the sleeper writes
-``waiters`` and then reads ``arrived``, all four sequentially consistent. So either the sleeper
-sees the new epoch, or the publisher sees the sleeper; and a publication that falls between the
-sleeper's look and its sleep changes the word, so that futex_wait returns at once. A missed change
-of exactly 2**32 epochs, and a wake sent before a poison was seen, end with the time slice.
+No wake-up is lost: P writes its word and then reads ``waiters``, the sleeper writes ``waiters``
+and then reads the word, all four sequentially consistent. So either the sleeper sees the new
+value, or the publisher sees the sleeper; and a publication that falls between the sleeper's look
+and its sleep changes the word, so that futex_wait returns at once. A missed change of exactly
+2**32, and a wake sent before a poison was seen, end with the time slice.
 
->= and not ==: a fast peer may be one epoch ahead already.
+>= and not ==: ``steps`` of a fast peer may be ahead already.
 
 The ladder: spin up to a limit, then yield for at most a millisecond, then sleep in slices. The
 limit is adapted (additive increase, multiplicative decrease): a wait that ended while spinning
 adds to it, one that had to yield halves it, so that ranks which share a core stop spinning into
-each other's time without anybody counting cores. Poison and death are looked at in every step
-after spinning; spinning itself is at most some 50 microseconds. Each slice ends with PENDING, so
-that Python sees signals and the time limit.
+each other's time without anybody counting cores. A caller that holds the GIL (HOLDING) is sent
+back with LONGER before the first yield, and after at most some 10 microseconds, to call again
+without it. Poison and death are looked at in every step after spinning; spinning itself is at
+most some 50 microseconds. Each slice ends with PENDING, so that Python sees signals and the time
+limit.
 
-Poisoned or dead and yet arrived: arrival wins. ``arrived[p]`` is loaded again after the failure was
-seen, so a round that all ranks had published before the failure completes on all survivors. In
-particular a mismatch is seen by every rank, whatever the first one to see it does next. A rank
-that comes to a group which has failed publishes nothing, so that it does not complete alone what
-the others gave up.
+Poisoned or dead and yet arrived: arrival wins. The word of the peer is loaded again after the
+failure was seen, so a round that all ranks had published before the failure completes on all
+survivors. In particular a mismatch is seen by every rank, whatever the first one to see it does
+next. A rank that comes to a group which has failed publishes nothing, so that it does not complete
+alone what the others gave up.
 
 Checked: tests/unit/test_protocol_model.py (interleavings), tests/stress/test_exchange.py (real
 cores).
@@ -56,14 +63,29 @@ from cobre_shm.kernels.failing import PUBLISH, SLEEP, SPIN, fail_at
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.system import futex_wait, futex_wake_all, monotonic_ns, yield_processor
 
-__all__ = ["publish_arrival", "wait_all_arrived"]
+__all__ = [
+    "arrival_line",
+    "begin_wait",
+    "publish_arrival",
+    "publish_steps",
+    "wait_all_arrived",
+    "wait_steps",
+]
 
 YIELD_NS = 1_000_000
 SLICE_NS = 20_000_000
 OWNER_DIED = 0x40000000
 
-# A wait counts as spinning until this many pauses; measured: 24 ns each on an EPYC, so 50 us.
 SPIN_STEP = 2
+# Pauses for which a caller may keep the GIL; measured: 24 ns each on an EPYC, so 10 us.
+HOLD_PAUSES = 400
+
+
+@inlined
+def arrival_line(ctx: Any, epoch: int, rank: int) -> int:
+    """Address of the line in which ``rank`` publishes ``epoch``."""
+    block = ctx[context.CONTROL] + rank * layout.CONTROL_BYTES
+    return block + layout.ARRIVAL + (epoch & 1) * layout.ARRIVAL_BYTES
 
 
 @inlined
@@ -72,21 +94,51 @@ def publish_arrival(ctx: Any) -> int:
     if load_acquire(ctx[context.POISON]) != 0:  # <SYNC poison>
         return context.POISONED
     epoch = ctx[context.EPOCH] + 1
-    own = ctx[context.CONTROL] + ctx[context.RANK] * layout.CONTROL_BYTES
-    exchange_seq_cst(own + layout.ARRIVED, epoch)  # <SYNC arrived>
-    if load_seq_cst_u32(own + layout.WAITERS) != 0:  # <SYNC waiters>
-        futex_wake_all(own + layout.ARRIVED)
+    word = arrival_line(ctx, epoch, ctx[context.RANK])
+    exchange_seq_cst(word, epoch)  # <SYNC arrived>
+    _wake_waiters(ctx, word)
     ctx[context.EPOCH] = epoch
     fail_at(ctx, PUBLISH)
-    ctx[context.SPUN] = 0
-    ctx[context.YIELD_SINCE] = 0
-    ctx[context.ASLEEP] = 0
+    begin_wait(ctx)
     return context.READY
 
 
 @inlined
+def publish_steps(ctx: Any, steps: int) -> None:
+    """P of a chain: this rank has finished ``steps`` parts since the group began."""
+    word = ctx[context.CONTROL] + ctx[context.RANK] * layout.CONTROL_BYTES + layout.STEPS
+    exchange_seq_cst(word, steps)  # <SYNC steps>
+    _wake_waiters(ctx, word)
+    fail_at(ctx, PUBLISH)
+    begin_wait(ctx)
+
+
+@inlined
+def _wake_waiters(ctx: Any, word: int) -> None:
+    own = ctx[context.CONTROL] + ctx[context.RANK] * layout.CONTROL_BYTES
+    if load_seq_cst_u32(own + layout.WAITERS) != 0:  # <SYNC waiters>
+        futex_wake_all(word)
+
+
+@inlined
+def begin_wait(ctx: Any) -> None:
+    """Start the ladder anew."""
+    ctx[context.SPUN] = 0
+    ctx[context.YIELD_SINCE] = 0
+    ctx[context.ASLEEP] = 0
+
+
+@inlined
+def _adapt_spinning(ctx: Any) -> None:
+    if ctx[context.YIELD_SINCE] != 0:
+        ctx[context.SPIN_LIMIT] //= 2
+    elif ctx[context.SPUN] != 0 and ctx[context.SPIN_LIMIT] < ctx[context.SPIN_LIMIT_MAX]:
+        ctx[context.SPIN_LIMIT] += SPIN_STEP
+
+
+@inlined
 def wait_all_arrived(ctx: Any) -> int:
-    """O for every peer: READY, or PENDING, POISONED, DEAD; resumable.
+    """O for every peer: READY, or PENDING, POISONED, DEAD, LONGER; resumable.
 
     Starts at the next rank, so that not all ranks look at the same line first.
     """
@@ -97,28 +149,52 @@ def wait_all_arrived(ctx: Any) -> int:
         peer = rank + step
         if peer >= size:
             peer -= size
-        block = ctx[context.CONTROL] + peer * layout.CONTROL_BYTES
-        while load_acquire(block + layout.ARRIVED) < epoch:  # <SYNC arrived>
-            if ctx[context.SPUN] < ctx[context.SPIN_LIMIT]:
-                ctx[context.SPUN] += 1
-                fail_at(ctx, SPIN)
-                pause()
-                continue
-            status = _yield_or_sleep(ctx, block, epoch)
+        word = arrival_line(ctx, epoch, peer)
+        if load_acquire(word) < epoch:  # <SYNC arrived>
+            status = _climb(ctx, word, epoch, peer)
             if status != context.READY:
                 return status
-    if ctx[context.YIELD_SINCE] != 0:
-        ctx[context.SPIN_LIMIT] //= 2
-    elif ctx[context.SPUN] != 0 and ctx[context.SPIN_LIMIT] < ctx[context.SPIN_LIMIT_MAX]:
-        ctx[context.SPIN_LIMIT] += SPIN_STEP
+    _adapt_spinning(ctx)
     return context.READY
 
 
 @inlined
-def _yield_or_sleep(ctx: Any, block: int, epoch: int) -> int:
+def wait_steps(ctx: Any, peer: int, steps: int) -> int:
+    """O of a chain: wait until ``peer`` has finished ``steps`` parts; as wait_all_arrived."""
+    word = ctx[context.CONTROL] + peer * layout.CONTROL_BYTES + layout.STEPS
+    if load_acquire(word) < steps:  # <SYNC steps>
+        status = _climb(ctx, word, steps, peer)
+        if status != context.READY:
+            return status
+    _adapt_spinning(ctx)
+    return context.READY
+
+
+@inlined
+def _climb(ctx: Any, word: int, target: int, peer: int) -> int:
+    """The ladder, until the word of ``peer`` has reached ``target``."""
+    limit = ctx[context.SPIN_LIMIT]
+    if ctx[context.HOLDING] and limit > HOLD_PAUSES:
+        limit = HOLD_PAUSES
+    while load_acquire(word) < target:  # <SYNC arrived> <SYNC steps>
+        if ctx[context.SPUN] < limit:
+            ctx[context.SPUN] += 1
+            fail_at(ctx, SPIN)
+            pause()
+            continue
+        if ctx[context.HOLDING]:
+            return context.LONGER
+        status = _yield_or_sleep(ctx, word, target, peer)
+        if status != context.READY:
+            return status
+    return context.READY
+
+
+@inlined
+def _yield_or_sleep(ctx: Any, word: int, target: int, peer: int) -> int:
     """One step of the ladder's upper rungs; READY means: look at the peer again."""
     if load_acquire(ctx[context.POISON]) != 0:  # <SYNC poison>
-        if load_acquire(block + layout.ARRIVED) >= epoch:  # <SYNC arrived>
+        if load_acquire(word) >= target:  # <SYNC arrived> <SYNC steps>
             return context.READY
         return context.POISONED
     now = monotonic_ns()
@@ -128,18 +204,19 @@ def _yield_or_sleep(ctx: Any, block: int, epoch: int) -> int:
         yield_processor()
         return context.READY
     if _some_rank_died(ctx):
-        if load_acquire(block + layout.ARRIVED) >= epoch:  # <SYNC arrived>
+        if load_acquire(word) >= target:  # <SYNC arrived> <SYNC steps>
             return context.READY
         return context.DEAD
     ctx[context.ASLEEP] = 1
-    fetch_add_seq_cst_u32(block + layout.WAITERS, 1)  # <SYNC waiters>
-    seen = load_seq_cst(block + layout.ARRIVED)  # <SYNC arrived>
+    waiters = ctx[context.CONTROL] + peer * layout.CONTROL_BYTES + layout.WAITERS
+    fetch_add_seq_cst_u32(waiters, 1)  # <SYNC waiters>
+    seen = load_seq_cst(word)  # <SYNC arrived> <SYNC steps>
     fail_at(ctx, SLEEP)
-    if seen < epoch:
-        futex_wait(block + layout.ARRIVED, seen, SLICE_NS)
-        seen = load_acquire(block + layout.ARRIVED)  # <SYNC arrived>
-    fetch_add_seq_cst_u32(block + layout.WAITERS, -1)
-    return context.READY if seen >= epoch else context.PENDING
+    if seen < target:
+        futex_wait(word, seen, SLICE_NS)
+        seen = load_acquire(word)  # <SYNC arrived> <SYNC steps>
+    fetch_add_seq_cst_u32(waiters, -1)
+    return context.READY if seen >= target else context.PENDING
 
 
 @inlined

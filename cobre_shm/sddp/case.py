@@ -131,8 +131,10 @@ def share_case(path: str | Path, comm: Communicator) -> Case:
         build_case(name, documents)
         return encode({"name": name, "documents": documents})
 
+    from cobre_shm.sddp.node_arrays import share_openings
+
     shared = decode(on_rank_zero(read, comm))
-    return build_case(shared["name"], shared["documents"])
+    return share_openings(build_case(shared["name"], shared["documents"]), comm)
 
 
 def build_case(name: str, documents: Documents) -> Case:

@@ -94,8 +94,8 @@ class CutPool:
         self._batches: list[list[tuple[int, Floats]]] = [[] for _ in range(stages)]
 
     def add(self, t: int, iteration: int, batch: Floats) -> None:
-        """Keep a copy of ``batch``: (forward passes, 1 + state components)."""
-        self._batches[t].append((iteration, batch.copy()))
+        """Take ``batch``, which nobody may change any more: (cuts, 1 + state components)."""
+        self._batches[t].append((iteration, batch))
 
     def policy(self, scale: float) -> tuple[StageCuts, ...]:
         """Return the cuts of every stage in $."""

@@ -20,7 +20,8 @@ class NoiseBounds:
 
     Attributes:
         lower: float64, (openings, noise columns).
-        upper: float64, same shape. Inflows come first, one column per hydro plant.
+        upper: float64, same shape; the same array where no column has a range. Inflows come
+            first, one column per hydro plant.
         inflow_noise: float64, (openings, hydro plants): the deviates behind the inflows, if
             negative inflow has to be cut off by state; otherwise None.
     """
@@ -67,9 +68,11 @@ def noise_bounds(case: Case, lp: StageLp, noise: Floats, *, mean_load: bool = Fa
         available = (capacity * share)[:, None] * factors
         lower.append(np.zeros_like(available))
         upper.append(available)
+    below = np.concatenate(lower, axis=1)
+    is_fixed = all(low is high for low, high in zip(lower, upper, strict=True))
     return NoiseBounds(
-        lower=np.concatenate(lower, axis=1),
-        upper=np.concatenate(upper, axis=1),
+        lower=below,
+        upper=below if is_fixed else np.concatenate(upper, axis=1),
         inflow_noise=eta if case.config.truncate_inflow else None,
     )
 

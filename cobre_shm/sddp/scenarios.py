@@ -8,7 +8,7 @@ sources with statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -226,21 +226,43 @@ def opening_tree(statistics: Statistics, horizon: Horizon, seed: int, hydros: in
     """
     if statistics.openings is not None:
         return list(statistics.openings)
-    components = hydros + len(statistics.random_buses) + len(statistics.random_sources)
-    tree: list[Floats] = []
-    for t, stage in enumerate(horizon.stages):
-        values = np.zeros((stage.openings, components))
-        if t and noise_group(horizon, t) == noise_group(horizon, t - 1):
-            shared = min(stage.openings, tree[-1].shape[0])
-            values[:shared] = tree[-1][:shared]
-        else:
-            for opening in range(stage.openings):
-                vector = normal_vector(opening_seed(seed, opening, stage.id), components)
-                if statistics.correlation is not None:
-                    vector = statistics.correlation.apply(stage.id, vector)
-                values[opening] = vector
-        tree.append(values)
+    components = noise_components(statistics, hydros)
+    tree = [np.zeros((stage.openings, components)) for stage in horizon.stages]
+    for t, noise in enumerate(tree):
+        draw_noise(noise, range(len(noise)), statistics, horizon, t, seed)
+    copy_common_noise(tree, horizon)
     return tree
+
+
+def noise_components(statistics: Statistics, hydros: int) -> int:
+    """Return the length of a noise vector."""
+    return hydros + len(statistics.random_buses) + len(statistics.random_sources)
+
+
+def draw_noise(
+    noise: Floats, openings: range, statistics: Statistics, horizon: Horizon, t: int, seed: int
+) -> None:
+    """Draw some rows of a stage's ``noise``, zero so far, unless it is that of the stage before."""
+    if _has_common_noise(horizon, t):
+        return
+    stage = horizon.stages[t]
+    for opening in openings:
+        vector = normal_vector(opening_seed(seed, opening, stage.id), noise.shape[1])
+        if statistics.correlation is not None:
+            vector = statistics.correlation.apply(stage.id, vector)
+        noise[opening] = vector
+
+
+def copy_common_noise(tree: Sequence[Floats], horizon: Horizon) -> None:
+    """Complete a tree whose other stages are drawn."""
+    for t in range(1, len(tree)):
+        if _has_common_noise(horizon, t):
+            common = min(len(tree[t]), len(tree[t - 1]))
+            tree[t][:common] = tree[t - 1][:common]
+
+
+def _has_common_noise(horizon: Horizon, t: int) -> bool:
+    return t > 0 and noise_group(horizon, t) == noise_group(horizon, t - 1)
 
 
 def draw_opening(seed: int, iteration: int, scenario: int, t: int, openings: int) -> int:

@@ -18,9 +18,9 @@ from cobre_shm.sddp.case import Case
 from cobre_shm.sddp.cuts import StageCuts
 from cobre_shm.sddp.distribution import ItemGather, Shares
 from cobre_shm.sddp.errors import SolverError
+from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise import SIMULATION_SCENARIO_OFFSET
-from cobre_shm.sddp.noise_bounds import noise_bounds
-from cobre_shm.sddp.scenarios import draw_opening, opening_tree
+from cobre_shm.sddp.scenarios import draw_opening
 from cobre_shm.sddp.solver import StageSolver
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
 
@@ -109,11 +109,12 @@ def simulate(
     if len(cuts) != case.stages:
         raise ValueError(f"cuts of {case.stages} stages are needed, not of {len(cuts)}")
     scale = cost_scale(case)
-    tree = opening_tree(case.statistics, case.horizon, case.config.tree_seed, len(case.hydros))
+    node = NodeArrays(comm)
+    tree = node.opening_tree(case)
     stages = []
     for t, noise in enumerate(tree):
         lp = build_stage(case, t, scale)
-        solver = StageSolver(lp, noise_bounds(case, lp, noise))
+        solver = StageSolver(lp, node.noise_bounds(case, lp, noise))
         if len(cuts[t]):
             solver.add_cuts(cuts[t].intercept / scale, cuts[t].coefficients / scale)
         stages.append(_Stage(case, solver, scale))

@@ -105,9 +105,8 @@ class StageSolver:
             )
 
     def _use(self, lower: Floats, upper: Floats) -> None:
-        # Views of single rows made once: making them at every solve would cost more than the
-        # call that uses them.
-        self._lower_rows, self._upper_rows = list(lower), list(upper)
+        # Not as lists of rows: the views would take more memory than most rows do.
+        self._lower_rows, self._upper_rows = lower, upper
 
     @property
     def cuts(self) -> int:

@@ -19,11 +19,13 @@ import numpy.typing as npt
 from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.sddp.case import Case, share_case, with_iterations
+from cobre_shm.sddp.cut_store import CutStore
 from cobre_shm.sddp.cuts import CutPool, average_cut, opening_weights, ordered_sum
 from cobre_shm.sddp.distribution import ItemGather, Shares
 from cobre_shm.sddp.errors import SolverError
+from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise_bounds import noise_bounds
-from cobre_shm.sddp.scenarios import draw_opening, opening_tree
+from cobre_shm.sddp.scenarios import draw_opening
 from cobre_shm.sddp.sharing import on_rank_zero, share_failure
 from cobre_shm.sddp.solver import StageSolver
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
@@ -91,10 +93,11 @@ class _Trainer:
         horizon = case.horizon
         passes, self.state_size = case.config.forward_passes, case.state_size
         self.scale = cost_scale(case)
-        self.tree = opening_tree(case.statistics, horizon, case.config.tree_seed, len(case.hydros))
+        node = NodeArrays(comm)
+        self.tree = node.opening_tree(case)
         lps = [build_stage(case, t, self.scale) for t in range(case.stages)]
         self.solvers = [
-            StageSolver(lp, noise_bounds(case, lp, noise))
+            StageSolver(lp, node.noise_bounds(case, lp, noise))
             for lp, noise in zip(lps, self.tree, strict=True)
         ]
         self.bound_solver = (
@@ -107,6 +110,7 @@ class _Trainer:
         self.trials = ItemGather(self.shares, case.stages * self.state_size + 1, comm)
         self.found = ItemGather(self.shares, 1 + self.state_size, comm)
         self.pool = CutPool(case.stages, passes, self.state_size)
+        self.store = CutStore(comm, 1 + self.state_size)
         self.history: list[Iteration] = []
         self.timing: list[list[float]] = []
         self.retries = 0
@@ -257,7 +261,7 @@ class _Trainer:
             except SolverError as error:
                 failure = error
             batch = self.found.gather(failure)
-            self.pool.add(t, iteration, batch)
+            self.pool.add(t, iteration, self.store.keep(batch))
             self.solvers[t].add_cuts(batch[:, 0].copy(), batch[:, 1:])
             if t == 0 and self.bound_solver is not None:
                 self.bound_solver.add_cuts(batch[:, 0].copy(), batch[:, 1:])

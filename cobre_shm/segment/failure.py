@@ -10,7 +10,7 @@ from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, CollectiveTim
 from cobre_shm.segment.last_words import read_last_words
 from cobre_shm.segment.poison import Poison
 from cobre_shm.segment.process import is_alive
-from cobre_shm.segment.recorder import call_text, last_entry
+from cobre_shm.segment.recorder import last_entry
 from cobre_shm.segment.segment import Segment
 
 __all__ = ["exit_text", "failure", "mismatch", "missing_ranks"]
@@ -19,23 +19,23 @@ __all__ = ["exit_text", "failure", "mismatch", "missing_ranks"]
 _EXIT_REPORT_SECS = 0.5
 
 
-def missing_ranks(segment: Segment, epoch: int) -> list[int]:
-    """The ranks that have not arrived at ``epoch``."""
-    return [
-        rank
-        for rank in range(segment.size)
-        if segment.words.load(segment.control(rank) + layout.ARRIVED) < epoch
-    ]
+def missing_ranks(segment: Segment, epoch: int, steps: int = 0) -> list[int]:
+    """The ranks for which those wait that are at ``epoch``, or wait for ``steps`` in a chain.
+
+    In a chain each rank waits for the one before it, so the first of those that have done least
+    keeps all others.
+    """
+    behind = [rank for rank in range(segment.size) if segment.arrived(rank) < epoch]
+    if behind or not steps:
+        return behind
+    done = [segment.steps(rank) for rank in range(segment.size)]
+    return [done.index(min(done))] if min(done) < steps else []
 
 
-def mismatch(segment: Segment, epoch: int) -> CollectiveMismatch:
-    """What each rank called in the round ``epoch``, which all have published."""
-    words = segment.words
-    calls = []
-    for rank in range(segment.size):
-        call = segment.control(rank) + layout.CALL + (epoch & 1) * layout.CALL_BYTES
-        calls.append(call_text(*(words.load(call + 8 * i) for i in range(layout.CALL_WORDS))))
-    return CollectiveMismatch(calls)
+def mismatch(segment: Segment) -> CollectiveMismatch:
+    """What each rank called last: all have published its first round, and call nothing more."""
+    entries = [last_entry(segment, rank) for rank in range(segment.size)]
+    return CollectiveMismatch([entry.call if entry else "nothing" for entry in entries])
 
 
 def failure(segment: Segment, first: Poison, timeout: float) -> CollectiveFailed:
@@ -62,8 +62,8 @@ def exit_text(code: int) -> str:
 
 
 def _timed_out(segment: Segment, rank: int, timeout: float) -> CollectiveTimeout:
-    epochs = [segment.words.load(segment.control(r) + layout.ARRIVED) for r in range(segment.size)]
-    missing = missing_ranks(segment, max(epochs))
+    epochs = [segment.arrived(r) for r in range(segment.size)]
+    missing = missing_ranks(segment, max(epochs), steps=1 << 62)
     did = "; ".join(
         f"rank {r} (pid {segment.words.load(segment.control(r) + layout.PID)}) "
         f"{last_entry(segment, r) or 'has called nothing yet'}"

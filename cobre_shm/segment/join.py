@@ -32,7 +32,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from cobre_shm import layout
@@ -51,7 +51,14 @@ _UNREADY_SECS = 2.0
 _LOOK_SECS = 0.002
 
 
-def join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Segment:
+def join(
+    name: str,
+    rank: int,
+    size: int,
+    slot_bytes: int,
+    timeout: float,
+    tune: Callable[[Segment], Sequence[int]] | None = None,
+) -> Segment:
     """Attach to the group ``name`` as ``rank`` and wait for all ranks.
 
     Args:
@@ -60,6 +67,7 @@ def join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Se
         size: Number of ranks.
         slot_bytes: Bytes of a slot, if rank 0 makes the segment.
         timeout: Seconds without any new rank after which it gives up; may be ``inf``.
+        tune: Called on rank 0 when all ranks are attached; returns the tuning words of the header.
 
     Raises:
         InitializationFailed: With ``context["code"]`` NameInUse, IncompatibleSegment,
@@ -67,12 +75,19 @@ def join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Se
         AllocationFailed: The memory is not there.
     """
     try:
-        return _join(name, rank, size, slot_bytes, timeout)
+        return _join(name, rank, size, slot_bytes, timeout, tune)
     except OSError as error:
         raise system_error(name, error) from error
 
 
-def _join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> Segment:
+def _join(
+    name: str,
+    rank: int,
+    size: int,
+    slot_bytes: int,
+    timeout: float,
+    tune: Callable[[Segment], Sequence[int]] | None,
+) -> Segment:
     segment, is_ours = _find_or_create(name, rank, size, slot_bytes, timeout)
     try:
         _claim(segment, rank, size)
@@ -80,7 +95,7 @@ def _join(name: str, rank: int, size: int, slot_bytes: int, timeout: float) -> S
         _abandon(segment, is_ours)
         raise
     try:
-        _wait_for_all(segment, rank, timeout)
+        _wait_for_all(segment, rank, timeout, tune)
     except BaseException as error:
         if not isinstance(error, InitializationFailed):
             poison(segment, layout.INTERRUPTED, rank)
@@ -229,10 +244,17 @@ def _abandon(segment: Segment, is_ours: bool) -> None:
     segment.close()
 
 
-def _wait_for_all(segment: Segment, rank: int, timeout: float) -> None:
+def _wait_for_all(
+    segment: Segment,
+    rank: int,
+    timeout: float,
+    tune: Callable[[Segment], Sequence[int]] | None,
+) -> None:
     words = segment.words
     if rank == 0:
         _wait_until(segment, rank, timeout, lambda: not _absent(segment))
+        for index, value in enumerate(tune(segment) if tune else ()):
+            words.store(layout.HEADER_TUNING + 8 * index, value)  # published by <SYNC joined>
         segment.unlink()
         reach("joined", 0)
         words.store(layout.HEADER_JOINED, 1)  # <SYNC joined>

@@ -13,9 +13,9 @@ __all__ = ["lateness"]
 _NAMED = 8
 
 
-def lateness(segment: Segment, rank: int, epoch: int, seconds: float) -> str:
-    """Return one line on the ranks that have not arrived at ``epoch``, as ``rank`` sees it."""
-    late = missing_ranks(segment, epoch)
+def lateness(segment: Segment, rank: int, epoch: int, steps: int, seconds: float) -> str:
+    """Return one line on the ranks that keep ``rank`` waiting for ``epoch`` (see missing_ranks)."""
+    late = missing_ranks(segment, epoch, steps)
     named = ", ".join(_describe(segment, peer) for peer in late[:_NAMED])
     more = f" and {len(late) - _NAMED} more" if len(late) > _NAMED else ""
     waiting = segment.size - len(late)

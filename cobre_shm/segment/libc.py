@@ -10,7 +10,7 @@ import errno
 import os
 import threading
 
-__all__ = ["RobustMutex", "futex_wake_all", "map_shared", "unmap"]
+__all__ = ["RobustMutex", "futex_wake_all", "map_shared", "reserve", "unmap"]
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
@@ -29,8 +29,8 @@ for _name in ("init", "lock", "trylock", "unlock", "consistent"):
         [ctypes.c_void_p] if _name == "init" else []
     )
 
-_PROT_READ, _PROT_WRITE = 1, 2
-_MAP_SHARED = 1
+_PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _SYS_FUTEX = 202
 _FUTEX_WAKE = 1
@@ -39,14 +39,39 @@ _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
 
 
-def map_shared(fd: int, nbytes: int, *, writable: bool = True) -> int:
+def map_shared(
+    fd: int, nbytes: int, *, writable: bool = True, offset: int = 0, at: int | None = None
+) -> int:
     """Map ``nbytes`` of ``fd``, shared with everybody who maps them; return the address.
 
     Unlike an ``mmap`` object the mapping never goes by itself. A robust mutex that this process
     holds in it must stay mapped until the kernel has seen the process die.
+
+    Args:
+        fd: Descriptor of the memory.
+        nbytes: How much of it.
+        writable: Whether it may be written through this mapping.
+        offset: Where in the memory, a multiple of the page.
+        at: Address to map it at, inside what :func:`reserve` gave; None: any.
     """
     protection = _PROT_READ | _PROT_WRITE if writable else _PROT_READ
-    address = _LIBC.mmap(None, nbytes, protection, _MAP_SHARED, fd, 0)
+    flags = _MAP_SHARED | (0 if at is None else _MAP_FIXED)
+    return _mmap(at, nbytes, protection, flags, fd, offset)
+
+
+def reserve(nbytes: int, *, at: int | None = None) -> int:
+    """Reserve addresses without memory; return the first. Touching them is a SIGSEGV.
+
+    Args:
+        nbytes: How many.
+        at: Reserve these, in place of what is mapped there; None: any.
+    """
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | (0 if at is None else _MAP_FIXED)
+    return _mmap(at, nbytes, _PROT_NONE, flags, -1, 0)
+
+
+def _mmap(at: int | None, nbytes: int, protection: int, flags: int, fd: int, offset: int) -> int:
+    address = _LIBC.mmap(at, nbytes, protection, flags, fd, offset)
     if address in (None, _MAP_FAILED):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -54,7 +79,7 @@ def map_shared(fd: int, nbytes: int, *, writable: bool = True) -> int:
 
 
 def unmap(address: int, nbytes: int) -> None:
-    """Undo :func:`map_shared`."""
+    """Undo :func:`map_shared` and :func:`reserve`."""
     _LIBC.munmap(address, nbytes)
 
 

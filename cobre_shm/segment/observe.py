@@ -152,10 +152,7 @@ def _failure(segment: Segment) -> str | None:
 
 
 def _epochs(segment: Segment) -> list[int]:
-    return [
-        segment.words.load(segment.control(rank) + layout.ARRIVED)  # <SYNC arrived>
-        for rank in range(segment.size)
-    ]
+    return [segment.arrived(rank) for rank in range(segment.size)]
 
 
 def _late_ranks(segment: Segment) -> set[int]:
@@ -192,7 +189,7 @@ def _look_at(segment: Segment, rank: int, *, is_late: bool) -> RankFacts:
         state=state,
         exit_code=words.load(block + layout.EXIT_CODE) if exited else None,
         is_late=is_late,
-        epoch=words.load(block + layout.ARRIVED),  # <SYNC arrived>
+        epoch=segment.arrived(rank),
         sequence=last.sequence if last else 0,
         call=last.call if last else None,
         is_inside=last is not None and last.is_inside,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -14,7 +15,9 @@ from cobre_shm.errors import AllocationFailed
 __all__ = [
     "DIRECTORY",
     "UntrustedObject",
+    "allocation_failed",
     "check_ours",
+    "check_room",
     "create_object",
     "how_to_enlarge",
     "open_descriptor",
@@ -31,8 +34,14 @@ class UntrustedObject(OSError):
     """The object of this name is not one that we could have made."""
 
 
-def create_object(name: str, nbytes: int) -> int:
+def create_object(name: str, nbytes: int, *, allocate: bool = True) -> int:
     """Create ``name`` exclusively with ``nbytes`` of allocated, zeroed memory; return its fd.
+
+    Args:
+        name: POSIX name.
+        nbytes: How much.
+        allocate: Whether to allocate. If not, the caller has it done before anybody touches it:
+            ``ftruncate`` alone succeeds on a full file system, and writing ends in SIGBUS.
 
     Raises:
         FileExistsError: The name is taken.
@@ -53,14 +62,14 @@ def create_object(name: str, nbytes: int) -> int:
             ),
         ) from error
     try:
-        # ftruncate alone would succeed on a full file system and end in SIGBUS later.
         os.ftruncate(memory.fd, nbytes)
-        os.posix_fallocate(memory.fd, 0, nbytes)
+        if allocate:
+            os.posix_fallocate(memory.fd, 0, nbytes)
     except BaseException as error:
         memory.close_fd()
         remove_object(name)
         if isinstance(error, OSError | OverflowError):
-            raise _allocation_failed(nbytes, error) from error
+            raise allocation_failed(nbytes, error) from error
         raise
     return int(memory.fd)
 
@@ -157,7 +166,20 @@ def check_ours(path: Path, status: os.stat_result, minimum_bytes: int) -> None:
         raise FileNotFoundError(f"{path} has {status.st_size} bytes, at least {minimum_bytes} due")
 
 
-def _allocation_failed(nbytes: int, error: BaseException) -> AllocationFailed:
+def check_room(nbytes: int) -> None:
+    """Check that POSIX objects may take ``nbytes`` more now; others may be faster.
+
+    Raises:
+        AllocationFailed: They may not.
+    """
+    usage = os.statvfs(DIRECTORY)
+    # A mount without a limit says that it has no blocks at all.
+    if usage.f_blocks and nbytes > usage.f_bavail * usage.f_frsize:
+        raise allocation_failed(nbytes, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+
+def allocation_failed(nbytes: int, error: BaseException) -> AllocationFailed:
+    """Return the error for ``nbytes`` of POSIX memory that the system refused with ``error``."""
     usage = os.statvfs(DIRECTORY)
     free = usage.f_bavail * usage.f_frsize
     used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize

@@ -32,7 +32,7 @@ from cobre_shm.segment.segment import Segment
 __all__ = ["Entry", "call_text", "entries", "last_entry"]
 
 _WORDS = struct.Struct("<8q")
-_WITHOUT_ELEMENTS = (layout.BARRIER, layout.SPLIT)
+_WITHOUT_ELEMENTS = (layout.BARRIER, layout.SPLIT, layout.ARRAY)
 _DONE, _INSIDE = 0, 1
 # What kernels return (``kernels/context.py``), in words.
 _STATUSES = {_DONE: "done", _INSIDE: "inside", 2: "failed", 3: "peer died", 4: "mismatch"}
@@ -90,7 +90,7 @@ def call_text(what: int, tag: int, count: int) -> str:
     if what & 0xFF in _WITHOUT_ELEMENTS:
         return operation
     parts = [f"{count} x {tag_text(tag)}"]
-    if what & 0xFF == layout.ALLREDUCE:
+    if what & 0xFF in (layout.ALLREDUCE, layout.ALLREDUCE_SHARED):
         reduction = what >> 8 & 0xFF
         parts.append(ReduceOp(reduction).name if reduction in list(ReduceOp) else str(reduction))
     if what & 0xFF == layout.BROADCAST:

@@ -1,154 +1,76 @@
-"""Shared regions: one copy for all ranks of a group.
-
-Rank 0 allocates and all ranks map. The memory is a POSIX object whose name all ranks can derive
-or, where that does not fit and the group may, memory without a name that they open through rank
-0's descriptor (see ``unnamed.py``). Two allreduces of four words, in each of which everybody says
-whether it has failed:
-
-1. after rank 0 has allocated; it says there where its memory is, all zeros for by its name;
-2. after all have opened and mapped. Until then rank 0 keeps its descriptor, and the name.
-
-So all ranks raise or none does.
-"""
+"""Shared regions: one copy for all ranks of a group."""
 
 from __future__ import annotations
 
-import mmap
-import os
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 
-from cobre_shm.communicator import Array, Communicator, SharedRegion
-from cobre_shm.datatypes import ReduceOp
+from cobre_shm.arrays import bytes_of_shape
+from cobre_shm.communicator import Communicator, SharedRegion
 from cobre_shm.errors import AllocationFailed
-from cobre_shm.failpoints import reach
-from cobre_shm.segment.posix import create_object, open_object, remove_object
-from cobre_shm.segment.unnamed import Whereabouts, create_unnamed, open_unnamed
+from cobre_shm.segment.common import MemorySource
+from cobre_shm.segment.libc import map_shared
+from cobre_shm.segment.mapping import Mapping, array_at
+from cobre_shm.segment.pages import make_read_only, populate, share_of
 
 __all__ = ["ShmRegion"]
 
 
-# No process has pid 0.
-_BY_NAME = Whereabouts(0, 0, 0)
-
-
 class ShmRegion(SharedRegion):
-    """A region that rank 0 allocates and all ranks map.
+    """A region that all ranks have mapped, or none (see ``common.py``).
 
-    Its name is derived from the group's, so all ranks know it, and exists from the allocation
-    until every rank has mapped it. If the allocation fails in any way, every rank that survives
-    removes it; the launcher removes what is left when nobody survives. The mapping goes with the
-    last view of ``array``.
+    Its pages are allocated, and lie near the rank that allocated them: of ``size`` equal blocks
+    rank r has block r. The mapping goes with the last view of ``array``.
 
     Args:
         comm: The group.
-        name: POSIX name that nobody else uses.
+        source: Where its memory comes from.
         shape: Of the array.
         dtype: Of its elements.
-        may_be_unnamed: Whether memory without a name serves where no POSIX object fits.
+
+    Raises:
+        AllocationFailed: On every rank.
     """
 
     def __init__(
         self,
         comm: Communicator,
-        name: str,
+        source: MemorySource,
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
-        *,
-        may_be_unnamed: bool = False,
     ) -> None:
         self._comm = comm
-        self._may_be_unnamed = may_be_unnamed
+        self._source = source
         self._shape, self._dtype = shape, dtype
-        self._nbytes = max(1, int(np.prod(shape, dtype=object)) * dtype.itemsize)
-        self._fd = -1
-        self._name = ""
+        self._nbytes = max(1, bytes_of_shape(shape, dtype))
+        self._mapping: Mapping | None = None
         try:
-            error = self._map(name)
+            source.share(self._nbytes, self._map)
         except BaseException:
-            # The group failed: who is left cleans up after whoever is not.
-            self._remove(name)
-            self.close()
+            self._unmap()
             raise
-        if error is not None:
-            self.close()
-            raise error
+        self._show(writable=True)
 
-    def _map(self, name: str) -> AllocationFailed | None:
-        """Allocate and map on all ranks; the error, on all ranks, if any of them cannot."""
-        comm = self._comm
-        error, where = self._create(name) if comm.rank == 0 else (None, _BY_NAME)
-        reach("region_create", comm.rank)
-        failed, where = self._tell(error, where)
-        if failed:
-            return error or self._refused()
-        if comm.rank != 0:
-            error = self._try(lambda: self._open(name, where))
-        if error is None:
-            error = self._show(mmap.ACCESS_WRITE)
-        reach("region_mapped", comm.rank)
-        failed, _ = self._tell(error, _BY_NAME)
-        # Every rank: rank 0 may be killed before it comes to this line.
-        self._remove(name)
-        return error or self._refused() if failed else None
+    def _map(self, fd: int) -> None:
+        self._mapping = Mapping(self._nbytes)
+        address, pages = self._mapping.address, self._source.pages
+        map_shared(fd, self._nbytes, at=address)
+        pages.apply(address, self._nbytes, spread=True)
+        first, last = share_of(self._nbytes, self._comm.rank, self._comm.size)
+        populate(fd, first, address + first, last - first)
+        pages.collapse(address + first, last - first)
 
-    def _create(self, name: str) -> tuple[AllocationFailed | None, Whereabouts]:
-        error = self._try(lambda: create_object(name, self._nbytes))
-        if error is None or not self._may_be_unnamed:
-            return error, _BY_NAME
-        error = self._try(lambda: create_unnamed(name, self._nbytes))
-        return error, _BY_NAME if error is not None else Whereabouts.of(self._fd)
+    def _unmap(self) -> None:
+        # Not by forgetting it: who keeps the error keeps this object.
+        if self._mapping is not None:
+            self._mapping.release()
 
-    def _open(self, name: str, where: Whereabouts) -> int:
-        if where == _BY_NAME:
-            return open_object(name, self._nbytes)[0]
-        return open_unnamed(where, self._nbytes)
-
-    def _try(self, make: Callable[[], int]) -> AllocationFailed | None:
-        try:
-            self._fd = make()
-        except AllocationFailed as error:
-            return error
-        except OSError as error:
-            return self._failed(error)
-        return None
-
-    def _show(self, access: int) -> AllocationFailed | None:
-        try:
-            self.array = self._view(access)
-        except (OSError, ValueError) as error:
-            return self._failed(error)
-        return None
-
-    def _failed(self, cause: Exception) -> AllocationFailed:
-        error = AllocationFailed(self._nbytes, str(cause))
-        error.__cause__ = cause
-        return error
-
-    def _remove(self, name: str) -> None:
-        """Remove the name; if the system refuses, again when the region is closed."""
-        self._name = name
-        with suppress(OSError):
-            remove_object(name)
-            self._name = ""
-
-    def _tell(self, error: AllocationFailed | None, where: Whereabouts) -> tuple[bool, Whereabouts]:
-        """Return whether anybody failed, and what the one who knows says of the memory."""
-        words = np.array([error is not None, *astuple(where)], dtype=np.int64)
-        failed, *told = self._comm.allreduce(words, op=ReduceOp.MAX).tolist()
-        return bool(failed), Whereabouts(*told)
-
-    def _refused(self) -> AllocationFailed:
-        return AllocationFailed(self._nbytes, "refused on another rank")
-
-    def _view(self, access: int) -> Array:
-        memory = mmap.mmap(self._fd, self._nbytes, access=access)
-        count = int(np.prod(self._shape, dtype=object))
-        return np.frombuffer(memory, dtype=self._dtype, count=count).reshape(self._shape)
+    def _show(self, *, writable: bool) -> None:
+        assert self._mapping is not None
+        address = self._mapping.address
+        self.array = array_at(address, self._shape, self._dtype, self._mapping, writable=writable)
 
     def fence(self) -> None:
         """See :meth:`SharedRegion.fence`: a barrier publishes and observes everything."""
@@ -158,22 +80,21 @@ class ShmRegion(SharedRegion):
         """See :meth:`SharedRegion.freeze`."""
         self.fence()
         error = None
-        if not self._comm.is_leader and self._fd >= 0:
-            error = self._show(mmap.ACCESS_READ)
+        if not self._comm.is_leader and self._mapping is not None:
+            try:
+                make_read_only(self._mapping.address, self._nbytes)
+            except OSError as cause:
+                error = AllocationFailed(self._nbytes, str(cause))
+                error.__cause__ = cause
+            else:
+                self._show(writable=False)
         self.fence()
         if error is not None:
             raise error
 
     def close(self) -> None:
         """See :meth:`SharedRegion.close`."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self.array = np.empty(0, dtype=self._dtype)
-        if self._name:
-            self._remove(self._name)
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self.array = np.empty(0, dtype=self._dtype)
+        self._mapping = None
+        with suppress(OSError):
+            self._source.remove_names()

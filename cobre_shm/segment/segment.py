@@ -27,7 +27,7 @@ from cobre_shm.segment.words import Words
 
 __all__ = ["DEFAULT_SLOT_BYTES", "Segment", "remove_unready", "system_error"]
 
-DEFAULT_SLOT_BYTES = 128 * 1024
+DEFAULT_SLOT_BYTES = 256 * 1024
 # The control mutex is held for a few microseconds. Whoever holds it longer is stopped.
 _CONTROL_LOCK_SECS = 1.0
 
@@ -223,6 +223,18 @@ class Segment:
         """Offset of a rank's control block."""
         return layout.CONTROL + rank * layout.CONTROL_BYTES
 
+    def arrived(self, rank: int) -> int:
+        """The last epoch that a rank has published."""
+        line = self.control(rank) + layout.ARRIVAL
+        return max(
+            self.words.load(line + parity * layout.ARRIVAL_BYTES)  # <SYNC arrived>
+            for parity in (0, 1)
+        )
+
+    def steps(self, rank: int) -> int:
+        """The parts of chains that a rank has finished."""
+        return self.words.load(self.control(rank) + layout.STEPS)  # <SYNC steps>
+
     def death_mutex(self, rank: int) -> RobustMutex:
         """The mutex whose owner is the rank's main thread."""
         return RobustMutex(self.words.address + self.control(rank) + layout.DEATH_MUTEX)
@@ -253,7 +265,9 @@ class Segment:
     def wake_all(self) -> None:
         """Wake every rank that sleeps, so that it looks at the poison word."""
         for rank in range(self.size):
-            futex_wake_all(self.words.address + self.control(rank) + layout.ARRIVED)
+            block = self.words.address + self.control(rank)
+            for word in (0, layout.ARRIVAL_BYTES, layout.STEPS):
+                futex_wake_all(block + word)
 
     @property
     def creator(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ mapping. Without a name, others come to it in one of two ways:
 
 Whoever comes in either way checks the owner, the mode (the maker gives it 0600, as a memfd comes
 with 0777) and the seals against shrinking and growing. With these nobody, not even the maker, can
-take mapped memory away, so there is no SIGBUS; all of it is allocated before anybody sees it.
+take mapped memory away, and all of it is allocated before anybody touches it: no SIGBUS.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from cobre_shm.errors import AllocationFailed
 from cobre_shm.machine import memory_bytes, memory_limit_bytes
 from cobre_shm.segment.posix import UntrustedObject, check_ours, open_descriptor
 
-__all__ = ["Whereabouts", "create_unnamed", "descriptor_of", "open_inherited", "open_unnamed"]
+__all__ = [
+    "Whereabouts",
+    "check_available",
+    "create_unnamed",
+    "descriptor_of",
+    "open_inherited",
+    "open_unnamed",
+]
 
 _PREFIX = "fd:"
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -55,31 +62,25 @@ class Whereabouts:
         return cls(os.getpid(), fd, os.fstat(fd).st_ino)
 
 
-def create_unnamed(label: str, nbytes: int) -> int:
+def create_unnamed(label: str, nbytes: int, *, allocate: bool = True) -> int:
     """Make ``nbytes`` of allocated, zeroed memory that keeps its size; return its fd.
 
     Args:
         label: What ``/proc/PID/fd`` shows.
         nbytes: How much.
+        allocate: Whether to allocate; if not, the caller has it done before anybody touches it.
 
     Raises:
         AllocationFailed: The memory is not there; nothing is left.
     """
-    # No file system refuses: asked for more than there is, the kernel would end processes.
-    free = _available_bytes()
-    if nbytes > free:
-        raise AllocationFailed(
-            nbytes,
-            f"{free} bytes of memory are available",
-            context={"free_bytes": free},
-            suggestion="Use fewer or smaller shared regions, or a larger machine or container.",
-        )
+    check_available(nbytes)
     try:
         fd = _memfd(label.lstrip("/"))
         try:
             os.fchmod(fd, 0o600)
             os.ftruncate(fd, nbytes)
-            os.posix_fallocate(fd, 0, nbytes)
+            if allocate:
+                os.posix_fallocate(fd, 0, nbytes)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
         except BaseException:
             os.close(fd)
@@ -97,6 +98,24 @@ def _memfd(label: str) -> int:
         if error.errno != errno.EINVAL:
             raise
         return os.memfd_create(label, flags)
+
+
+def check_available(nbytes: int) -> None:
+    """Check that the machine has ``nbytes`` to give.
+
+    Where no file system refuses, the kernel would end processes if it were asked for more.
+
+    Raises:
+        AllocationFailed: It has not.
+    """
+    free = _available_bytes()
+    if nbytes > free:
+        raise AllocationFailed(
+            nbytes,
+            f"{free} bytes of memory are available",
+            context={"free_bytes": free},
+            suggestion="Use fewer or smaller shared arrays, or a larger machine or container.",
+        )
 
 
 def _available_bytes() -> int:

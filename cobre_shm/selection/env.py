@@ -17,15 +17,17 @@ from cobre_shm.errors import InitializationFailed, MissingConfiguration
 from cobre_shm.selection.values import (
     BackendName,
     BindAddress,
+    Choice,
     Coordinator,
     Descriptor,
     Failpoint,
+    Flag,
     Integer,
     Seconds,
     Secret,
     SecretFile,
     SegmentName,
-    Switch,
+    TuningFile,
     ValueType,
 )
 
@@ -144,6 +146,33 @@ VARIABLES: tuple[Variable, ...] = (
         unit="s",
     ),
     Variable(
+        "COBRE_SHM_TUNING",
+        "shm",
+        TuningFile(),
+        "Switch points of the algorithms: a file that `python -m cobre_shm.tune` wrote, or `auto` "
+        "for the one of this machine",
+        default=None,
+        example="auto",
+    ),
+    Variable(
+        "COBRE_SHM_HUGEPAGES",
+        "shm",
+        Choice(("auto", "never", "always")),
+        "Huge pages for shared regions and arrays: `auto` where they are large and the system "
+        "leaves it to programs, `never`, `always`; where refused, the usual pages",
+        default="auto",
+        example="always",
+    ),
+    Variable(
+        "COBRE_SHM_NUMA_INTERLEAVE",
+        "shm",
+        Flag(),
+        "`1`: spread shared regions over all memory nodes; `0`: block r of equal blocks lies on "
+        "the node of rank r",
+        default="0",
+        example="1",
+    ),
+    Variable(
         "COBRE_TCP_COORDINATOR",
         "tcp",
         Coordinator(),
@@ -242,7 +271,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "COBRE_TCP_INSECURE",
         "tcp",
-        Switch(),
+        Flag(),
         "`1` allows a network that is not loopback without a secret: "
         "then whoever reaches the port can join",
         default="0",

@@ -101,6 +101,12 @@ class ShmConfig:
             several steps. A multiple of 4096, the page. Rank 0's value holds for all.
         stall_warn_secs: Seconds after which the ranks that wait name a late one on stderr; above
             0, ``inf`` for never.
+        hugepages: Whether to ask for huge pages for shared regions and arrays: ``auto`` where
+            they are large and the system leaves it to programs, ``never``, ``always``.
+        numa_interleave: Whether to spread regions over all memory nodes, rather than to have each
+            rank's block on the node of that rank.
+        tuning: File of switch points (``python -m cobre_shm.tune`` writes one), or ``auto`` for
+            the one of this machine. None: the defaults. Rank 0's value holds for all.
 
     Raises:
         InitializationFailed: A field is out of range.
@@ -112,11 +118,17 @@ class ShmConfig:
     rank: int
     size: int
     timeout_secs: float = 60.0
-    slot_bytes: int = 131072
+    slot_bytes: int = 262144
     stall_warn_secs: float = 10.0
+    hugepages: str = "auto"
+    numa_interleave: bool = False
+    tuning: str | None = None
 
     def __post_init__(self) -> None:
-        _store(self, _checked("shm", _values(self), _field_of(self)))
+        values = _values(self)
+        if self.tuning is None:
+            del values["tuning"]
+        _store(self, _checked("shm", values, _field_of(self)))
         slots = Integer(layout.PAGE_BYTES, layout.MAX_SLOT_BYTES)
         try:
             object.__setattr__(self, "slot_bytes", slots.check(self.slot_bytes))

@@ -15,20 +15,22 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from cobre_shm import failpoints
+from cobre_shm import failpoints, tuning
 
 __all__ = [
     "BackendName",
     "BindAddress",
+    "Choice",
     "Coordinator",
     "Descriptor",
     "Failpoint",
+    "Flag",
     "Integer",
     "Seconds",
     "Secret",
     "SecretFile",
     "SegmentName",
-    "Switch",
+    "TuningFile",
     "ValueType",
     "split_address",
 ]
@@ -61,6 +63,22 @@ class Failpoint:
     def check(self, value: Any) -> str:
         """Return the text that ``failpoints`` understands."""
         failpoints.parse(value)
+        return str(value)
+
+
+@dataclass(frozen=True)
+class TuningFile:
+    """A file of switch points, or ``auto``."""
+
+    expected: ClassVar[str] = "`auto`, or a file written by python -m cobre_shm.tune"
+
+    def parse(self, text: str) -> str:
+        """See :class:`ValueType`."""
+        return self.check(text)
+
+    def check(self, value: Any) -> str:
+        """Return the name of a file that can be read."""
+        tuning.load_tuning(str(value))
         return str(value)
 
 
@@ -100,6 +118,51 @@ class Integer:
         if not self.low <= number <= self.high:
             raise ValueError(value)
         return number
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few words.
+
+    Attributes:
+        words: The words, in lower case.
+    """
+
+    words: tuple[str, ...]
+
+    @property
+    def expected(self) -> str:
+        """See :class:`ValueType`."""
+        return f"one of {', '.join(self.words)}"
+
+    def parse(self, text: str) -> str:
+        """Case carries no meaning."""
+        return text.lower()
+
+    def check(self, value: Any) -> str:
+        """See :class:`ValueType`."""
+        if value not in self.words:
+            raise ValueError(value)
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Yes or no; as text, ``1`` or ``0``."""
+
+    expected: ClassVar[str] = "1 or 0"
+
+    def parse(self, text: str) -> bool:
+        """See :class:`ValueType`."""
+        if text not in ("0", "1"):
+            raise ValueError(text)
+        return text == "1"
+
+    def check(self, value: Any) -> bool:
+        """A bool, or what acts as the integers 0 and 1."""
+        if isinstance(value, str) or value not in (0, 1):
+            raise ValueError(value)
+        return bool(value)
 
 
 @dataclass(frozen=True)
@@ -265,25 +328,6 @@ class SecretFile:
         if not isinstance(value, str) or not value or "\0" in value:
             raise ValueError(value)
         return _descriptor(value) if value.startswith("fd:") else value
-
-
-@dataclass(frozen=True)
-class Switch:
-    """Yes or no."""
-
-    expected: ClassVar[str] = "1 or 0"
-
-    def parse(self, text: str) -> bool:
-        """Nothing but the two digits."""
-        if text not in ("0", "1"):
-            raise ValueError(text)
-        return text == "1"
-
-    def check(self, value: Any) -> bool:
-        """See :class:`ValueType`."""
-        if not isinstance(value, bool):
-            raise ValueError(value)
-        return value
 
 
 def _descriptor(value: str) -> str:

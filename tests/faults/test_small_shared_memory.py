@@ -166,6 +166,53 @@ def test_regions_do_without_the_mount_and_fail_on_all_ranks_or_none(small, size)
     assert sum("refused on another rank" in line for line in lines) == size - 1
 
 
+POPULATE = """
+import errno, os
+from cobre_shm.segment.libc import map_shared
+from cobre_shm.segment.pages import populate
+fd = os.open("/dev/shm/cobre-test-sparse", os.O_RDWR | os.O_CREAT, 0o600)
+os.unlink("/dev/shm/cobre-test-sparse")
+os.ftruncate(fd, 2 << 20)
+address = map_shared(fd, 2 << 20)
+populate(fd, 0, address, 1 << 19)
+try:
+    populate(fd, 0, address, 2 << 20)
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+def test_memory_that_the_mount_has_not_is_an_error_and_no_signal(small):
+    process = small("-c", POPULATE)
+    out, err = process.communicate(timeout=WATCHDOG_SECS)
+    assert (process.returncode, out) == (0, "ENOSPC\n"), err
+
+
+ARRAYS = """
+import cobre_shm
+from cobre_shm.errors import AllocationFailed
+with cobre_shm.create_communicator() as comm:
+    array = comm.full(1_000_000, comm.rank + 1.0)
+    try:
+        comm.empty(1 << 35)
+    except AllocationFailed as error:
+        print(error, flush=True)
+    total = comm.allreduce(array)
+    assert set(total) == {comm.size * (comm.size + 1) / 2}, total
+assert set(array) == {comm.rank + 1.0}
+"""
+
+
+@pytest.mark.parametrize("size", [2, SIZE])
+def test_shared_arrays_do_without_the_mount_and_fail_on_all_ranks_or_none(small, size):
+    process = small("-m", "cobre_shm.spawn", "-n", size, "-c", ARRAYS)
+    out, err = process.communicate(timeout=WATCHDOG_SECS)
+    assert process.returncode == 0, err
+    lines = out.splitlines()
+    assert len(lines) == size
+    assert all(f"Allocation of {8 << 35} bytes" in line for line in lines), lines
+
+
 SPLIT = """
 import os
 import numpy as np

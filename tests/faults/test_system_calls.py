@@ -13,6 +13,8 @@ import pytest
 
 from cobre_shm.errors import AllocationFailed, CobreError, InitializationFailed
 from cobre_shm.segment import join as joining
+from cobre_shm.segment import mapping
+from cobre_shm.segment import region as regions
 from cobre_shm.segment import segment as segments
 from cobre_shm.segment.posix import DIRECTORY
 from cobre_shm.segment.segment import Segment
@@ -50,6 +52,10 @@ class Failing:
             (segments, "pid_namespace"),
             (segments, "start_time"),
             (joining, "start_time"),
+            (mapping, "reserve"),
+            (regions, "map_shared"),
+            (regions, "populate"),
+            (regions, "make_read_only"),
         ):
             patch.setattr(owner, name, self._wrap(owner, name, getattr(owner, name)))
 

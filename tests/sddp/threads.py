@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from cobre_shm.datatypes import ReduceOp
+from cobre_shm.heap import HeapRegion
+from cobre_shm.local import LocalCommunicator
 
 _OPERATIONS = {
     ReduceOp.SUM: np.add,
@@ -32,6 +34,7 @@ class ThreadCommunicator:
     """One rank of a group of threads."""
 
     backend = "threads"
+    is_leader = True
 
     def __init__(self, group: _Group, rank: int) -> None:
         self._group, self.rank, self.size = group, rank, group.size
@@ -65,6 +68,12 @@ class ThreadCommunicator:
 
     def barrier(self) -> None:
         self._group.barrier.wait()
+
+    def create_shared_region(self, shape, dtype=np.float64):
+        return HeapRegion(shape, np.dtype(dtype))
+
+    def split_local(self):
+        return LocalCommunicator()
 
 
 def run_ranks(size: int, work: Callable[[Any], Any]) -> list[Any]:

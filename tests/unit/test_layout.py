@@ -21,11 +21,12 @@ HEADER_WORDS = {
     "HEADER_CONTROL_MUTEX": 40,
     "HEADER_POISON": 8,
     "HEADER_JOINED": 8,
+    "HEADER_TUNING": 8 * layout.TUNING_WORDS,
 }
 CONTROL_WORDS = {
-    "ARRIVED": 8,
+    "ARRIVAL": 2 * layout.ARRIVAL_BYTES,
     "WAITERS": 4,
-    "CALL": 2 * layout.CALL_BYTES,
+    "STEPS": 8,
     "DEATH_MUTEX": 40,
     "PID": 8,
     "START": 8,
@@ -52,11 +53,20 @@ def test_fields_do_not_overlap_and_are_aligned(words, limit):
 
 def test_what_waiting_ranks_poll_has_cache_lines_of_its_own():
     line = layout.LINE_BYTES
-    assert layout.ARRIVED + line >= layout.CALL + 2 * layout.CALL_BYTES
-    assert layout.DEATH_MUTEX // line > layout.ARRIVED // line
-    written_by_others = {layout.EXITED // line, layout.EXIT_CODE // line}
-    written_by_rank = {layout.STATE // line, layout.RECORDED // line, layout.ARRIVED // line}
-    assert not written_by_others & written_by_rank
+    assert line == layout.ARRIVAL_BYTES
+    assert line == layout.INLINE + layout.INLINE_BYTES
+    arrivals = {layout.ARRIVAL // line, layout.ARRIVAL // line + 1}
+    polled_and_written = {
+        "waiters": {layout.WAITERS // line},
+        "steps": {layout.STEPS // line},
+        "death": {layout.DEATH_MUTEX // line},
+        "launcher": {layout.EXITED // line, layout.EXIT_CODE // line},
+        "state": {layout.STATE // line},
+        "recorded": {layout.RECORDED // line},
+    }
+    for name, lines in polled_and_written.items():
+        others = arrivals.union(*(v for k, v in polled_and_written.items() if k != name))
+        assert not lines & others, name
     assert layout.HEADER_POISON // line != layout.HEADER_CONTROL_MUTEX // line
 
 

@@ -45,8 +45,8 @@ def test_create_then_open_sees_the_same_group(segment, name):
     assert (other.size, other.slot_bytes, other.nbytes) == (3, SLOT, segment.nbytes)
     assert other.creator == segment.creator
     assert other.creator[0] == os.getpid()
-    other.words.store(segment.control(2) + layout.ARRIVED, 7)
-    assert segment.words.load(segment.control(2) + layout.ARRIVED) == 7
+    other.words.store(segment.control(2) + layout.ARRIVAL, 7)
+    assert segment.words.load(segment.control(2) + layout.ARRIVAL) == 7
     other.close()
 
 

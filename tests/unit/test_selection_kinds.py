@@ -12,9 +12,9 @@ from cobre_shm.selection.kinds import BackendKind, LocalConfig, MpiConfig, ShmCo
 
 def test_shm_config_normalises_its_fields():
     config = ShmConfig("run", np.int64(1), np.int32(2), timeout_secs=5, slot_bytes=8192)
-    assert dataclasses.astuple(config) == ("/run", 1, 2, 5.0, 8192, 10.0)
+    assert dataclasses.astuple(config) == ("/run", 1, 2, 5.0, 8192, 10.0, "auto", False, None)
     types = [type(value) for value in dataclasses.astuple(config)]
-    assert types == [str, int, int, float, int, float]
+    assert types == [str, int, int, float, int, float, str, bool]
 
 
 def test_config_is_frozen():
@@ -43,6 +43,10 @@ def test_config_survives_replace():
         ("timeout_secs", float("nan")),
         ("timeout_secs", "60"),
         ("timeout_secs", None),
+        ("hugepages", "sometimes"),
+        ("hugepages", True),
+        ("numa_interleave", "1"),
+        ("numa_interleave", 2),
     ],
 )
 def test_shm_config_field_out_of_range_names_field_and_value(field, value):

@@ -30,6 +30,7 @@ from cobre_shm.testing.conformance import (
     mismatch,
     regions,
     sequences,
+    shared_arrays,
 )
 from cobre_shm.testing.conformance.registry import CHECKS, Check
 
@@ -46,6 +47,7 @@ __all__ = [
     "regions",
     "run_all",
     "sequences",
+    "shared_arrays",
 ]
 
 

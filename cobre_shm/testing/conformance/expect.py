@@ -99,6 +99,7 @@ def assert_every_collective_raises(
     expect_error(kind, f"{what}: broadcast", comm.broadcast, block)
     expect_error(kind, f"{what}: barrier", comm.barrier)
     expect_error(kind, f"{what}: create_shared_region", comm.create_shared_region, 4)
+    expect_error(kind, f"{what}: empty", comm.empty, 4)
     expect_error(kind, f"{what}: split_local", comm.split_local)
 
 

@@ -57,6 +57,32 @@ def check_create_shared_region_empty(comm: Communicator) -> None:
 
 
 @conformance_check()
+def check_create_shared_region_odd_sizes(comm: Communicator) -> None:
+    """All bytes of a region are there, whether they fill pages or not."""
+    for nbytes in (1, 3, 4095, 4097, 100_003, (2 << 20) + 1):
+        with comm.create_shared_region(nbytes, "u1") as region:
+            expected = records(np.dtype("u1"), nbytes, nbytes % 251)
+            if comm.is_leader:
+                region.array[:] = expected
+            region.freeze()
+            assert_same_bytes(region.array, expected, f"region of {nbytes} bytes")
+
+
+@conformance_check(huge=True)
+def check_create_shared_region_more_than_2_to_the_31_elements(comm: Communicator) -> None:
+    """Both ends of a region with more elements than a 32-bit integer counts are there."""
+    count = 2**31 + 5
+    with comm.create_shared_region(count, "i1") as region:
+        assert region.array.size == count, f"{region.array.size} elements"
+        if comm.is_leader:
+            region.array[:: 2**30] = (1, 2, 3)
+            region.fill_slice(count - 4, np.arange(4, dtype="i1"))
+        region.freeze()
+        assert region.array[:: 2**30].tolist() == [1, 2, 3], "elements 2**30 apart"
+        assert region.array[-5:].tolist() == [0, 0, 1, 2, 3], "the last elements"
+
+
+@conformance_check()
 def check_create_shared_region_every_dtype(comm: Communicator) -> None:
     """Regions hold every element type that can travel."""
     for salt, dtype in enumerate(MOVABLE):

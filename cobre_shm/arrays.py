@@ -1,0 +1,53 @@
+"""Arrays by shape and dtype: what is asked for, and private memory for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from cobre_shm.datatypes import is_movable
+from cobre_shm.errors import AllocationFailed, InvalidBufferSize, InvalidDatatype
+
+__all__ = ["bytes_of_shape", "check_shape", "private_array"]
+
+
+def check_shape(
+    operation: str, shape: int | tuple[int, ...], dtype: DTypeLike
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Check the shape and dtype of a new array; return them in their normal form.
+
+    Raises:
+        InvalidBufferSize: The shape is not one or more non-negative integers.
+        InvalidDatatype: Elements of the dtype have no fixed size.
+    """
+    element = np.dtype(dtype)
+    if not is_movable(element):
+        raise InvalidDatatype(operation, f"dtype {element}: only fixed-size elements can be shared")
+    extents = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    for extent in extents:
+        if not isinstance(extent, int | np.integer) or isinstance(extent, bool) or extent < 0:
+            raise InvalidBufferSize(operation, "non-negative integers", repr(shape), what="shape")
+    return tuple(int(extent) for extent in extents), element
+
+
+def bytes_of_shape(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return the bytes of an array, also where they are more than any memory."""
+    return math.prod(shape) * dtype.itemsize
+
+
+def private_array(
+    shape: tuple[int, ...], dtype: np.dtype[Any], *, zero: bool = False
+) -> NDArray[Any]:
+    """Return a new array in private memory.
+
+    Raises:
+        AllocationFailed: The memory is not there.
+    """
+    try:
+        return np.zeros(shape, dtype) if zero else np.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        raise AllocationFailed(bytes_of_shape(shape, dtype), str(error)) from error

@@ -1,0 +1,185 @@
+"""Putting the fast road (``kernels/road.py``) in the place of a communicator's Python methods.
+
+It reads the memory of Python objects, so it first compares what it believes of them with living
+ones. Where anything differs (another Python, a free-threaded build, another numpy) the Python
+methods stay, which do the same and take longer to begin.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import sysconfig
+from typing import Any
+
+import numpy as np
+
+from cobre_shm.datatypes import ReduceOp
+from cobre_shm.kernels import context, known, python_c, road
+from cobre_shm.kernels.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST
+from cobre_shm.kernels.jit import integer_function
+
+__all__ = [
+    "NOARGS",
+    "Known",
+    "install",
+    "is_installed",
+    "method_definition",
+    "objects_are_as_expected",
+    "remove",
+    "serve",
+]
+
+NOARGS, _FASTCALL_KEYWORDS = 0x4, 0x80 | 0x2
+# Text after the signature that CPython takes out of a documentation string.
+_SIGNATURES = {
+    "barrier": "($self, /)",
+    "broadcast": "($self, buf, root=0)",
+    "allreduce": "($self, send, recv=None, op=0)",
+    "allgatherv": "($self, send, recv=None, counts=None, displs=None)",
+}
+_OPERATIONS = {
+    "barrier": (road.barrier_call, 2, BARRIER),
+    "broadcast": (road.broadcast_call, 4, BROADCAST),
+    "allreduce": (road.allreduce_call, 4, ALLREDUCE),
+    "allgatherv": (road.allgatherv_call, 4, ALLGATHERV),
+}
+
+
+class _MethodDef(ctypes.Structure):
+    _fields_ = (
+        ("ml_name", ctypes.c_char_p),
+        ("ml_meth", ctypes.c_void_p),
+        ("ml_flags", ctypes.c_int),
+        ("ml_doc", ctypes.c_char_p),
+    )
+
+
+# CPython keeps pointers to the definitions.
+_KEPT: list[_MethodDef] = []
+
+
+class Known:
+    """The table of dtypes and reductions that a communicator has met.
+
+    Attributes:
+        table: Its entries, see ``kernels/known.py``.
+    """
+
+    def __init__(self, state: Any) -> None:
+        self.table = np.zeros((known.ENTRIES, known.BYTES // 8), dtype=np.int64)
+        self._state = state
+        self._kept: list[Any] = []
+        state[context.KNOWN] = self.table.ctypes.data
+
+    def add(
+        self, dtype: np.dtype[Any], op: ReduceOp | None, what: int, tag: int, reduction: int
+    ) -> None:
+        """Remember a dtype with a reduction; None: for what only copies."""
+        count = int(self._state[context.KNOWN_COUNT])
+        key = (id(dtype), 0 if op is None else id(op))
+        if count == known.ENTRIES or any(tuple(row[:2]) == key for row in self.table[:count]):
+            return
+        self._kept.append((dtype, op))
+        self.table[count] = (*key, what, tag, dtype.itemsize, reduction)
+        self._state[context.KNOWN_COUNT] = count + 1
+
+
+def _word(obj: object, offset: int) -> int:
+    return ctypes.c_int64.from_address(id(obj) + offset).value
+
+
+def objects_are_as_expected(instance: Any, state: Any) -> bool:
+    """Whether the offsets of ``python_c.py`` are those of this Python, numpy and class.
+
+    Args:
+        instance: An object whose ``_context`` is ``state``.
+        state: An array.
+    """
+    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return False
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        return False
+    pair = ("op", "root")
+    sample = np.zeros((3, 5), dtype=np.int32)
+    sample.flags.writeable = False
+    flags = _word(sample, python_c.ARRAY_FLAGS) & 0xFFFFFFFF
+    dims = _word(sample, python_c.ARRAY_DIMS)
+    return (
+        _word(instance, road.STATE) == id(state)
+        and _word(pair, python_c.TYPE) == id(tuple)
+        and _word(pair, python_c.TUPLE_SIZE) == 2
+        and _word(pair, python_c.TUPLE_ITEMS) == id(pair[0])
+        and _word(sample, python_c.TYPE) == id(np.ndarray)
+        and _word(sample, python_c.ARRAY_DATA) == sample.ctypes.data
+        and _word(sample, python_c.ARRAY_NDIM) & 0xFFFFFFFF == 2
+        and [ctypes.c_int64.from_address(dims + 8 * i).value for i in (0, 1)] == [3, 5]
+        and _word(sample, python_c.ARRAY_DESCR) == id(sample.dtype)
+        and flags & 0x401 == 0x001
+    )
+
+
+def method_definition(name: str, address: int, flags: int, doc: str) -> int:
+    """Return the address of a PyMethodDef that lives as long as the process."""
+    definition = _MethodDef(name.encode(), address, flags, doc.encode())
+    _KEPT.append(definition)
+    return ctypes.addressof(definition)
+
+
+def is_installed(cls: type) -> bool:
+    """Whether ``cls`` has the fast road."""
+    return getattr(cls, "_slow_barrier", cls.barrier) is not cls.barrier  # type: ignore[attr-defined]
+
+
+def install(cls: type) -> None:
+    """Replace the methods of ``cls`` by the fast road; ``remove`` undoes it."""
+    new_method = ctypes.pythonapi.PyDescr_NewMethod
+    new_method.restype, new_method.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
+    for name, (function, arguments, _) in _OPERATIONS.items():
+        address = integer_function(function, arguments)
+        method = getattr(cls, name)
+        doc = f"{name}{_SIGNATURES[name]}\n--\n\n{method.__doc__}"
+        flags = NOARGS if arguments == 2 else _FASTCALL_KEYWORDS
+        definition = method_definition(name, address, flags, doc)
+        setattr(cls, f"_slow_{name}", method)
+        setattr(cls, name, new_method(cls, definition))
+
+
+def remove(cls: type) -> None:
+    """Put the Python methods back."""
+    for name in _OPERATIONS:
+        setattr(cls, name, getattr(cls, f"_slow_{name}"))
+
+
+def serve(cls: type, state: Any, displs: Any, arguments: Any) -> None:
+    """Write into a communicator's state what the fast road needs.
+
+    Args:
+        cls: On which ``install`` was called.
+        state: The communicator's context.
+        displs: Room for one 64-bit integer per rank.
+        arguments: Room for three.
+    """
+    for name, (_, _, kernel) in _OPERATIONS.items():
+        state[getattr(context, f"{name.upper()}_KERNEL")] = kernel.address
+    if not is_installed(cls):
+        return
+    for name in _OPERATIONS:
+        upper = name.upper()
+        state[getattr(context, f"{upper}_METHOD")] = id(getattr(cls, f"_slow_{name}"))
+        state[getattr(context, f"{upper}_FINISH")] = id(getattr(cls, f"_finish_{name}"))
+    state[context.NONE] = id(None)
+    state[context.ARRAY_TYPE] = id(np.ndarray)
+    state[context.INT_TYPE] = id(int)
+    state[context.INT64] = id(np.dtype(np.int64))
+    state[context.SUM] = id(ReduceOp.SUM)
+    state[context.NAME_OP] = id(_interned("op"))
+    state[context.NAME_ROOT] = id(_interned("root"))
+    state[context.EMPTY_LIKE] = id(np.empty_like)
+    state[context.DISPLS] = displs.ctypes.data
+    state[context.ARGUMENTS] = arguments.ctypes.data
+
+
+def _interned(text: str) -> str:
+    # Kept by the signatures of the Python methods, as long as there are any.
+    return sys.intern(text)

@@ -1,0 +1,246 @@
+"""Allreduce, five ways through slots. Each reduces an element in rank order, so the bits agree.
+
+- *inline*: up to 48 bytes travel in the line of the arrival word; everybody reduces everything.
+- *direct*: one round with slots; everybody reduces everything.
+- *streaming*: such rounds, chunk after chunk, past the caches. While chunk k is reduced, chunk
+  k + 1 goes into the slot of the coming epoch.
+- *scatter*: reduce-scatter and all-gather, chunk after chunk. A chunk is divided into as many
+  parts as there are ranks. In round k a slot carries the rank's values of chunk k, and in the
+  place of its own part, which nobody else needs, the reduced own part of chunk k - 1. So one
+  round serves the all-gather of one chunk and the reduce-scatter of the next, and nobody copies
+  its own part in or out.
+- *chain*: one accumulator goes from rank to rank, see ``chain.py``.
+
+Shared arrays need no slots: ``sharing.py``.
+
+Which one: ``switches.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cobre_shm import layout
+from cobre_shm.kernels import context
+from cobre_shm.kernels.chain import chain
+from cobre_shm.kernels.copying import call_reduction, copy_bytes, copy_streaming
+from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, REDUCE, copy_or_fail, fail_at
+from cobre_shm.kernels.jit import inlined
+from cobre_shm.kernels.parts import part_start, reduce_part
+from cobre_shm.kernels.rounds import begin, end, next_round, observe, own_line, publish, slot
+from cobre_shm.kernels.sharing import (
+    is_shared_allreduce,
+    probe,
+    shared_allreduce,
+)
+from cobre_shm.kernels.switches import (
+    PIECE_BYTES,
+    direct_chunk,
+    is_chain,
+    is_direct,
+    is_probing,
+    is_streaming,
+    scatter_chunk,
+    streams_directly,
+)
+from cobre_shm.kernels.waiting import arrival_line
+
+__all__ = ["allreduce"]
+
+
+@inlined
+def allreduce(
+    ctx: Any,
+    resume: int,
+    what: int,
+    tag: int,
+    count: int,
+    send: int,
+    recv: int,
+    item_bytes: int,
+    reduction: int,
+) -> int:
+    """Reduce ``count`` elements at ``send`` to ``recv``; ``reduction`` is a kernel's address."""
+    nbytes = count * item_bytes
+    if not resume:
+        status = begin(ctx, what, tag, count, nbytes)
+        if status != context.READY:
+            return status
+    if nbytes <= layout.INLINE_BYTES:
+        return _inline(ctx, send, recv, count, item_bytes, reduction)
+    if is_probing(ctx, nbytes):
+        status = probe(ctx, send, recv)
+        if status != context.READY:
+            return status
+        if is_shared_allreduce(ctx):
+            return shared_allreduce(ctx, recv, count, item_bytes, reduction)
+    if is_direct(ctx, nbytes):
+        return _direct(ctx, send, recv, count, item_bytes, reduction)
+    if is_chain(ctx, nbytes):
+        return chain(ctx, send, recv, nbytes, item_bytes, reduction)
+    if streams_directly(ctx, nbytes):
+        return _streaming(ctx, send, recv, nbytes, item_bytes, reduction)
+    return _scatter(ctx, send, recv, count, item_bytes, reduction)
+
+
+@inlined
+def _reduce_ranks(
+    ctx: Any, destination: int, first: int, stride: int, count: int, item_bytes: int, reduction: int
+) -> None:
+    """Reduce in rank order the elements of all ranks, at ``first``, ``first + stride``, ..."""
+    size = ctx[context.SIZE]
+    if size == 1:
+        copy_bytes(destination, first, count * item_bytes)
+        return
+    call_reduction(reduction, destination, first, first + stride, count)
+    fail_at(ctx, REDUCE)
+    for rank in range(2, size):
+        call_reduction(reduction, destination, destination, first + rank * stride, count)
+        fail_at(ctx, REDUCE)
+
+
+@inlined
+def _inline(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reduction: int) -> int:
+    if ctx[context.STAGE] == context.DEPOSIT:
+        copy_or_fail(ctx, COPY_IN, own_line(ctx) + layout.INLINE, send, count * item_bytes)
+        status = publish(ctx)
+        if status != context.READY:
+            return status
+    status = observe(ctx)
+    if status != context.READY:
+        return status
+    first = arrival_line(ctx, ctx[context.EPOCH], 0) + layout.INLINE
+    _reduce_ranks(ctx, recv, first, layout.CONTROL_BYTES, count, item_bytes, reduction)
+    return end(ctx, 0)
+
+
+@inlined
+def _direct(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reduction: int) -> int:
+    if ctx[context.STAGE] == context.DEPOSIT:
+        place = slot(ctx, ctx[context.EPOCH] + 1, ctx[context.RANK])
+        copy_or_fail(ctx, COPY_IN, place, send, count * item_bytes)
+        status = publish(ctx)
+        if status != context.READY:
+            return status
+    status = observe(ctx)
+    if status != context.READY:
+        return status
+    first = slot(ctx, ctx[context.EPOCH], 0)
+    stride = 2 * ctx[context.SLOT_BYTES]
+    per_piece = PIECE_BYTES // item_bytes
+    done = 0
+    while done < count:
+        elements = min(per_piece, count - done)
+        at = done * item_bytes
+        _reduce_ranks(ctx, recv + at, first + at, stride, elements, item_bytes, reduction)
+        done += elements
+    return end(ctx, count * item_bytes)
+
+
+@inlined
+def _streaming(ctx: Any, send: int, recv: int, nbytes: int, item_bytes: int, reduction: int) -> int:
+    rank = ctx[context.RANK]
+    stride = 2 * ctx[context.SLOT_BYTES]
+    piece = PIECE_BYTES // item_bytes * item_bytes
+    chunk = direct_chunk(ctx) // item_bytes * item_bytes
+    scratch = ctx[context.SCRATCH]
+    while True:
+        start = ctx[context.ROUND] * chunk
+        if ctx[context.STAGE] == context.DEPOSIT:
+            if start == 0:
+                place = slot(ctx, ctx[context.EPOCH] + 1, rank)
+                copy_or_fail(ctx, COPY_IN, place, send, min(chunk, nbytes))
+            status = publish(ctx)
+            if status != context.READY:
+                return status
+        status = observe(ctx)
+        if status != context.READY:
+            return status
+        epoch = ctx[context.EPOCH]
+        first = slot(ctx, epoch, 0)
+        coming = slot(ctx, epoch + 1, rank)
+        length = min(chunk, nbytes - start)
+        ahead = min(chunk, nbytes - start - chunk)
+        at = 0
+        while at < length:
+            step = min(piece, length - at)
+            elements = step // item_bytes
+            _reduce_ranks(ctx, scratch, first + at, stride, elements, item_bytes, reduction)
+            if at < ahead:
+                # Before recv is written: in place it is the same memory further on.
+                copy_bytes(coming + at, send + start + chunk + at, min(piece, ahead - at))
+            copy_streaming(recv + start + at, scratch, step)
+            fail_at(ctx, COPY_OUT)
+            at += piece
+        if start + chunk >= nbytes:
+            return end(ctx, nbytes)
+        if next_round(ctx):
+            return context.PENDING
+
+
+@inlined
+def _scatter(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reduction: int) -> int:
+    size = ctx[context.SIZE]
+    rank = ctx[context.RANK]
+    streams = is_streaming(ctx, count * item_bytes)
+    # Chunks of equal length, and parts at the same places in all of them.
+    most = scatter_chunk(ctx, count * item_bytes) // item_bytes
+    chunks = (count + most - 1) // most
+    chunk = (count + chunks - 1) // chunks
+    own_first = part_start(chunk, item_bytes, size, rank)
+    own_stop = part_start(chunk, item_bytes, size, rank + 1)
+    while True:
+        k = ctx[context.ROUND]
+        before = (k - 1) * chunk  # first element of the chunk whose parts are gathered
+        if ctx[context.STAGE] == context.DEPOSIT:
+            epoch = ctx[context.EPOCH]
+            coming = slot(ctx, epoch + 1, rank)
+            if k < chunks:
+                elements = min(chunk, count - k * chunk)
+                low, high = min(own_first, elements), min(own_stop, elements)
+                source = send + k * chunk * item_bytes
+                copy_or_fail(ctx, COPY_IN, coming, source, low * item_bytes)
+                copy_bytes(
+                    coming + high * item_bytes,
+                    source + high * item_bytes,
+                    (elements - high) * item_bytes,
+                )
+            if k > 0:
+                elements = min(chunk, count - before)
+                low, high = min(own_first, elements), min(own_stop, elements)
+                reduce_part(
+                    ctx,
+                    coming + low * item_bytes,
+                    recv + (before + low) * item_bytes,
+                    slot(ctx, epoch, 0) + low * item_bytes,
+                    send + (before + low) * item_bytes,
+                    high - low,
+                    item_bytes,
+                    reduction,
+                    streams,
+                )
+            status = publish(ctx)
+            if status != context.READY:
+                return status
+        status = observe(ctx)
+        if status != context.READY:
+            return status
+        if k > 0:
+            elements = min(chunk, count - before)
+            for step in range(1, size):
+                peer = rank + step
+                if peer >= size:
+                    peer -= size
+                low = min(elements, part_start(chunk, item_bytes, size, peer))
+                high = min(elements, part_start(chunk, item_bytes, size, peer + 1))
+                source = slot(ctx, ctx[context.EPOCH], peer) + low * item_bytes
+                destination = recv + (before + low) * item_bytes
+                if streams:
+                    copy_streaming(destination, source, (high - low) * item_bytes)
+                    fail_at(ctx, COPY_OUT)
+                else:
+                    copy_or_fail(ctx, COPY_OUT, destination, source, (high - low) * item_bytes)
+        if k == chunks:
+            return end(ctx, count * item_bytes)
+        if next_round(ctx):
+            return context.PENDING

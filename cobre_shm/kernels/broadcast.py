@@ -1,0 +1,82 @@
+"""Broadcast: the root's slot of each round carries a chunk; a small payload is in its line.
+
+All ranks wait for all, in every round: only so does each of them see a call of another kind. What
+the root loses by it, a head start of more than one chunk, matters to nobody who waits for the data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cobre_shm import layout
+from cobre_shm.kernels import context
+from cobre_shm.kernels.copying import copy_streaming, move_bytes
+from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, copy_or_fail, fail_at
+from cobre_shm.kernels.jit import inlined
+from cobre_shm.kernels.rounds import begin, end, next_round, observe, own_line, publish, slot
+from cobre_shm.kernels.sharing import (
+    ending_round,
+    is_shared,
+    probe,
+    source,
+)
+from cobre_shm.kernels.switches import broadcast_chunk, is_probing, is_streaming
+from cobre_shm.kernels.waiting import arrival_line
+
+__all__ = ["broadcast"]
+
+
+@inlined
+def broadcast(
+    ctx: Any, resume: int, what: int, tag: int, count: int, root: int, buf: int, nbytes: int
+) -> int:
+    """Copy ``nbytes`` at ``buf`` of ``root`` to ``buf`` everywhere."""
+    if not resume:
+        status = begin(ctx, what, tag, count, nbytes)
+        if status != context.READY:
+            return status
+    is_root = ctx[context.RANK] == root
+    if is_probing(ctx, nbytes):
+        status = probe(ctx, buf, buf)
+        if status != context.READY:
+            return status
+        if is_shared(ctx, root):
+            if ctx[context.ROUND] == 0:
+                if not is_root:
+                    move_bytes(buf, source(ctx, root), nbytes, is_streaming(ctx, nbytes))
+                    fail_at(ctx, COPY_OUT)
+                ctx[context.ROUND] = 1
+            return ending_round(ctx, nbytes)
+    is_inline = nbytes <= layout.INLINE_BYTES
+    chunk = broadcast_chunk(ctx, nbytes)
+    streams = is_streaming(ctx, nbytes)
+    while True:
+        start = ctx[context.ROUND] * chunk
+        length = min(chunk, nbytes - start)
+        if ctx[context.STAGE] == context.DEPOSIT:
+            if is_root:
+                if is_inline:
+                    copy_or_fail(ctx, COPY_IN, own_line(ctx) + layout.INLINE, buf, nbytes)
+                else:
+                    place = slot(ctx, ctx[context.EPOCH] + 1, root)
+                    copy_or_fail(ctx, COPY_IN, place, buf + start, length)
+            status = publish(ctx)
+            if status != context.READY:
+                return status
+        status = observe(ctx)
+        if status != context.READY:
+            return status
+        if not is_root:
+            epoch = ctx[context.EPOCH]
+            if is_inline:
+                line = arrival_line(ctx, epoch, root)
+                copy_or_fail(ctx, COPY_OUT, buf, line + layout.INLINE, nbytes)
+            elif streams:
+                copy_streaming(buf + start, slot(ctx, epoch, root), length)
+                fail_at(ctx, COPY_OUT)
+            else:
+                copy_or_fail(ctx, COPY_OUT, buf + start, slot(ctx, epoch, root), length)
+        if start + chunk >= nbytes:
+            return end(ctx, nbytes)
+        if next_round(ctx):
+            return context.PENDING

@@ -1,0 +1,17 @@
+"""What a communicator has met: one entry per dtype and reduction, filled by the Python methods.
+
+Byte offsets in an entry of 64-bit integers. The table is private to the process.
+"""
+
+from __future__ import annotations
+
+DESCR = 0  # address of the dtype object
+OP = 8  # address of the ReduceOp; 0: for what only copies
+WHAT = 16  # first call word
+TAG = 24
+ITEM_BYTES = 32
+REDUCTION = 40  # address of the kernel
+BYTES = 48
+
+# Programs use few dtypes; who uses more takes the Python methods for the rest.
+ENTRIES = 64

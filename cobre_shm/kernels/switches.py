@@ -1,0 +1,111 @@
+"""Which algorithm and which chunk: the switch points of ``cobre_shm.tuning``, read by kernels.
+
+Everything here depends on the call and on words that are equal on all ranks, so all ranks choose
+the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cobre_shm import layout, tuning
+from cobre_shm.kernels import context
+from cobre_shm.kernels.jit import inlined
+
+__all__ = [
+    "PIECE_BYTES",
+    "broadcast_chunk",
+    "chain_chunk",
+    "direct_chunk",
+    "gather_chunk",
+    "is_chain",
+    "is_direct",
+    "is_probing",
+    "is_streaming",
+    "scatter_chunk",
+    "streams_directly",
+]
+
+# What stays in the first-level cache while several streams go by.
+PIECE_BYTES = 8192
+
+
+@inlined
+def _word(ctx: Any, index: int) -> int:
+    return ctx[context.TUNING + index]
+
+
+@inlined
+def _at_most_a_slot(ctx: Any, nbytes: int) -> int:
+    return min(nbytes, ctx[context.SLOT_BYTES])
+
+
+@inlined
+def is_streaming(ctx: Any, nbytes: int) -> bool:
+    """Whether what all ranks write leaves the caches anyway, so that stores go past them."""
+    return nbytes * ctx[context.SIZE] >= _word(ctx, tuning.STREAM_BYTES)
+
+
+@inlined
+def is_probing(ctx: Any, nbytes: int) -> bool:
+    """Whether a collective of ``nbytes`` begins with a probe."""
+    return ctx[context.HEAP] != 0 and nbytes >= ctx[context.TUNING + tuning.SHARE_BYTES]
+
+
+@inlined
+def is_direct(ctx: Any, nbytes: int) -> bool:
+    """Whether an allreduce is one round in which everybody reduces everything."""
+    return nbytes <= _at_most_a_slot(ctx, _word(ctx, tuning.DIRECT_BYTES))
+
+
+@inlined
+def streams_directly(ctx: Any, nbytes: int) -> bool:
+    """Whether a large allreduce is a sequence of such rounds."""
+    return ctx[context.SIZE] <= _word(ctx, tuning.STREAM_RANKS) and is_streaming(ctx, nbytes)
+
+
+@inlined
+def is_chain(ctx: Any, nbytes: int) -> bool:
+    """Whether an allreduce hands one accumulator from rank to rank."""
+    if ctx[context.SIZE] == 1:
+        return False
+    room = ctx[context.SIZE] * ctx[context.SLOT_BYTES]
+    most = min(_word(ctx, tuning.CHAIN_MAX_BYTES), room)
+    return _word(ctx, tuning.CHAIN_MIN_BYTES) <= nbytes and nbytes <= most
+
+
+@inlined
+def chain_chunk(ctx: Any) -> int:
+    """Bytes of a part of a chain: a power of two, so that a slot holds a whole number of them."""
+    chunk = _at_most_a_slot(ctx, _word(ctx, tuning.CHAIN_CHUNK))
+    return chunk if ctx[context.SLOT_BYTES] % chunk == 0 else layout.PAGE_BYTES
+
+
+@inlined
+def direct_chunk(ctx: Any) -> int:
+    """Bytes of a chunk of a direct streaming allreduce."""
+    return _at_most_a_slot(ctx, _word(ctx, tuning.DIRECT_CHUNK))
+
+
+@inlined
+def scatter_chunk(ctx: Any, nbytes: int) -> int:
+    """Bytes of a chunk of an allreduce by reduce-scatter and all-gather."""
+    if is_streaming(ctx, nbytes):
+        return _at_most_a_slot(ctx, _word(ctx, tuning.SCATTER_STREAM_CHUNK))
+    return _at_most_a_slot(ctx, _word(ctx, tuning.SCATTER_CHUNK))
+
+
+@inlined
+def gather_chunk(ctx: Any, total: int) -> int:
+    """Bytes of a rank's chunk of an allgatherv of ``total`` bytes."""
+    if is_streaming(ctx, total):
+        return _at_most_a_slot(ctx, _word(ctx, tuning.GATHER_STREAM_CHUNK))
+    return _at_most_a_slot(ctx, _word(ctx, tuning.GATHER_CHUNK))
+
+
+@inlined
+def broadcast_chunk(ctx: Any, nbytes: int) -> int:
+    """Bytes of a chunk of a broadcast."""
+    if nbytes <= _word(ctx, tuning.BROADCAST_SMALL_BYTES):
+        return _at_most_a_slot(ctx, _word(ctx, tuning.BROADCAST_SMALL_CHUNK))
+    return _at_most_a_slot(ctx, _word(ctx, tuning.BROADCAST_CHUNK))

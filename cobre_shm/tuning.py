@@ -1,0 +1,133 @@
+"""Switch points of the shm algorithms: what they are, their defaults, and the file that sets them.
+
+They select algorithms and chunks, so they must be equal on all ranks: rank 0 writes them into the
+header of the segment before any rank returns from joining, and every rank reads them there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+
+__all__ = ["AUTO", "NAMES", "default_tuning", "last_level_cache_bytes", "load_tuning", "tuned_file"]
+
+AUTO = "auto"
+_KIB, _MIB = 1 << 10, 1 << 20
+
+# Indices of the words, in bytes unless said otherwise.
+DIRECT_BYTES = 0  # largest allreduce in one round
+CHAIN_MIN_BYTES = 1  # an allreduce from here ...
+CHAIN_MAX_BYTES = 2  # ... to here goes from rank to rank
+CHAIN_CHUNK = 3  # a power of two
+STREAM_BYTES = 4  # payload times ranks from which stores go past the caches
+STREAM_RANKS = 5  # number of ranks up to which a streaming allreduce is direct
+DIRECT_CHUNK = 6  # of a streaming direct allreduce
+SCATTER_CHUNK = 7  # of an allreduce by reduce-scatter
+SCATTER_STREAM_CHUNK = 8  # the same, past the caches
+GATHER_CHUNK = 9  # of each block of an allgatherv
+GATHER_STREAM_CHUNK = 10  # the same, past the caches
+BROADCAST_SMALL_CHUNK = 11  # of a broadcast of at most ...
+BROADCAST_SMALL_BYTES = 12  # ... so many bytes
+BROADCAST_CHUNK = 13  # of a larger one
+SHARE_BYTES = 15  # payload from which shared arrays are used without copies
+SPIN_PAUSES = 14  # turns of a wait before it yields, to begin with; waiting adapts it
+
+NAMES = (
+    "direct_bytes",
+    "chain_min_bytes",
+    "chain_max_bytes",
+    "chain_chunk",
+    "stream_bytes",
+    "stream_ranks",
+    "direct_chunk",
+    "scatter_chunk",
+    "scatter_stream_chunk",
+    "gather_chunk",
+    "gather_stream_chunk",
+    "broadcast_small_chunk",
+    "broadcast_small_bytes",
+    "broadcast_chunk",
+    "spin_pauses",
+    "share_bytes",
+)
+_CHUNKS = tuple(name for name in NAMES if name.endswith("chunk"))
+_SMALLEST_CHUNK = 4096
+_NEVER = 1 << 62
+
+
+def default_tuning(size: int, cpus: int) -> dict[str, int]:
+    """Return the switch points for ``size`` ranks on ``cpus`` processors."""
+    shared = size > cpus
+    return {
+        "direct_bytes": 128 * _KIB if size == 2 and not shared else 4 * _KIB,
+        "chain_min_bytes": 192 * _KIB if shared else _NEVER,
+        "chain_max_bytes": 2 * _MIB,
+        "chain_chunk": 128 * _KIB,
+        "stream_bytes": last_level_cache_bytes() // 2,
+        "stream_ranks": 2,
+        "direct_chunk": 128 * _KIB,
+        "scatter_chunk": 256 * _KIB,
+        "scatter_stream_chunk": 256 * _KIB,
+        "gather_chunk": 256 * _KIB,
+        "gather_stream_chunk": 256 * _KIB,
+        "broadcast_small_chunk": 32 * _KIB if not shared else 256 * _KIB,
+        "broadcast_small_bytes": _MIB,
+        "broadcast_chunk": 128 * _KIB if not shared else 256 * _KIB,
+        "spin_pauses": 0 if shared else 2000,
+        "share_bytes": 32 * _KIB,
+    }
+
+
+def load_tuning(name: str) -> dict[str, int]:
+    """Read switch points from a JSON object; those it does not name keep their defaults.
+
+    Args:
+        name: Of the file; ``auto``: the one that ``python -m cobre_shm.tune`` wrote for this
+            machine, or none.
+
+    Raises:
+        ValueError: It is no such file; the message says what is wrong with it.
+    """
+    path = tuned_file() if name == AUTO else Path(name)
+    if name == AUTO and not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object of switch points")
+    for name, value in found.items():
+        if name not in NAMES:
+            raise ValueError(f"{path}: unknown switch point {name!r}; known: {', '.join(NAMES)}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _NEVER:
+            raise ValueError(f"{path}: {name} must be an integer from 0, got {value!r}")
+        if name in _CHUNKS and (value < _SMALLEST_CHUNK or value & (value - 1)):
+            raise ValueError(
+                f"{path}: {name} must be a power of two from {_SMALLEST_CHUNK}, got {value}"
+            )
+    return found
+
+
+def tuned_file() -> Path:
+    """Return where ``python -m cobre_shm.tune`` writes what it measured on this machine."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "cobre-shm" / f"tuning-{platform.node()}.json"
+
+
+def last_level_cache_bytes() -> int:
+    """Return the size of the last-level cache; 32 MiB where the system does not tell."""
+    folder = Path("/sys/devices/system/cpu/cpu0/cache")
+    levels: dict[int, int] = {}
+    for entry in folder.glob("index*"):
+        try:
+            level = int((entry / "level").read_text())
+            text = (entry / "size").read_text().strip()
+            levels[level] = int(text[:-1]) * {"K": _KIB, "M": _MIB}[text[-1]]
+        except (OSError, ValueError, KeyError):
+            continue
+    return levels[max(levels)] if levels else 32 * _MIB
