@@ -60,7 +60,7 @@ def test_unavailable_backend_is_refused_without_importing_it(numpy_alone):
     assert not loaded & (SHARED_MEMORY | LOCAL | {"numpy"})
 
 
-@pytest.mark.parametrize("backend", ["mpi", "tcp"])
+@pytest.mark.parametrize("backend", ["mpi"])
 @pytest.mark.parametrize("variable", [{}, {"COBRE_COMM_BACKEND": "local"}])
 def test_known_backend_is_refused_without_importing_what_it_would_need(
     mpi4py_without_library, backend, variable
