@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["cgroup_quota", "count_cpus"]
+__all__ = ["cgroup_quota", "control_groups", "count_cpus"]
 
 
 def count_cpus() -> int:
@@ -27,25 +28,39 @@ def cgroup_quota(membership: Path, mount: Path) -> float | None:
         membership: A file like ``/proc/self/cgroup``.
         mount: Where the cgroup file systems are mounted.
     """
-    quotas: list[float] = []
+    quotas = (
+        _quota_unified(folder) if is_unified else _quota_legacy(folder)
+        for folder, is_unified in control_groups("cpu", membership, mount)
+    )
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def control_groups(controller: str, membership: Path, mount: Path) -> Iterator[tuple[Path, bool]]:
+    """Find the groups of this process, each before its parent.
+
+    Args:
+        controller: ``cpu``, ``memory``, ...
+        membership: A file like ``/proc/self/cgroup``.
+        mount: Where the cgroup file systems are mounted.
+
+    Yields:
+        The folder of a group, which need not exist, and whether it is of the unified kind.
+    """
     with contextlib.suppress(OSError):
         for line in membership.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:
-                root, read = mount, _quota_unified
-            elif "cpu" in controllers.split(","):
+                root = mount
+            elif controller in controllers.split(","):
                 named = mount / controllers
-                root, read = named if named.is_dir() else mount / "cpu", _quota_legacy
+                root = named if named.is_dir() else mount / controller
             else:
                 continue
             group = root / path.lstrip("/")
             for folder in (group, *group.parents):
-                quota = read(folder)
-                if quota is not None:
-                    quotas.append(quota)
+                yield folder, not controllers
                 if folder == root:
                     break
-    return min(quotas, default=None)
 
 
 def _quota_unified(folder: Path) -> float | None:

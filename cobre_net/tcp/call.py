@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cobre_net.tcp.wire import HEAD, Head
+from cobre_net.tcp.wire import HEAD, PREFIX_BYTES, Head
 from cobre_shm.datatypes import ReduceOp, tag_text
 
 __all__ = [
@@ -61,6 +61,11 @@ class Call(NamedTuple):
             self.elements,
             block,
         )
+
+    def template(self, kind: int, payload_bytes: int) -> tuple[bytes, bytes]:
+        """Return what stands before and behind the sequence number in a head for block 0."""
+        head = self.head(kind, 0, payload_bytes)
+        return head[:PREFIX_BYTES], head[PREFIX_BYTES + 8 :]
 
     @classmethod
     def of(cls, head: Head) -> Call:

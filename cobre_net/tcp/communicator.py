@@ -11,12 +11,14 @@ import threading
 import traceback
 import weakref
 import zlib
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from cobre_net.tcp import coordinator, worker
 from cobre_net.tcp.call import (
     ALLGATHERV,
     ALLREDUCE,
@@ -61,20 +63,28 @@ _LAST_WORDS = 4096
 _living: weakref.WeakSet[TcpCommunicator] = weakref.WeakSet()
 
 
-class _Plan:
-    """What a small allreduce needs, for one dtype, operation and number of elements."""
+class _SmallReduce:
+    """A small allreduce of one dtype, operation and number of elements, ready to be done again."""
 
-    def __init__(self, star: Coordinator | Worker | None, send: Array, op: ReduceOp) -> None:
-        self.call = Call(ALLREDUCE, int(op), 0, dtype_tag(send.dtype), send.size)
-        self.nbytes = send.nbytes
-        self.part = self.result = np.empty(0)
-        if star is not None:
-            self.part = _payload(star.out, send.dtype, send.size)
-            result = star.out if isinstance(star, Coordinator) else star.links[0].buffer
-            self.result = _payload(result, send.dtype, send.size)
+    def __init__(self, star: Coordinator | Worker, send: Array, op: ReduceOp) -> None:
+        call = Call(ALLREDUCE, int(op), 0, dtype_tag(send.dtype), send.size)
+        self.part = _payload(star.out, send.dtype, send.size)
         if isinstance(star, Coordinator):
+            self.result = self.part
             fold, address, count = fold_function(send.dtype, op), star.out.address, send.size
-            self.combine = lambda link: fold(address, link.buffer.address, count)
+            prepared = coordinator.Prepared(
+                star,
+                call,
+                send.nbytes,
+                send.nbytes,
+                lambda link: fold(address, address, link.buffer.address, count, 1),
+            )
+            self.run = partial(star.exchange_prepared, prepared)
+        else:
+            self.result = _payload(star.links[0].buffer, send.dtype, send.size)
+            self.run = partial(
+                star.exchange_prepared, worker.Prepared(star, call, send.nbytes, send.nbytes)
+            )
 
 
 class TcpCommunicator(Communicator):
@@ -111,7 +121,7 @@ class TcpCommunicator(Communicator):
         self._lock = threading.Lock()
         # Set while the sentinel's thread wants or holds the lock, which it never keeps for long.
         self._is_watched = False
-        self._plans: dict[tuple[np.dtype[Any], ReduceOp, int], _Plan] = {}
+        self._plans: dict[tuple[np.dtype[Any], ReduceOp, int], _SmallReduce] = {}
         self._star: Coordinator | Worker | None = None
         self._sentinel: Sentinel | None = None
         if config.size > 1:
@@ -213,30 +223,36 @@ class TcpCommunicator(Communicator):
         """See :meth:`Communicator.allreduce`."""
         self._check_usable()
         send, recv, op = check_allreduce(send, recv, op)
-        if send.nbytes > SMALL_BYTES:
+        if send.nbytes > SMALL_BYTES or self._star is None:
             self._reduce_large(send, recv, op)
             return recv
         plan = self._plans.get((send.dtype, op, send.size))
         if plan is None:
             plan = self._new_plan(send, op)
-        with self._round() as star:
-            if star is None:
-                if recv is not send:
-                    recv.reshape(-1)[:] = send.reshape(-1)
-                return recv
-            plan.part[:] = send.reshape(-1)
-            nbytes = plan.nbytes
-            if isinstance(star, Coordinator):
-                star.exchange_equal(plan.call, nbytes, nbytes, plan.combine)
+        # As _Round does it, spelled out: this is the call whose own cost is seen most.
+        if not self._lock.acquire(False):
+            self._enter_slowly()
+        try:
+            if self._unusable is not None:
+                self._check_usable()
+            plan.part[:] = send if send.ndim == 1 else send.reshape(-1)
+            plan.run()
+            if recv.ndim == 1:
+                recv[:] = plan.result
             else:
-                star.exchange(plan.call, nbytes, nbytes)
-            recv.reshape(-1)[:] = plan.result
+                recv.reshape(-1)[:] = plan.result
+        except BaseException as error:
+            self._fail_inside(error)
+            raise
+        finally:
+            self._lock.release()
         return recv
 
-    def _new_plan(self, send: Array, op: ReduceOp) -> _Plan:
+    def _new_plan(self, send: Array, op: ReduceOp) -> _SmallReduce:
         if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
-        plan = self._plans[send.dtype, op, send.size] = _Plan(self._star, send, op)
+        assert self._star is not None
+        plan = self._plans[send.dtype, op, send.size] = _SmallReduce(self._star, send, op)
         return plan
 
     def _reduce_large(self, send: Array, recv: Array, op: ReduceOp) -> None:
@@ -404,6 +420,26 @@ class TcpCommunicator(Communicator):
     def _round(self) -> _Round:
         return _Round(self)
 
+    def _enter_slowly(self) -> None:
+        """Take the lock that somebody has."""
+        if not self._take_lock():
+            raise InvalidCommunicator(
+                "Another thread is inside a collective of this communicator",
+                context={"backend": "tcp", "rank": self.rank},
+            )
+
+    def _fail_inside(self, error: BaseException) -> None:
+        """Draw the consequences of what was raised inside a collective.
+
+        Raises:
+            CollectiveFailed: In place of a ``Lost``.
+        """
+        if isinstance(error, Lost):
+            raise self._fail(error.failure) from error.__cause__
+        if self._unusable is None:
+            # A signal handler raised, or memory ran out: this rank is out of step for good.
+            self._fail(self._own("interrupted"))
+
     def _take_lock(self) -> bool:
         """Take the lock; False: another thread of the user holds it."""
         if self._lock.acquire(blocking=False):
@@ -462,11 +498,8 @@ class _Round:
 
     def __enter__(self) -> Coordinator | Worker | None:
         comm = self._comm
-        if not comm._take_lock():
-            raise InvalidCommunicator(
-                "Another thread is inside a collective of this communicator",
-                context={"backend": "tcp", "rank": comm.rank},
-            )
+        if not comm._lock.acquire(blocking=False):
+            comm._enter_slowly()
         if comm._unusable is not None:
             # The sentinel was faster.
             comm._lock.release()
@@ -476,11 +509,8 @@ class _Round:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         comm = self._comm
         try:
-            if isinstance(error, Lost):
-                raise comm._fail(error.failure) from error.__cause__
             if error is not None:
-                # A signal handler raised inside a collective: this rank is out of step for good.
-                comm._fail(comm._own("interrupted"))
+                comm._fail_inside(error)
         finally:
             comm._lock.release()
 

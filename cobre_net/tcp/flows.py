@@ -265,6 +265,9 @@ class Inflow:
             self.is_done = True
             return True
         block = self._blocks.get(head.block)
+        if block is None and (head.block or self._kind == RESULT):
+            raise BadFrame(f"block {head.block} where {sorted(self._blocks)} may come")
+        # A rank that contributes nothing says so in block 0.
         room = block.left if block is not None else 0
         if not 0 <= count <= min(room, FRAME_BYTES):
             raise BadFrame(f"{count} bytes for block {head.block}, which lacks {room}")

@@ -13,15 +13,18 @@ from cobre_shm.datatypes import ReduceOp
 
 __all__ = ["Fold", "fold_function"]
 
-Fold = Callable[[int, int, int], None]
-"""``fold(accumulator, values, count)``: addresses of elements, and their number."""
+Fold = Callable[[int, int, int, int, int], None]
+"""``fold(destination, a, b, count, in_place)``: addresses of elements, their number, and whether
+``destination`` is ``a``."""
 
-_Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+_Kernel = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+)
 
 
 @lru_cache(maxsize=256)
 def fold_function(dtype: np.dtype[Any], op: ReduceOp) -> Fold:
-    """Return what does ``accumulator = accumulator op values`` with the bits of every backend.
+    """Return what does ``destination = a op b`` with the bits of every backend.
 
     The first use of a pair compiles a kernel, or loads it. Only the coordinator reduces, so only
     it imports numba.
@@ -32,11 +35,13 @@ def fold_function(dtype: np.dtype[Any], op: ReduceOp) -> Fold:
     if address:
         return _Kernel(address)
 
-    def fold(accumulator: int, values: int, count: int) -> None:
+    def fold(destination: int, a: int, b: int, count: int, in_place: int) -> None:
         nbytes = count * dtype.itemsize
+        if not in_place:
+            ctypes.memmove(destination, a, nbytes)
         left, right = (
             np.frombuffer(memoryview((ctypes.c_char * nbytes).from_address(each)), dtype)
-            for each in (accumulator, values)
+            for each in (destination, b)
         )
         with np.errstate(all="ignore"):
             reduce_with_numpy(op, left, right)

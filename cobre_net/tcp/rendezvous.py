@@ -212,12 +212,16 @@ def _narrowed(config: TcpConfig, wildcard: str) -> str:
 def _inherited(descriptor: int, backlog: int) -> socket.socket:
     try:
         os.set_inheritable(descriptor, False)
-        listener = socket.socket(fileno=os.dup(descriptor))
-        if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            listener.listen(backlog)
-            return listener
-        listener.close()
-        raise OSError(errno.EINVAL, "not a listening socket")
+        with contextlib.ExitStack() as stack:
+            own = os.dup(descriptor)
+            stack.callback(os.close, own)
+            listener = socket.socket(fileno=own)
+            if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                listener.detach()
+                raise OSError(errno.EINVAL, "not a listening socket")
+            stack.pop_all()
+        listener.listen(backlog)
+        return listener
     except OSError as error:
         raise InitializationFailed(
             "tcp",

@@ -27,7 +27,8 @@ from cobre_shm.selection.kinds import LocalConfig, MpiConfig, ShmConfig, TcpConf
 from cobre_shm.selection.registry import read_registry
 from cobre_shm.spawn.calls import check_size
 from cobre_shm.spawn.meeting import Meeting, ShmMeeting
-from cobre_shm.spawn.tcp import Network, TcpGroup
+from cobre_shm.spawn.network import Network
+from cobre_shm.spawn.tcp import TcpMeeting
 
 __all__ = ["Place", "find_place"]
 
@@ -64,10 +65,10 @@ class Place:
     def meeting(self) -> Meeting:
         """Return how the workers will find each other."""
         if self.backend == "shm":
-            return ShmMeeting(self.workers)
+            return ShmMeeting.unnamed(self.workers)
         # All ranks are of this process, so a secret that nobody else knows costs nothing.
         env = {"COBRE_TCP_SECRET": secrets.token_hex(32), **os.environ}
-        return TcpGroup(Network(coordinator=self.coordinator), self.workers, env)
+        return TcpMeeting(Network(coordinator=self.coordinator), self.workers, env)
 
 
 def find_place(

@@ -1,27 +1,47 @@
 """The launcher: ``python -m cobre_shm.spawn -n N program`` starts N ranks and looks after them.
 
-    __main__      arguments, and errors as text or JSON
+    __main__      errors as text or JSON, exit code
+    options       the command line, turned into a job
+    job           what to launch, and how
     program       what a rank runs, checked before anything starts
     environment   what a rank finds in its environment
-    launcher      the group: start, watch, stop, exit code
-    report        which rank decides the exit code, and how that is told
-    tcp           what the ranks inherit to meet over tcp, also on several machines
-    rank          one process: start, signal, how it ended, reap
-    signals       signals as events of the launcher's loop
-    output        lines of the ranks passed on whole
+    binding       on which CPUs it runs
+    plan          what would be started, for --dry-run
+
+    launcher      from a job to its exit code: meeting, guard, attempts
+    meeting       how the ranks find each other: in a segment of shared memory
+    tcp           the same over tcp, also on several machines
+    network       which part of a run over several machines is started here
+    group         the ranks of one run: watch, stop, exit code
+    starting      two ways in which ranks come into being
+    forking       the zygote as the launcher sees it
+    boot, zygote  the process that imports what ranks need and is forked into them
+    direct        runs a program in a forked rank as if started directly
+    ladder        the steps by which a group is brought to its end
+    loop          the one place to wait
+    rank          one process: signal, how it ended, reap
+    signals       signals as events of the loop
     terminal      typed input passed on to rank 0
     guard         the process that cleans up if the launcher itself is killed
+
+    output        lines of the ranks passed on whole
+    rank_output   shown or not, labelled, copied to files
+    report        which rank decides the exit code, and how that is told
+    table         how each rank is, or ended
+    stacks        Python stacks of all ranks, for --timeout
+    memory        whether the kernel killed a rank for want of memory
+    events        one JSON object a line, for tools
 
 ``run(function, nprocs)`` does the same for one function, from within a program or a notebook:
 
     calls         run(), and what a worker does for it
     workers       the group of them: start, watch, stop; inside anybody's process and thread
-    meeting       how they find each other
     worker        what a worker process runs
     frames        messages between the two
     remote        exceptions as messages
 
-Nothing here imports numpy or numba: the launcher must be up long before the ranks are.
+Nothing here imports numpy or numba, except the zygote at run time: the launcher must be up long
+before the ranks are.
 """
 
 from __future__ import annotations

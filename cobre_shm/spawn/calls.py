@@ -59,7 +59,7 @@ def run(
     if not callable(function):
         raise InvalidArguments(f"function must be something to call, not {function!r}")
     task = _pack(function, (function, tuple(args), dict(kwargs or {})))
-    with ShmMeeting(size) as meeting:
+    with ShmMeeting.unnamed(size) as meeting:
         results = WorkerGroup(f"{__name__}:carry_out", task, size, meeting).run()
     return [pickle.loads(result) for result in results]
 

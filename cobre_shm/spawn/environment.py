@@ -1,24 +1,47 @@
-"""What a rank finds in its environment."""
+"""What a rank finds in its environment.
+
+Two parts: what all ranks share, which the zygote is started with, because libraries read it when
+they are imported; and the few variables that say which rank it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from cobre_shm.selection.launchers import LAUNCHER_VARIABLES
+from cobre_shm.spawn.errors import InvalidArguments
 
-__all__ = ["rank_environment"]
+__all__ = ["THREAD_VARIABLES", "common_environment", "parse_setting", "rank_variables"]
 
 # Any of these makes backend detection think of an MPI launch. A batch shell of Slurm has one,
 # and so has a launcher started under mpiexec, but the ranks started here are none of theirs.
 _FOREIGN = LAUNCHER_VARIABLES
-_FOREIGN_PREFIX = "COBRE_TCP_"
+# What those launchers hand to libraries: a connection that a rank of ours must not take up.
+_FOREIGN_PREFIXES = ("PMI_", "PMIX_", "OMPI_COMM_", "HYDI_", "HYDRA_")
+# Of the backend that ranks do not meet in, all; of tcp, what is this launcher's to say.
+_OTHER_PREFIXES = {"shm": ("COBRE_TCP_",), "tcp": ("COBRE_SHM_", "COBRE_TCP_")}
+_KEPT = {
+    "shm": frozenset[str](),
+    "tcp": frozenset(
+        (
+            "COBRE_TCP_CONNECT_TIMEOUT_MS",
+            "COBRE_TCP_TIMEOUT_SECS",
+            "COBRE_TCP_STALL_WARN_SECS",
+            "COBRE_TCP_INSECURE",
+            "COBRE_TCP_SECRET_FILE",
+        )
+    ),
+}
 
+# N ranks with a pool of all CPUs each would fight for them.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
 _DEFAULTS = {
-    # N ranks with a pool of all CPUs each would fight for them.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
     # A crash in native code shows the Python stack.
     "PYTHONFAULTHANDLER": "1",
     # Standard output is a pipe, where lines would otherwise stay back until a block is full.
@@ -26,30 +49,75 @@ _DEFAULTS = {
 }
 
 
-def rank_environment(base: Mapping[str, str], name: str, rank: int, size: int) -> dict[str, str]:
-    """Return the environment of one rank.
+def parse_setting(text: str) -> tuple[str, str | None]:
+    """Return the name and value of ``NAME=VALUE``; the value is None for ``NAME`` alone.
+
+    Raises:
+        InvalidArguments: There is no name.
+    """
+    name, equals, value = text.partition("=")
+    if not re.fullmatch(r"[^\s=\0]+", name):
+        raise InvalidArguments(f"Expected NAME=VALUE, not {text!r}")
+    return name, value if equals else None
+
+
+def common_environment(
+    base: Mapping[str, str],
+    *,
+    backend: str = "shm",
+    settings: Mapping[str, str] | None = None,
+    unset: Iterable[str] = (),
+    threads: int | None = 1,
+    overrides_threads: bool = False,
+) -> dict[str, str]:
+    """Return the environment that all ranks share.
 
     Args:
-        base: The launcher's own environment; what the user set there wins over the defaults.
-        name: Name of the shared memory segment, or ``fd:N`` for an inherited descriptor.
+        base: The launcher's own; what the user set there wins over the defaults.
+        backend: In which the ranks meet, ``shm`` or ``tcp``.
+        settings: Variables given on the command line, which win over all else.
+        unset: Variables that ranks must not have.
+        threads: Size of thread pools; None: nothing is said about them.
+        overrides_threads: Whether ``threads`` was asked for and so wins over ``base``.
+    """
+    prefixes = (*_FOREIGN_PREFIXES, *_OTHER_PREFIXES[backend])
+    kept = {
+        name: value
+        for name, value in base.items()
+        if name in _KEPT[backend] or (name not in _FOREIGN and not name.startswith(prefixes))
+    }
+    pools = {} if threads is None else dict.fromkeys(THREAD_VARIABLES, str(threads))
+    first, last = ({}, pools) if overrides_threads else (pools, {})
+    found = {**_DEFAULTS, **first, **kept, **last, "COBRE_COMM_BACKEND": backend}
+    for name in unset:
+        found.pop(name, None)
+    return {**found, **(settings or {})}
+
+
+def rank_variables(
+    backend: str,
+    rank: int,
+    size: int,
+    *,
+    local_rank: int | None = None,
+    local_size: int | None = None,
+) -> dict[str, str]:
+    """Return what says which rank it is, whatever else its backend needs.
+
+    Args:
+        backend: In which the ranks meet.
         rank: The rank, ``0 <= rank < size``.
         size: Number of ranks.
+        local_rank: Its number on this machine; the same as ``rank`` if it is not given.
+        local_size: Number of ranks on this machine; ``size`` if it is not given.
     """
-    kept = {
-        key: value
-        for key, value in base.items()
-        if key not in _FOREIGN and not key.startswith(_FOREIGN_PREFIX)
-    }
+    prefix = f"COBRE_{backend.upper()}"
     return {
-        **_DEFAULTS,
-        **kept,
-        "COBRE_COMM_BACKEND": "shm",
-        "COBRE_SHM_NAME": name,
-        "COBRE_SHM_RANK": str(rank),
-        "COBRE_SHM_SIZE": str(size),
+        f"{prefix}_RANK": str(rank),
+        f"{prefix}_SIZE": str(size),
         # Scripts written for other launchers read these.
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank if local_rank is None else local_rank),
+        "LOCAL_WORLD_SIZE": str(size if local_size is None else local_size),
     }

@@ -18,8 +18,9 @@ import select
 import selectors
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["Output", "Sink", "Stream"]
+__all__ = ["FileCopy", "Output", "Sink", "Stream"]
 
 _READ_BYTES = 65536
 # A line longer than this is passed on in pieces: memory is bounded, whatever a rank writes.
@@ -80,7 +81,7 @@ class Sink:
         if self._unfinished not in (None, stream):
             self._pending += b"\n"
             self._unfinished = None
-        label = stream.label if stream is not None else b""
+        label = stream.label() if stream is not None else b""
         self._pending += _labelled(label, data, first=self._unfinished is None)
         self._unfinished = None if data.endswith(b"\n") else stream
         if stream is not self._last:
@@ -147,26 +148,31 @@ class Stream:
 
     Args:
         descriptor: The pipe; owned by the stream from now on.
-        sink: Where lines go.
+        sink: Where lines go; None: they are not shown.
         selector: Of the launcher's loop.
-        label: Put before every line.
+        label: Gives what is put before every line of a block.
+        copy: A file for a copy of everything, as it came.
         keeps_tail: Whether the last lines are remembered for a report.
 
     Attributes:
         label: As given.
+        held: What has come since ``hold``; None: nothing is held.
         tail: The last lines, without line ends; empty if they are not kept.
     """
 
     def __init__(
         self,
         descriptor: int,
-        sink: Sink,
+        sink: Sink | None,
         selector: selectors.BaseSelector,
         *,
-        label: bytes = b"",
+        label: Callable[[], bytes],
+        copy: FileCopy | None = None,
         keeps_tail: bool = False,
     ) -> None:
         self.label = label
+        self.held: bytearray | None = None
+        self._copy = copy
         self.tail: deque[bytes] = deque(maxlen=_TAIL_LINES if keeps_tail else 0)
         self._descriptor = descriptor
         self._sink = sink
@@ -175,13 +181,23 @@ class Stream:
         self._is_closed = False
         self._is_registered = False
         os.set_blocking(descriptor, False)
-        sink.streams.append(self)
+        if sink is not None:
+            sink.streams.append(self)
         self.resume()
 
     @property
     def is_last(self) -> bool:
         """Whether the remembered lines are also the last that our sink passed on."""
-        return self._sink.ends_with(self, len(self.tail))
+        return self._sink is not None and self._sink.ends_with(self, len(self.tail))
+
+    def hold(self) -> None:
+        """Keep back what comes from now on, until ``take_held``."""
+        self.held = bytearray()
+
+    def take_held(self) -> bytes:
+        """Return what was kept back; what comes from now on is passed on."""
+        held, self.held = self.held, None
+        return bytes(held or b"")
 
     def pause(self) -> None:
         """Stop reading; the rank waits in its write once the pipe is full."""
@@ -237,12 +253,51 @@ class Stream:
         if self._line:
             self._pass_on(bytes(self._line))
             self._line.clear()
+        if self._copy is not None:
+            self._copy.close()
 
     def _pass_on(self, data: bytes) -> None:
+        if self.held is not None:
+            if len(self.held) < _MAX_LINE_BYTES:
+                self.held += data
+            return
         if self.tail.maxlen:
             lines = data.removesuffix(b"\n").split(b"\n")
             self.tail.extend(line[:_TAIL_LINE_BYTES] for line in lines[-self.tail.maxlen :])
-        self._sink.put(self, data)
+        if self._copy is not None:
+            self._copy.write(data)
+        if self._sink is not None:
+            self._sink.put(self, data)
+
+
+class FileCopy:
+    """A file that output is written to as it came.
+
+    Args:
+        path: Of the file.
+        appends: Whether what it holds already stays.
+        on_broken: Called once with the error when it takes no more.
+    """
+
+    def __init__(self, path: Path, appends: bool, on_broken: Callable[[OSError], None]) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if appends else os.O_TRUNC)
+        self._descriptor = os.open(path, flags, 0o666)
+        self._on_broken = on_broken
+        self._is_broken = False
+
+    def write(self, data: bytes) -> None:
+        """Write all of it, unless the file is broken."""
+        view = memoryview(data)
+        while view and not self._is_broken:
+            try:
+                view = view[os.write(self._descriptor, view) :]
+            except OSError as error:
+                self._is_broken = True
+                self._on_broken(error)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
 
 
 class Output:
@@ -268,10 +323,18 @@ class Output:
         return self.stdout.is_flushed and self.stderr.is_flushed
 
     def add(
-        self, descriptor: int, sink: Sink, *, label: bytes = b"", keeps_tail: bool = False
+        self,
+        descriptor: int,
+        sink: Sink | None,
+        *,
+        label: Callable[[], bytes] = bytes,
+        copy: FileCopy | None = None,
+        keeps_tail: bool = False,
     ) -> Stream:
         """Pass on what comes out of a pipe, which is closed at the end."""
-        stream = Stream(descriptor, sink, self._selector, label=label, keeps_tail=keeps_tail)
+        stream = Stream(
+            descriptor, sink, self._selector, label=label, copy=copy, keeps_tail=keeps_tail
+        )
         self._streams.append(stream)
         return stream
 

@@ -7,13 +7,37 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cobre_shm.spawn.errors import InvalidArguments, ProgramNotFound, ProgramNotRunnable
 
-__all__ = ["DEFAULT_PROGRAM", "interpreter", "resolve_program"]
+__all__ = ["DEFAULT_PROGRAM", "Program", "interpreter", "resolve_program"]
 
 DEFAULT_PROGRAM = ("-m", "cobre_shm.sddp")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What each rank runs.
+
+    Attributes:
+        words: What stands behind ``python``: ``-m MODULE ...``, ``-c CODE ...``, ``- ...`` or
+            ``PROGRAM ...``; or a command of its own.
+        is_python: Whether an interpreter runs it.
+        source: The program itself, where it is read from standard input; every rank's standard
+            input is then that.
+    """
+
+    words: list[str]
+    is_python: bool = True
+    source: bytes | None = None
+
+    @property
+    def command(self) -> list[str]:
+        """The command line of one rank."""
+        return [*interpreter(), *self.words] if self.is_python else self.words
+
 
 # Finds a module exactly as ``python -m`` would, parents imported, and says nothing else.
 _PROBE = """
@@ -41,18 +65,25 @@ def interpreter() -> list[str]:
     return [sys.executable, *flags]
 
 
-def resolve_program(words: Sequence[str]) -> list[str]:
-    """Return the arguments that make an interpreter run the program.
+def resolve_program(words: Sequence[str], *, is_python: bool = True) -> Program:
+    """Return the program that the words name.
 
     Args:
-        words: ``-m MODULE args...``, ``-c CODE args...``, ``PROGRAM args...`` or nothing, which
-            means the training program with its shipped case.
+        words: ``-m MODULE args...``, ``-c CODE args...``, ``- args...`` for a program on our
+            standard input, which is read here, ``PROGRAM args...``, or nothing, which means the
+            training program with its shipped case.
+        is_python: Whether they are for an interpreter; otherwise they are any command.
 
     Raises:
-        InvalidArguments: ``-m`` or ``-c`` stands last.
-        ProgramNotFound: There is no such module or file.
-        ProgramNotRunnable: The file is not one that Python can run.
+        InvalidArguments: ``-m`` or ``-c`` stands last, or there is no command.
+        ProgramNotFound: There is no such module, file or command.
+        ProgramNotRunnable: The file is not one that can be run.
     """
+    if not is_python:
+        if not words:
+            raise InvalidArguments("--no-python needs a command")
+        _check_command(words[0])
+        return Program(list(words), is_python=False)
     if not words:
         words = DEFAULT_PROGRAM
     flag = words[0]
@@ -62,9 +93,30 @@ def resolve_program(words: Sequence[str]) -> list[str]:
             raise InvalidArguments(f"{flag} needs {what}")
         if flag == "-m":
             _check_module(words[1])
+    elif flag == "-":
+        return Program(list(words), source=_read_standard_input())
     else:
         _check_file(flag)
-    return list(words)
+    return Program(list(words))
+
+
+def _read_standard_input() -> bytes:
+    try:
+        with open(0, "rb", closefd=False) as file:
+            return file.read()
+    except OSError as error:
+        raise ProgramNotRunnable(
+            f"The program cannot be read from standard input: {error.strerror}"
+        ) from None
+
+
+def _check_command(name: str) -> None:
+    context = {"program": name}
+    if shutil.which(name) is not None:
+        return
+    if "/" in name and Path(name).exists():
+        raise ProgramNotRunnable(f"{name!r} is not executable", context=context)
+    raise ProgramNotFound(f"There is no command {name!r}", context=context)
 
 
 def _check_module(name: str) -> None:
@@ -119,7 +171,7 @@ def _check_file(program: str) -> None:
         raise ProgramNotFound(
             f"There is no file {program!r}",
             context=context,
-            suggestion=f"{found} is a command; ranks run Python programs" if found else None,
+            suggestion=f"{found} is a command: put --no-python before it" if found else None,
         ) from None
     if path.is_dir():
         if not (path / "__main__.py").is_file():
@@ -140,4 +192,8 @@ def _check_file(program: str) -> None:
             f"{program!r} cannot be read: {error.strerror}", context=context
         ) from None
     if is_machine_code:
-        raise ProgramNotRunnable(f"{program!r} is not a Python program", context=context)
+        raise ProgramNotRunnable(
+            f"{program!r} is not a Python program",
+            context=context,
+            suggestion="Put --no-python before it",
+        )

@@ -6,12 +6,11 @@ import contextlib
 import ctypes
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Ending", "Rank", "die_with_parent", "group_members", "look_at"]
+__all__ = ["Ending", "Pipes", "Rank", "die_with_parent", "group_members", "look_at"]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -35,13 +34,24 @@ class Ending:
         """The exit code as ``subprocess`` shows it: minus the signal."""
         return -self.signal if self.signal is not None else self.exit_code or 0
 
+    @property
+    def short(self) -> str:
+        """Code or signal in a table."""
+        if self.signal is None:
+            return f"exit code {self.exit_code}"
+        return self._signal_name or f"signal {self.signal}"
+
+    @property
+    def _signal_name(self) -> str:
+        try:
+            return signal.Signals(self.signal or 0).name
+        except ValueError:
+            return ""
+
     def __str__(self) -> str:
         if self.signal is None:
             return f"ended with exit code {self.exit_code}"
-        try:
-            name = f" ({signal.Signals(self.signal).name})"
-        except ValueError:
-            name = ""
+        name = f" ({self._signal_name})" if self._signal_name else ""
         return f"was killed by signal {self.signal}{name}"
 
 
@@ -56,57 +66,29 @@ def look_at(pid: int) -> Ending | None:
 
 
 class Rank:
-    """A started process.
+    """A process of the group, a child of ours.
 
     It is not reaped before ``reap``: as long as its entry stays in the process table, neither
     its pid nor its process group can come to mean anyone else's.
 
     Args:
         number: The rank.
-        command: What it runs.
-        environment: All of its environment.
-        stdin: A descriptor to read from, None to inherit ours, or ``subprocess.DEVNULL``.
-        descriptors: What else it inherits, under the same numbers.
-        before_exec: Called in the forked child.
+        pid: Its process id, and its process group's.
 
     Attributes:
-        pid: Its process id.
-        stdout: Read end of its standard output; the reader closes it.
-        stderr: The same of its standard error.
         ending: How it ended, once ``look`` has seen it.
         was_stopped: Whether it was still running when it was told to terminate.
+        cause: What is known about why it ended, beside ``ending``.
+        dump_signal: The signal on which it shows its Python stacks; 0: it does not.
     """
 
-    def __init__(
-        self,
-        number: int,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        *,
-        stdin: int | None,
-        descriptors: Sequence[int],
-        before_exec: Callable[[], None],
-    ) -> None:
+    def __init__(self, number: int, pid: int) -> None:
         self.number = number
+        self.pid = pid
+        self.cause = ""
+        self.dump_signal = 0
         self.ending: Ending | None = None
         self.was_stopped: bool = False
-        self.stdout: int
-        self.stderr: int
-        with contextlib.ExitStack() as reading, contextlib.ExitStack() as writing:
-            self.stdout, stdout_end = _pipe(reading, writing)
-            self.stderr, stderr_end = _pipe(reading, writing)
-            self._process = subprocess.Popen(
-                command,
-                stdin=stdin,
-                stdout=stdout_end,
-                stderr=stderr_end,
-                env=environment,
-                pass_fds=descriptors,
-                process_group=0,
-                preexec_fn=before_exec,
-            )
-            reading.pop_all()
-        self.pid: int = self._process.pid
 
     def look(self) -> Ending | None:
         """Return how the process has ended, or None while it runs."""
@@ -122,16 +104,50 @@ class Rank:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
+    def send_to_process(self, number: int) -> None:
+        """Signal the rank alone, without what it has started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self.pid, number)
+
     def reap(self) -> None:
         """Wait for the process and take it out of the process table."""
-        self._process.wait()
+        self.look()
+        os.waitpid(self.pid, 0)
 
 
-def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple[int, int]:
-    reader, writer = os.pipe()
-    reading.callback(os.close, reader)
-    writing.callback(os.close, writer)
-    return reader, writer
+@dataclass(frozen=True)
+class Pipes:
+    """The two outputs of a process: the ends that we read, and those that it writes to.
+
+    Attributes:
+        read_ends: Of standard output and standard error; whoever reads them closes them.
+        write_ends: To be closed here with ``close`` as soon as the process has them.
+    """
+
+    read_ends: tuple[int, int]
+    write_ends: tuple[int, int]
+
+    @classmethod
+    def make(cls) -> Pipes:
+        """Make both pipes, or none."""
+        out = os.pipe()
+        try:
+            err = os.pipe()
+        except OSError:
+            os.close(out[0])
+            os.close(out[1])
+            raise
+        return cls((out[0], err[0]), (out[1], err[1]))
+
+    def close_write_ends(self) -> None:
+        """Leave them to the process alone, so that its end is the end of the output."""
+        for descriptor in self.write_ends:
+            os.close(descriptor)
+
+    def close_read_ends(self) -> None:
+        """Close what nobody is going to read."""
+        for descriptor in self.read_ends:
+            os.close(descriptor)
 
 
 def die_with_parent() -> Callable[[], None]:

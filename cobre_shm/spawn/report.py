@@ -20,21 +20,23 @@ class Verdict:
         rank: The rank that failed first.
         what: What it did, as the rest of a sentence.
         code: Exit code of the run.
-        first_rank: Of those that were started here.
     """
 
     rank: Rank
     what: str
     code: int
-    first_rank: int = 0
 
-    def to_text(self, size: int, last_lines: Iterable[bytes]) -> bytes:
+    def to_text(self, size: int, table: Sequence[str], last_lines: Iterable[bytes]) -> bytes:
         """Return the block that ends a failed run's standard error.
 
         Args:
             size: Number of ranks.
+            table: How all ranks ended, line by line.
             last_lines: The rank's last lines on its standard error, if they are to be repeated.
         """
+        above = [line.encode() for line in table]
+        if above:
+            above.insert(0, b"cobre_shm.spawn: The run has failed:")
         head = f"cobre_shm.spawn: {self._sentence(size)}"
         ending = self.rank.ending
         if ending is None or ending.exit_code != self.code:
@@ -42,14 +44,14 @@ class Verdict:
         lines = [b"  " + line for line in last_lines]
         if lines:
             head += ". The last lines of its standard error:"
-        return b"\n".join([head.encode(), *lines, b""])
+        return b"\n".join([*above, head.encode(), *lines, b""])
 
     def to_json(self, size: int, last_lines: Iterable[bytes]) -> bytes:
         """Return the same as one line of JSON, in the form of every error."""
         ending = self.rank.ending
         error = RankFailed(
             self._sentence(size),
-            rank=self.first_rank + self.rank.number,
+            rank=self.rank.number,
             pid=self.rank.pid,
             signal=ending.signal if ending else None,
             exit_code=ending.exit_code if ending else None,
@@ -62,8 +64,7 @@ class Verdict:
         return json.dumps(error.to_dict()).encode() + b"\n"
 
     def _sentence(self, size: int) -> str:
-        number = self.first_rank + self.rank.number
-        return f"Rank {number} of {size} (pid {self.rank.pid}) {self.what}"
+        return f"Rank {self.rank.number} of {size} (pid {self.rank.pid}) {self.what}"
 
 
 def judge(
@@ -75,14 +76,14 @@ def judge(
     """Return the failure that decides, or None when no rank failed.
 
     Args:
-        ranks: All ranks, ended.
+        ranks: All ranks that were started here, ended.
         first_failure: The rank that was the first seen to fail by itself.
-        poisoned_by: The rank that the segment's poison word blames. If it failed, it decides,
+        poisoned_by: The one of them that the group itself blames. If it failed, it decides,
             even when a rank that failed only because of it was reaped earlier.
         abort_code: What a rank passed to ``abort``.
     """
     if poisoned_by is not None:
-        culprit = ranks[poisoned_by]
+        culprit = next(rank for rank in ranks if rank.number == poisoned_by)
         if abort_code is not None:
             return Verdict(culprit, f"called abort({abort_code})", abort_code)
         # Two kinds of culprit have no code to give: one that left early with 0, and one that was
@@ -91,4 +92,7 @@ def judge(
             first_failure = culprit
     if first_failure is None or first_failure.ending is None:
         return None
-    return Verdict(first_failure, str(first_failure.ending), first_failure.ending.code)
+    what = str(first_failure.ending)
+    if first_failure.cause:
+        what += f": {first_failure.cause}"
+    return Verdict(first_failure, what, first_failure.ending.code)

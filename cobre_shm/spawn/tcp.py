@@ -20,87 +20,39 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.selection.kinds import TcpConfig
-from cobre_shm.spawn.environment import rank_environment
-from cobre_shm.spawn.errors import InvalidArguments
+from cobre_shm.spawn.environment import rank_variables
+from cobre_shm.spawn.meeting import Progress
+from cobre_shm.spawn.network import Network
 
-__all__ = ["Network", "TcpGroup"]
+__all__ = ["TcpMeeting"]
 
 _SECRET_BYTES = 32
-# What the user may set for all ranks; the rest is this launcher's to say.
-_KEPT = (
-    "COBRE_TCP_CONNECT_TIMEOUT_MS",
-    "COBRE_TCP_TIMEOUT_SECS",
-    "COBRE_TCP_STALL_WARN_SECS",
-    "COBRE_TCP_INSECURE",
-    "COBRE_TCP_SECRET_FILE",
-)
 _REPORT_BYTES = 1 << 16
 
 
-@dataclass(frozen=True)
-class Network:
-    """Where the ranks of a run over tcp are.
-
-    Attributes:
-        nnodes: Number of nodes, each with a launcher and as many ranks as the others.
-        node_rank: Which of them this is.
-        coordinator: ``host:port`` of node 0, or None for a run on this machine alone.
-    """
-
-    nnodes: int = 1
-    node_rank: int = 0
-    coordinator: str | None = None
-
-    def check(self, env: Mapping[str, str]) -> None:
-        """Refuse what cannot work.
-
-        Raises:
-            InvalidArguments: The options contradict each other, or the run would need a secret.
-        """
-        if not 0 <= self.node_rank < self.nnodes:
-            raise InvalidArguments(
-                f"--node-rank {self.node_rank} is not one of {self.nnodes} nodes",
-                suggestion=f"Nodes are numbered 0..{self.nnodes - 1}",
-            )
-        if self.coordinator is None:
-            if self.nnodes > 1:
-                raise InvalidArguments(
-                    "Several nodes need --coordinator HOST:PORT, the same on all of them",
-                    suggestion="HOST is that of node 0, PORT one that is free there",
-                )
-            return
-        names = ("COBRE_TCP_SECRET", "COBRE_TCP_SECRET_FILE", "COBRE_TCP_INSECURE")
-        if not any(env.get(name) for name in names):
-            raise InvalidArguments(
-                "Nodes that meet at a coordinator need a secret, the same on all of them",
-                suggestion="Set COBRE_TCP_SECRET_FILE to a file with mode 0600, or, where "
-                "everybody on the network is trusted, COBRE_TCP_INSECURE=1",
-            )
-
-
-class TcpGroup:
-    """The ranks of one node, as the launcher sees them.
+class TcpMeeting:
+    """The part of a group over tcp that is on this node.
 
     Args:
         network: Where they are.
         size: Number of ranks on this node.
-        env: The launcher's environment.
+        env: Where the secret is looked for.
 
     Raises:
         InitializationFailed: The coordinator's address cannot be had.
     """
 
+    backend = "tcp"
+
     def __init__(self, network: Network, size: int, env: Mapping[str, str]) -> None:
-        self.first_rank: int = network.node_rank * size
-        self.size: int = network.nnodes * size
+        self._first_rank = network.node_rank * size
+        self._size = network.nnodes * size
         self._local_size = size
-        self._env = env
         with contextlib.ExitStack() as stack:
             self._listener: socket.socket | None = None
             coordinator = network.coordinator
@@ -133,37 +85,27 @@ class TcpGroup:
     ) -> None:
         self._stack.close()
 
-    def environment(self, number: int) -> dict[str, str]:
-        """Return the environment of the rank ``number`` of this node."""
-        rank = self.first_rank + number
-        env = rank_environment(self._env, "", rank, self.size)
-        env = {name: value for name, value in env.items() if not name.startswith("COBRE_SHM_")}
-        env |= {name: self._env[name] for name in _KEPT if self._env.get(name)}
-        env |= {
-            "COBRE_COMM_BACKEND": "tcp",
+    def variables(self, rank: int) -> dict[str, str]:
+        """See :meth:`Meeting.variables`."""
+        own = {
             "COBRE_TCP_COORDINATOR": self._coordinator,
-            "COBRE_TCP_RANK": str(rank),
-            "COBRE_TCP_SIZE": str(self.size),
             "COBRE_TCP_REPORT": f"fd:{self._report_end}",
-            "LOCAL_RANK": str(number),
-            "LOCAL_WORLD_SIZE": str(self._local_size),
         }
         if self._secret is not None:
-            env["COBRE_TCP_SECRET_FILE"] = f"fd:{self._secret}"
+            own["COBRE_TCP_SECRET_FILE"] = f"fd:{self._secret}"
         if rank == 0 and self._listener is not None:
-            env["COBRE_TCP_BIND_ADDR"] = f"fd:{self._listener.fileno()}"
-        return env
+            own["COBRE_TCP_BIND_ADDR"] = f"fd:{self._listener.fileno()}"
+        local = {"local_rank": rank - self._first_rank, "local_size": self._local_size}
+        return {**rank_variables(self.backend, rank, self._size, **local), **own}
 
-    def descriptors(self, number: int) -> list[int]:
-        """Return what the rank ``number`` of this node inherits."""
+    def descriptors(self, rank: int) -> list[int]:
+        """See :meth:`Meeting.descriptors`."""
         inherited = [self._report_end]
         if self._secret is not None:
             inherited.append(self._secret)
-        if self.first_rank + number == 0 and self._listener is not None:
+        if rank == 0 and self._listener is not None:
             inherited.append(self._listener.fileno())
         return inherited
-
-    # What the launcher asks of a group, whatever its ranks meet in.
 
     def report_exit(self, rank: int, *, exit_code: int | None, signal: int | None) -> None:
         """Nothing to do: the connections of a rank tell the others."""
@@ -174,13 +116,20 @@ class TcpGroup:
     def first_failed(self) -> int | None:
         """The rank of this node that the group's first failure names, or None."""
         failure = self._first_failure()
-        number = failure.get("rank", -1) - self.first_rank
-        return number if 0 <= number < self._local_size else None
+        rank: int = failure.get("rank", -1)
+        return rank if 0 <= rank - self._first_rank < self._local_size else None
 
     def abort_code(self) -> int | None:
         """The code of a rank's ``abort(code)``, when that was the group's first failure."""
         failure = self._first_failure()
         return failure["value"] if failure.get("kind") == "aborted" else None
+
+    def progress(self) -> Progress | None:
+        """None: a rank's connections are its own."""
+        return None
+
+    def unlink(self) -> None:
+        """Nothing to do: sockets and memory without a name end with those that have them."""
 
     def _first_failure(self) -> dict[str, Any]:
         with contextlib.suppress(BlockingIOError):

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Self
 
 from cobre_shm.errors import CollectiveFailed, WorkerError
+from cobre_shm.spawn.environment import common_environment
 from cobre_shm.spawn.errors import ProgramNotRunnable
 from cobre_shm.spawn.frames import Frame, FrameReader, encode_frame
 from cobre_shm.spawn.meeting import Meeting
@@ -148,7 +149,10 @@ def _start(rank: int, entry: str, descriptor: int, meeting: Meeting) -> subproce
         return subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
-            env=meeting.environment(rank),
+            env={
+                **common_environment(os.environ, backend=meeting.backend),
+                **meeting.variables(rank),
+            },
             pass_fds=[descriptor, *meeting.descriptors(rank)],
             # ^C in a terminal is for the process that started them, which then ends them.
             process_group=0,

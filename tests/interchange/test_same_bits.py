@@ -12,6 +12,7 @@ from cobre_shm.sddp import series_digest, shipped_case_path, train
 from tests.support.ranks import results_of, run_ranks
 
 SIZES = (1, 2, 3, 4, 8)
+BACKENDS = ("shm", "tcp")
 
 
 def digest_of_training(comm, path, iterations):
@@ -23,20 +24,22 @@ def digest_alone(path, iterations):
     return series_digest(train(path, LocalCommunicator(), iterations=iterations))
 
 
-def assert_same_bits(path, iterations, size):
-    outcomes = run_ranks(digest_of_training, size, "shm", path, iterations, timeout=240.0)
-    assert set(results_of(outcomes)) == {(digest_alone(path, iterations), "shm")}
+def assert_same_bits(backend, path, iterations, size):
+    outcomes = run_ranks(digest_of_training, size, backend, path, iterations, timeout=240.0)
+    assert set(results_of(outcomes)) == {(digest_alone(path, iterations), backend)}
 
 
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["1dtoy", "4ree"])
-def test_reference_case_has_the_bits_of_one_process(reference_cases, name, size):
-    assert_same_bits(reference_cases / name, 8, size)
+def test_reference_case_has_the_bits_of_one_process(reference_cases, name, size, backend):
+    assert_same_bits(backend, reference_cases / name, 8, size)
 
 
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("size", SIZES)
-def test_shipped_case_has_the_bits_of_one_process(size):
-    assert_same_bits(shipped_case_path(), 3, size)
+def test_shipped_case_has_the_bits_of_one_process(size, backend):
+    assert_same_bits(backend, shipped_case_path(), 3, size)
 
 
 def test_digest_differs_between_trainings_that_differ():
@@ -65,10 +68,11 @@ def values_of(path, ignored=()):
     }
 
 
-def test_files_of_four_ranks_under_the_launcher_are_those_of_one_process(tmp_path):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_files_of_four_ranks_under_the_launcher_are_those_of_one_process(tmp_path, backend):
     alone, ranks = tmp_path / "alone", tmp_path / "ranks"
     run_trainer(alone)
-    shown = run_trainer(ranks, "cobre_shm.spawn", "-n", "4", "-m")
+    shown = run_trainer(ranks, "cobre_shm.spawn", "--backend", backend, "-n", "4", "-m")
     assert "4 rank" in shown
     clocks = ("time_forward_ms", "time_backward_ms", "time_total_ms")
     for name, ignored in (("training/convergence", clocks), ("policy/cuts", ())):

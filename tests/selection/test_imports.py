@@ -60,19 +60,6 @@ def test_unavailable_backend_is_refused_without_importing_it(numpy_alone):
     assert not loaded & (SHARED_MEMORY | LOCAL | {"numpy"})
 
 
-@pytest.mark.parametrize("variable", [{}, {"COBRE_COMM_BACKEND": "local"}])
-def test_known_backend_is_refused_without_importing_what_it_would_need(
-    mpi4py_without_library, variable
-):
-    code = (
-        "import json, sys, cobre_shm\n"
-        "try: cobre_shm.create_communicator('tcp')\n"
-        "except cobre_shm.BackendNotAvailable: print(json.dumps(sorted(sys.modules)))"
-    )
-    loaded = set(json.loads(mpi4py_without_library.run("-c", code, env=variable).stdout))
-    assert not loaded & (SHARED_MEMORY | LOCAL | NEVER | {"numpy"})
-
-
 def test_mpi_is_imported_only_where_it_is_chosen(mpi4py_without_library):
     code = (
         "import json, sys, cobre_shm\n"

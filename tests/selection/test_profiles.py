@@ -14,6 +14,7 @@ LAUNCHED = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
 
 LOCAL_IS_MADE = {"class": "LocalCommunicator", "backend": "local"}
 SHM_IS_MADE = {"class": "ShmCommunicator", "backend": "shm"}
+TCP_IS_MADE = {"class": "TcpCommunicator", "backend": "tcp"}
 
 
 def named(backend, **variables):
@@ -106,6 +107,12 @@ ALL_MISSING = missing(
     ["COBRE_SHM_NAME", "COBRE_SHM_RANK", "COBRE_SHM_SIZE"],
     "COBRE_SHM_NAME=/my-run COBRE_SHM_RANK=0 COBRE_SHM_SIZE=4",
 )
+TCP_ALL_MISSING = missing(
+    "tcp",
+    "COBRE_TCP_COORDINATOR, COBRE_TCP_RANK, and COBRE_TCP_SIZE",
+    ["COBRE_TCP_COORDINATOR", "COBRE_TCP_RANK", "COBRE_TCP_SIZE"],
+    "COBRE_TCP_COORDINATOR=host COBRE_TCP_RANK=0 COBRE_TCP_SIZE=4",
+)
 TWO_MISSING = missing(
     "shm",
     "COBRE_SHM_RANK and COBRE_SHM_SIZE",
@@ -127,12 +134,15 @@ NUMPY_ALONE = [
         named("shm", **SHM),
         not_available("shm", NO_FEATURE, 'pip install "cobre-shm[shm]"'),
     ),
-    (named("tcp", **TCP), not_available("tcp", NO_FEATURE)),
+    (
+        named("tcp", **TCP),
+        not_available("tcp", NO_FEATURE, 'pip install "cobre-shm[tcp]"'),
+    ),
     (named("mpi", **LAUNCHED), not_available("mpi", NO_FEATURE, 'pip install "cobre-shm[mpi]"')),
     (named("shn"), invalid("shn", NO_FEATURE, "Did you mean 'shm'? ")),
     (named("quantum"), invalid("quantum", NO_FEATURE)),
 ]
-SHM_FEATURE = ["shm", "local"]
+PLAIN = ["tcp", "shm", "local"]
 WHEEL_PROFILE = [
     ({}, LOCAL_IS_MADE),
     (named(""), LOCAL_IS_MADE),
@@ -142,20 +152,18 @@ WHEEL_PROFILE = [
     (SHM, SHM_IS_MADE),
     (named("Auto", **SHM), SHM_IS_MADE),
     (named("shm", **SHM), SHM_IS_MADE),
-    (SHM | TCP | LAUNCHED, SHM_IS_MADE),
-    (TCP | LAUNCHED, LOCAL_IS_MADE),
+    (SHM | TCP | LAUNCHED, TCP_IS_MADE),
+    (TCP | LAUNCHED, TCP_IS_MADE),
     (LAUNCHED, LOCAL_IS_MADE),
     (named("shm"), ALL_MISSING),
     (named("shm", COBRE_SHM_NAME="x"), TWO_MISSING),
     (named("auto", COBRE_SHM_NAME="x"), TWO_MISSING),
     (named("shm", **{**SHM, "COBRE_SHM_RANK": "1"}), BAD_RANK),
-    (named("tcp", **TCP), not_available("tcp", SHM_FEATURE)),
-    (named("mpi", **LAUNCHED), not_available("mpi", SHM_FEATURE, 'pip install "cobre-shm[mpi]"')),
-    (named("shn"), invalid("shn", SHM_FEATURE, "Did you mean 'shm'? ")),
+    (named("tcp", **TCP), TCP_IS_MADE),
+    (named("mpi", **LAUNCHED), not_available("mpi", PLAIN, 'pip install "cobre-shm[mpi]"')),
+    (named("shn"), invalid("shn", PLAIN, "Did you mean 'shm'? ")),
 ]
-# The backend tcp is not part of this version, so no installation makes it available, no message
-# promises that one would, and detection passes it over.
-WITH_MPI = ["mpi", "shm", "local"]
+WITH_MPI = ["mpi", "tcp", "shm", "local"]
 MPI4PY_WITHOUT_LIBRARY = [
     ({}, LOCAL_IS_MADE),
     (named(""), LOCAL_IS_MADE),
@@ -171,8 +179,8 @@ MPI4PY_WITHOUT_LIBRARY = [
     (named("shm"), ALL_MISSING),
     (named("mpi"), NoLibrary()),
     (named("mpi", **LAUNCHED), NoLibrary()),
-    (named("tcp"), not_available("tcp", WITH_MPI)),
-    (named("tcp", **TCP), not_available("tcp", WITH_MPI)),
+    (named("tcp"), TCP_ALL_MISSING),
+    (named("tcp", **TCP), TCP_IS_MADE),
     (named("npi"), invalid("npi", WITH_MPI, "Did you mean 'mpi'? ")),
 ]
 EVERYTHING = MPI4PY_WITHOUT_LIBRARY

@@ -23,7 +23,7 @@ def spool(tmp_path):
 
 def test_third_party_backend_is_listed_by_its_priority(third_party):
     done = third_party.run("-c", "import cobre_shm; print(cobre_shm.available_backends())")
-    assert done.stdout.strip() == "['spool', 'shm', 'local']"
+    assert done.stdout.strip() == "['spool', 'tcp', 'shm', 'local']"
 
 
 def test_third_party_backend_is_chosen_by_name_and_by_detection(third_party, spool):
@@ -52,7 +52,7 @@ def test_third_party_backend_without_its_variables_lists_them(third_party):
 
 def test_third_party_backend_stands_in_error_lists(third_party):
     (found,) = third_party.outcomes([{"COBRE_COMM_BACKEND": "spol"}])
-    assert found["context"]["available_backends"] == ["spool", "shm", "local"]
+    assert found["context"]["available_backends"] == ["spool", "tcp", "shm", "local"]
     assert found["suggestion"].startswith("Did you mean 'spool'? ")
 
 

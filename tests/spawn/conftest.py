@@ -21,13 +21,15 @@ WATCHDOG_SECS = 60.0
 class Spawn:
     """Starts launchers, and knows every process that came of them by a mark they inherit."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, method: str) -> None:
         self.folder = folder
+        self.method = method
         self.mark = f"SPAWN_TEST={uuid.uuid4().hex}"
         self._started: list[subprocess.Popen[bytes]] = []
 
     def command(self, *arguments: object) -> list[str]:
-        return [sys.executable, "-m", "cobre_shm.spawn", *map(str, arguments)]
+        start = ["-m", "cobre_shm.spawn", f"--start-method={self.method}"]
+        return [sys.executable, *start, *map(str, arguments)]
 
     def environment(self, extra: dict[str, str] | None = None) -> dict[str, str]:
         name, value = self.mark.split("=")
@@ -103,7 +105,12 @@ class Spawn:
 
 
 @pytest.fixture
-def spawn(tmp_path: Path) -> Iterator[Spawn]:
-    driver = Spawn(tmp_path)
+def spawn(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Spawn]:
+    """A driver; the parameter is its start method.
+
+    Where nothing else is said, ranks are fresh interpreters: those of programs that do without
+    numba are up sooner.
+    """
+    driver = Spawn(tmp_path, getattr(request, "param", "spawn"))
     yield driver
     assert driver.end() == [], "processes were left behind"

@@ -150,7 +150,7 @@ def test_every_spelling_of_the_number_of_ranks_works(monkeypatch, flags):
     monkeypatch.setattr(launcher, "launch", lambda job: jobs.append(job) or 0)
     assert main([*flags, "-c", "pass"]) == 0
     (job,) = jobs
-    assert (job.size, job.arguments) == (3, ["-c", "pass"])
+    assert (job.size, job.program.words) == (3, ["-c", "pass"])
 
 
 def test_auto_starts_one_rank_for_each_usable_cpu(spawn):

@@ -73,7 +73,13 @@ def test_killed_rank_is_named_with_pid_and_signal(spawn):
     assert process.returncode == 137
     assert out == b""
     text = f"Rank 2 of 4 (pid {pids[2]}) was killed by signal 9 (SIGKILL); exit code 137"
-    assert err.decode() == f"cobre_shm.spawn: {text}\n"
+    assert err.decode().splitlines() == [
+        "cobre_shm.spawn: The run has failed:",
+        "  RANKS  STATE                              LAST COLLECTIVE",
+        "  0-1,3  stopped by the launcher (SIGTERM)  none",
+        "      2  SIGKILL                            none",
+        f"cobre_shm.spawn: {text}",
+    ]
 
 
 def test_last_words_of_the_first_failing_rank_stand_last(spawn):
@@ -91,10 +97,14 @@ def test_last_words_of_the_first_failing_rank_stand_last(spawn):
     )
     done = spawn.run("-n", 2, "program.py")
     lines = done.stderr.split(b"\n")
-    assert lines[100:103] == [b"\xff" * 5000, b"other", lines[102]]
-    assert lines[102].startswith(b"cobre_shm.spawn: Rank 1 of 2 ")
+    assert lines[100:103] == [b"\xff" * 5000, b"other", b"cobre_shm.spawn: The run has failed:"]
+    assert [line.split()[:4] for line in lines[104:106]] == [
+        [b"0", b"exit", b"code", b"6"],
+        [b"1", b"exit", b"code", b"5"],
+    ]
+    assert lines[106].startswith(b"cobre_shm.spawn: Rank 1 of 2 ")
     words = [b"  word %d" % i for i in range(61, 100)]
-    assert lines[103:] == [*words, b"  " + b"\xff" * 2000, b""]
+    assert lines[107:] == [*words, b"  " + b"\xff" * 2000, b""]
 
 
 def test_last_words_are_not_repeated_where_nothing_came_behind(spawn):
@@ -182,7 +192,11 @@ def test_nothing_stays_in_shared_memory(spawn):
 
 def stub(number, code=None, *, was_stopped=False):
     return SimpleNamespace(
-        number=number, pid=100 + number, ending=Ending(exit_code=code), was_stopped=was_stopped
+        number=number,
+        pid=100 + number,
+        ending=Ending(exit_code=code),
+        was_stopped=was_stopped,
+        cause="",
     )
 
 

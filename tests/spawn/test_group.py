@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+pytestmark = pytest.mark.parametrize("spawn", ["zygote"], indirect=True)
+
 # Rank 1 does what the test says after a few collectives, while the others go on.
 PROGRAM = """
 import os, signal, sys, time

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.parametrize("spawn", ["zygote"], indirect=True)
+
 # Ranks that say which signals they get and go on; the last one ends when told to.
 LISTEN = """
 import os, signal, sys, time
@@ -273,10 +275,11 @@ def test_signal_while_ranks_are_being_started_ends_the_run(spawn):
 def test_interrupt_before_any_rank_is_started_is_quiet(spawn):
     code = (
         "import os, signal, sys\n"
-        "from cobre_shm.spawn import __main__ as command\n"
-        "def interrupt(words): os.kill(os.getpid(), signal.SIGINT)\n"
-        "command.resolve_program = interrupt\n"
-        "sys.exit(command.main(['-n', '2', '-c', 'pass']))"
+        "from cobre_shm.spawn import options\n"
+        "from cobre_shm.spawn.__main__ import main\n"
+        "def interrupt(words, is_python): os.kill(os.getpid(), signal.SIGINT)\n"
+        "options.resolve_program = interrupt\n"
+        "sys.exit(main(['-n', '2', '-c', 'pass']))"
     )
     done = spawn.run(command=[sys.executable, "-c", code])
     assert done.returncode == 130

@@ -1,0 +1,339 @@
+"""The group of ranks: watch, stop, exit code.
+
+One thread, one loop: ends of processes (pidfds), signals, output, typed input and deadlines.
+Nothing polls and nothing blocks.
+
+Exit codes; the first cause decides:
+
+    all ranks end with 0             0
+    a rank fails                     its own exit code, or 128 + the signal that killed it
+    a rank calls ``abort(code)``     that code
+    INT, TERM or HUP to us           128 + signal
+    ``--timeout``                    124
+    our output is closed             141, as if SIGPIPE had ended us
+
+Ranks that fail only because a peer did never decide: the meeting names the culprit. After a
+failure the others have a moment to end by themselves, woken through the meeting; then their
+process groups get SIGTERM, and after the grace time SIGKILL. SIGINT is passed on and followed by
+the same two steps, each after the grace time, or at the next ^C.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import signal
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cobre_shm.spawn.events import Events
+from cobre_shm.spawn.guard import Guard
+from cobre_shm.spawn.job import Job
+from cobre_shm.spawn.ladder import (
+    MOMENT,
+    Ladder,
+    Step,
+    ending_steps,
+    failing_steps,
+    interrupting_steps,
+)
+from cobre_shm.spawn.loop import Loop
+from cobre_shm.spawn.memory import MemoryGroup
+from cobre_shm.spawn.rank import Rank, group_members
+from cobre_shm.spawn.rank_output import RankOutput
+from cobre_shm.spawn.report import judge
+from cobre_shm.spawn.signals import SignalInbox
+from cobre_shm.spawn.stacks import STACKS_SECS, Stacks
+from cobre_shm.spawn.starting import Start
+from cobre_shm.spawn.table import table_of_ranks
+from cobre_shm.spawn.terminal import TerminalInput
+
+if TYPE_CHECKING:
+    from cobre_shm.spawn.meeting import Meeting
+
+__all__ = ["TIMED_OUT", "Group", "Outcome"]
+
+TIMED_OUT = 124
+# Time for the culprit to end by itself, if others who noticed were faster: its code decides.
+_CULPRIT_SECS = 2.0
+
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FORWARDED_SIGNALS = (
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+    signal.SIGCONT,
+)
+_WATCHED_SIGNALS = (*_ENDING_SIGNALS, *_FORWARDED_SIGNALS, signal.SIGTSTP, signal.SIGCHLD)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        code: Exit code.
+        has_failed: Whether a rank failed by itself, so that another attempt makes sense.
+    """
+
+    code: int
+    has_failed: bool = False
+
+
+class Group:
+    """The ranks of one run, from their start to their end.
+
+    Args:
+        job: What to run.
+        meeting: How the ranks find each other; it stays the caller's.
+        guard: Told of every rank.
+        events: Told of what happens.
+        attempt: How many runs of the job have failed already.
+    """
+
+    def __init__(
+        self, job: Job, meeting: Meeting, guard: Guard, events: Events, attempt: int
+    ) -> None:
+        self.job = job
+        self.meeting = meeting
+        self.loop = Loop()
+        self.inbox = SignalInbox(_WATCHED_SIGNALS)
+        self.output = RankOutput(job, self.loop.selector, self._on_broken_output, attempt > 0)
+        self.ranks: list[Rank] = []
+        self.terminal: TerminalInput | None = None
+        self._guard = guard
+        self._events = events
+        self._attempt = attempt
+        self._ladder = Ladder(self.loop, self._take_step)
+        self._memory = MemoryGroup()
+        self._running: set[int] = set()
+        self._unwatched: list[Rank] = []
+        self._strays: set[int] = set()
+        self._first_failure: Rank | None = None
+        self._ended_by: int | None = None
+        self._has_timed_out = False
+        self._is_asking = False
+        self._write_error: OSError | None = None
+        self._has_spared = False
+        self._is_abandoned = False
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether we were told to end."""
+        return self._ended_by is not None or self._has_timed_out
+
+    def run(self, start: Start) -> Outcome:
+        """Start the ranks, and watch them to their end.
+
+        Raises:
+            ProgramNotRunnable: The system refuses to start a rank.
+        """
+        try:
+            with self.inbox:
+                self.loop.selector.register(self.inbox, selectors.EVENT_READ, self._on_signals)
+                try:
+                    return self._run(start)
+                finally:
+                    start.cancel()
+                    self._end_all()
+        finally:
+            self.loop.close()
+
+    def _run(self, start: Start) -> Outcome:
+        if self.job.timeout is not None:
+            self.loop.call_after(self.job.timeout, self._on_timeout)
+        self._events.start(self, self._attempt)
+        start.begin(self)
+        self.loop.turn_until(lambda: start.is_done or self.is_ending)
+        if start.is_done:
+            self._events.follow()
+            self.loop.turn_until(lambda: not self._running and not self._is_asking)
+            self._stop_strays()
+        self.output.finish()
+        # Only now is it known whether somebody took all of it.
+        self._flush()
+        outcome = self._report()
+        self._events.exit_of_run(outcome.code)
+        self._flush()
+        return outcome
+
+    def add(self, rank: Rank) -> None:
+        """Take in a rank that was started; ``watch`` follows when it is a child of ours."""
+        self.ranks.append(rank)
+        self._guard.watch(rank.pid)
+
+    def watch(self, rank: Rank) -> None:
+        """Begin to look for the end of a rank."""
+        self._running.add(rank.number)
+        if not self.loop.call_at_end_of(rank.pid, lambda: self._look_at(rank)):
+            # SIGCHLD tells only that someone ended, so all of these are looked at then.
+            if not self._unwatched and self.loop.is_pidfd_refused:
+                text = "this system refuses pidfd_open: ends of ranks are seen by SIGCHLD instead"
+                self.output.stderr.put(None, f"cobre_shm.spawn: {text}\n".encode())
+            self._unwatched.append(rank)
+            self._look_at(rank)
+
+    # What happens
+
+    def _look_at(self, rank: Rank) -> None:
+        ending = rank.look()
+        if ending is None or rank.number not in self._running:
+            return
+        self._running.remove(rank.number)
+        self.meeting.report_exit(rank.number, exit_code=ending.exit_code, signal=ending.signal)
+        self._events.exit_of_rank(rank)
+        if rank.number == 0 and self.terminal is not None:
+            self.terminal.close()
+        if ending.code != 0 and not rank.was_stopped:
+            if ending.signal == signal.SIGKILL and self._memory.has_killed():
+                rank.cause = self._memory.describe()
+            if self._first_failure is None:
+                self._first_failure = rank
+            self._ladder.begin(failing_steps(self.job.grace))
+
+    def _on_signals(self) -> None:
+        for number in self.inbox.take():
+            if number == signal.SIGCHLD:
+                for rank in self._unwatched:
+                    self._look_at(rank)
+            elif number == signal.SIGTSTP:
+                # ^Z reaches our process group only.
+                self._send(signal.SIGTSTP)
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif number in _ENDING_SIGNALS:
+                self._on_ending_signal(number)
+            else:
+                self._send(number)
+                if number == signal.SIGCONT and self.terminal is not None:
+                    self.terminal.resume()
+
+    def _on_ending_signal(self, number: int) -> None:
+        if self._first_failure is None and not self.is_ending:
+            self._ended_by = number
+        if not self._running and not self._strays:
+            # All that is left is output which nobody takes.
+            self._is_abandoned = True
+        elif not self._ladder.is_used_up:
+            self._ladder.advance()
+        elif number == signal.SIGINT:
+            self._ladder.begin(interrupting_steps(self.job.grace))
+        else:
+            self._ladder.begin(ending_steps(number, self.job.grace))
+
+    def _on_timeout(self) -> None:
+        if self.is_ending or self._first_failure is not None:
+            return
+        self._has_timed_out = self._is_asking = True
+        rows = self._table()
+        stacks = Stacks(self.ranks, self.output)
+        stacks.request()
+
+        def show() -> None:
+            self._is_asking = False
+            head = f"cobre_shm.spawn: The run takes longer than {self.job.timeout:g} s (--timeout)"
+            self.output.say("\n".join([head, *rows]).encode() + b"\n" + stacks.collect())
+            self._ladder.begin(failing_steps(self.job.grace, 0))
+
+        self.loop.call_after(STACKS_SECS, show)
+
+    def _on_broken_output(self, error: OSError) -> None:
+        if self._write_error is None:
+            self._write_error = error
+        self._ladder.begin(failing_steps(self.job.grace, 0))
+
+    # Stopping
+
+    def _take_step(self, step: Step) -> None:
+        if step.signal is None or step.signal == signal.SIGKILL:
+            self.meeting.stop(self._ended_by or signal.SIGKILL)
+        if step.signal == signal.SIGTERM:
+            self._terminate()
+        elif step.signal is not None:
+            self._send(step.signal)
+
+    def _terminate(self) -> None:
+        """Send SIGTERM, once to each rank, and a little later to the one that is to blame."""
+        culprit = None
+        if self._first_failure is not None and not self._has_spared:
+            culprit = self.meeting.first_failed()
+        if culprit in self._running:
+            self._has_spared = True
+            self._ladder.insert(Step(_CULPRIT_SECS, signal.SIGTERM))
+        for rank in self.ranks:
+            if not rank.was_stopped and (rank.number != culprit or rank.ending is not None):
+                rank.send(signal.SIGTERM)
+
+    def _send(self, number: int) -> None:
+        for rank in self.ranks:
+            rank.send(number)
+
+    def _stop_strays(self) -> None:
+        """End what ranks started in their process groups and left behind."""
+        strays = group_members(rank.pid for rank in self.ranks)
+        for pid in strays:
+            if self.loop.call_at_end_of(pid, partial(self._strays.discard, pid)):
+                self._strays.add(pid)
+        if strays:
+            self._ladder.begin(failing_steps(self.job.grace, MOMENT))
+            self.loop.turn_until(lambda: not self._strays or self._ladder.is_used_up)
+        self._ladder.clear()
+
+    def _flush(self) -> None:
+        """Wait until all output is written: as long as it takes, unless we were told to end."""
+
+        def abandon() -> None:
+            self._is_abandoned = True
+
+        if self.is_ending and not self._is_abandoned:
+            self.loop.call_after(self.job.grace, abandon)
+        self.loop.turn_until(lambda: self.output.is_flushed or self._is_abandoned)
+
+    def _end_all(self) -> None:
+        if self.terminal is not None:
+            self.terminal.close()
+        for rank in self.ranks:
+            rank.send(signal.SIGKILL)
+        for rank in self.ranks:
+            rank.reap()
+        self.output.discard()
+
+    # Reporting
+
+    def _table(self) -> list[str]:
+        return table_of_ranks(self.meeting.progress(), self.ranks)
+
+    def _report(self) -> Outcome:
+        """Write what went wrong, last and in one block, and return the outcome."""
+        if self._ended_by is not None:
+            return Outcome(128 + self._ended_by)
+        if self._has_timed_out:
+            return Outcome(TIMED_OUT)
+        verdict = judge(
+            self.ranks,
+            self._first_failure,
+            self.meeting.first_failed(),
+            self.meeting.abort_code(),
+        )
+        if verdict is not None:
+            tail, is_last = self.output.last_words(verdict.rank.number)
+            if self.job.json_errors:
+                block = verdict.to_json(self.job.group_size, tail)
+            else:
+                rows = (
+                    table_of_ranks(self.meeting.progress(), self.ranks) if self.job.size > 1 else []
+                )
+                # With nothing behind them, the last words can be read where they stand.
+                shown = () if is_last else tail
+                block = verdict.to_text(self.job.group_size, rows, shown)
+            self.output.say(block)
+            return Outcome(verdict.code, has_failed=True)
+        error = self._write_error
+        if error is None:
+            return Outcome(0)
+        if error.errno == errno.EPIPE:
+            return Outcome(128 + signal.SIGPIPE)
+        self.output.say(f"cobre_shm.spawn: Output cannot be written: {error.strerror}\n".encode())
+        return Outcome(1)

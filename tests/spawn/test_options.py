@@ -1,0 +1,312 @@
+"""Options that change what ranks are given and what is shown of them."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+SHOW = "import json, os; print(json.dumps(dict(os.environ)))"
+
+
+def test_timestamps_and_labels_begin_every_line(spawn):
+    code = "import sys; print('a\\nb'); print('c', file=sys.stderr)"
+    done = spawn.run("-n", 1, "--timestamps", "--tag-output", "-c", code)
+    for line, rest in zip(done.stdout.splitlines(), (b"a", b"b"), strict=True):
+        stamp, label, text = line.split(b" ")
+        assert (len(stamp), label, text) == (23, b"[0]", rest)
+    assert done.stderr.split(b" ", 1)[1] == b"[0:err] c\n"
+
+
+@pytest.mark.parametrize("tee", [False, True])
+def test_output_goes_to_files_of_each_rank(spawn, tee):
+    code = (
+        "import os, sys\n"
+        "sys.stdout.buffer.write(b'out \\xff ' + os.environ['RANK'].encode())\n"
+        "print('err', file=sys.stderr)\n"
+        "sys.exit(3 * int(os.environ['RANK']))"
+    )
+    folder = spawn.folder / "new" / "logs"
+    flags = ["--tee"] if tee else []
+    done = spawn.run("-n", 2, "-l", "--output-dir", folder, *flags, "-c", code)
+    for rank in range(2):
+        assert (folder / f"rank-{rank}.out").read_bytes() == b"out \xff %d" % rank
+        assert (folder / f"rank-{rank}.err").read_bytes() == b"err\n"
+    assert (b"[1] out \xff 1" in done.stdout) == tee
+    assert (b"[1:err] err" in done.stderr) == tee
+    # Whoever sees nothing of a rank still sees why it failed.
+    assert b"Rank 1 of 2" in done.stderr
+    assert done.returncode == 3
+
+
+def test_output_of_some_ranks_is_shown(spawn):
+    done = spawn.run("-n", 5, "--show-ranks", "0,3-4", "-c", "import os; print(os.environ['RANK'])")
+    assert sorted(done.stdout.split()) == [b"0", b"3", b"4"]
+
+
+@pytest.mark.parametrize("option", ["--output-dir", "--events"])
+def test_output_that_cannot_be_written_is_one_line(spawn, option):
+    spawn.write("file", "")
+    done = spawn.run("-n", 1, option, "file/below", "-c", "print('never')")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.count(b"\n") == 1
+    assert b"file/below" in done.stderr
+
+
+def test_full_disk_under_an_output_file_ends_the_run(spawn):
+    folder = spawn.folder / "logs"
+    folder.mkdir()
+    (folder / "rank-0.out").symlink_to("/dev/full")
+    code = "import time; print('x'); time.sleep(600)"
+    done = spawn.run("-n", 1, "--output-dir", folder, "-c", code)
+    assert done.returncode == 1
+    assert b"No space left" in done.stderr
+
+
+def test_variables_of_the_command_line_reach_ranks(spawn):
+    done = spawn.run(
+        *("-n", 1, "-x", "A=1=2", "-x", "OLD", "-x", "OMP_NUM_THREADS=3"),
+        *("--unset-env", "GONE", "--unset-env", "PYTHONUNBUFFERED", "--stall-warn", 2.5),
+        *("-c", SHOW),
+        env={"GONE": "1", "OLD": "old", "A": "0"},
+    )
+    seen = json.loads(done.stdout)
+    assert (seen["A"], seen["OLD"], seen["OMP_NUM_THREADS"]) == ("1=2", "old", "3")
+    assert seen["COBRE_SHM_STALL_WARN_SECS"] == "2.5"
+    assert "GONE" not in seen
+    assert "PYTHONUNBUFFERED" not in seen
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "expected"),
+    [
+        ([], {}, "1"),
+        ([], {"OMP_NUM_THREADS": "7"}, "7"),
+        (["--threads-per-rank", "2"], {"OMP_NUM_THREADS": "7"}, "2"),
+        (["--threads-per-rank", "keep"], {}, None),
+        (["--threads-per-rank", "keep"], {"OMP_NUM_THREADS": "7"}, "7"),
+        (["--threads-per-rank", "auto"], {}, "2"),
+    ],
+)
+def test_size_of_thread_pools(monkeypatch, flags, env, expected):
+    from cobre_shm.spawn import options
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(options, "count_cpus", lambda: 6)
+    job = options.parse(["-n", "3", *flags, "-c", "pass"]).job()
+    assert job.environment.get("OMP_NUM_THREADS") == expected
+
+
+@pytest.mark.parametrize("method", ["zygote", "spawn"])
+def test_ranks_are_bound(spawn, method):
+    cpus = sorted(os.sched_getaffinity(0))
+    code = "import os; print(os.environ['RANK'], sorted(os.sched_getaffinity(0)))"
+    policy = f"{cpus[-1]},{cpus[0]}"
+    done = spawn.run("-n", 3, "--start-method", method, "--bind-to", policy, "-c", code)
+    expected = [[cpus[-1]], [cpus[0]], [cpus[-1]]]
+    assert sorted(done.stdout.decode().splitlines()) == [
+        f"{rank} {each}" for rank, each in enumerate(expected)
+    ]
+
+
+def test_policies_of_binding(monkeypatch, tmp_path):
+    from cobre_shm.spawn.binding import cpus_of_ranks
+    from cobre_shm.spawn.errors import InvalidArguments
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 4, 5, 6})
+    for cpu in range(8):
+        topology = tmp_path / f"cpu/cpu{cpu}/topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+    for node, cpus in enumerate(("0-1,4-5", "2-3,6-7", "\n")):
+        (tmp_path / f"node/node{node}").mkdir(parents=True)
+        (tmp_path / f"node/node{node}/cpulist").write_text(cpus)
+    assert cpus_of_ranks("none", 2, tmp_path) == []
+    assert cpus_of_ranks("core", 4, tmp_path) == [[0, 4], [1, 5], [2, 6], [0, 4]]
+    first, second = [0, 1, 4, 5], [2, 6]
+    assert cpus_of_ranks("numa", 3, tmp_path) == [first, first, second]
+    assert cpus_of_ranks("5-6,0", 4, tmp_path) == [[5], [6], [0], [5]]
+    for wrong in ("3", "a", "2-1", "", "1-", "-1"):
+        with pytest.raises(InvalidArguments):
+            cpus_of_ranks(wrong, 2, tmp_path)
+
+
+def test_any_command_can_be_run(spawn):
+    done = spawn.run("-n", 2, "--no-python", "sh", "-c", 'echo "$RANK $1"; exit $RANK', "x", "a b")
+    assert sorted(done.stdout.splitlines()) == [b"0 a b", b"1 a b"]
+    assert done.returncode == 1
+    for name, code in (("absent-command", 127), ("./data", 126)):
+        spawn.write("data", "no program")
+        done = spawn.run("-n", 2, "--no-python", name)
+        assert (done.returncode, done.stderr.count(b"\n")) == (code, 1)
+
+
+def test_dry_run_starts_nothing_and_shows_commands_that_work(spawn):
+    words = ["-n", 2, "-x", "A=b c", "-c", "import os; print(os.environ['RANK'], os.environ['A'])"]
+    shown = spawn.run("--dry-run", *words)
+    assert shown.returncode == 0
+    done = spawn.run(command=["sh", "-c", shown.stdout])
+    assert done.stderr == b""
+    assert done.stdout == b"0 b c\n1 b c\n"
+
+
+STUCK = """
+import sys, time
+import cobre_shm
+comm = cobre_shm.create_communicator()
+comm.barrier()
+def stuck():
+    open(f"stuck{comm.rank}", "w").close()
+    while True: time.sleep(0.01)
+if comm.rank == 1: stuck()
+open("inside", "w").close()
+comm.barrier()
+"""
+
+
+@pytest.mark.parametrize("spawn", ["zygote", "spawn"], indirect=True)
+def test_run_that_takes_too_long_shows_where_all_ranks_are(spawn, request):
+    spawn.write("program.py", STUCK)
+    # As long as it takes to come there, on any machine; then a run with that and some more.
+    process = spawn.start("-n", 2, "--timeout", 600, "program.py")
+    spawn.wait_for(lambda: all((spawn.folder / n).exists() for n in ("inside", "stuck1")))
+    process.kill()
+    process.communicate()
+    done = spawn.run("-n", 2, "--grace", 1, "--timeout", 12, "program.py")
+    text = done.stderr.decode()
+    assert done.returncode == 124
+    assert "12 s (--timeout)" in text
+    assert "inside collective 2, barrier" in text
+    assert "finished collective 1, barrier" in text
+    first, second = text.split("Rank 1 (pid")
+    assert "program.py" in first.split("Rank 0 (pid")[1]
+    assert "in stuck" in second
+    # The way to the program is nobody's concern.
+    assert "direct.py" not in text
+
+
+def test_group_that_failed_is_started_again(spawn):
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "me = Path(os.environ['RANK'])\n"
+        "tries = me.read_text() if me.exists() else ''\n"
+        "me.write_text(tries + os.environ['COBRE_SHM_NAME'] + '\\n')\n"
+        "print(len(tries.split()))\n"
+        "sys.exit(0 if len(tries.split()) == 2 else 5)"
+    )
+    done = spawn.run("-n", 1, "--max-restarts", 5, "--output-dir", "logs", "-c", code)
+    assert done.returncode == 0
+    assert (spawn.folder / "logs" / "rank-0.out").read_text() == "0\n1\n2\n"
+    assert len(set((spawn.folder / "0").read_text().split())) == 3
+    assert done.stderr.count(b"Starting again") == 2
+    done = spawn.run("-n", 1, "--max-restarts", 1, "-c", "raise SystemExit(5)")
+    assert (done.returncode, done.stderr.count(b"Starting again")) == (5, 1)
+
+
+def test_stopped_run_is_not_started_again(spawn):
+    code = "print('up', flush=True); import time; time.sleep(600)"
+    process = spawn.start("-n", 1, "--max-restarts", 5, "-c", code)
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+
+
+@pytest.mark.parametrize("where", ["file", "stderr"])
+def test_events_are_one_object_a_line(spawn, where):
+    spawn.write(
+        "program.py",
+        "import time, cobre_shm\n"
+        "comm = cobre_shm.create_communicator()\n"
+        "comm.barrier()\n"
+        "while not __import__('os').path.exists('enough'): time.sleep(0.01)\n"
+        "comm.close()\n"
+        "raise SystemExit(3 * comm.rank)",
+    )
+    flags = ["--events", "events"] if where == "file" else ["--json"]
+    process = spawn.start("-n", 2, *flags, "program.py")
+    path = spawn.folder / "events"
+    seen = []
+    if where == "file":
+        spawn.wait_for(lambda: path.exists() and b'"progress"' in path.read_bytes())
+    else:
+        while not seen or seen[-1].get("event") != "progress":
+            seen.append(json.loads(process.stderr.readline()))
+    spawn.write("enough", "")
+    _, err = process.communicate()
+    lines = path.read_bytes() if where == "file" else err
+    seen += [json.loads(line) for line in lines.splitlines()]
+    events = [each for each in seen if "event" in each]
+    kinds = [each["event"] for each in events]
+    assert kinds[:3] == ["start", "ready", "progress"]
+    assert kinds[-3:] == ["exit", "exit", "exit"]
+    assert [each["rank"] for each in events[-3:]][-1] is None
+    assert {each["rank"]: each.get("exit_code") for each in events[-3:-1]} == {0: 0, 1: 3}
+    assert events[-1]["code"] == 3
+    assert all(each["elapsed_secs"] >= 0 and "time" in each for each in events)
+    if where == "stderr":
+        (error,) = [each for each in seen if "event" not in each]
+        assert error["context"]["rank"] == 1
+
+
+def test_kill_for_want_of_memory_is_told_from_another(tmp_path):
+    from cobre_shm.spawn.memory import MemoryGroup
+
+    (tmp_path / "membership").write_text("0::/a/b\n")
+    group = tmp_path / "mount" / "a" / "b"
+    group.mkdir(parents=True)
+    (group / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
+    (group / "memory.peak").write_text("104857600\n")
+    (group / "memory.max").write_text("max\n")
+    (group.parent / "memory.max").write_text("209715200\n")
+    memory = MemoryGroup(tmp_path / "membership", tmp_path / "mount")
+    assert not memory.has_killed()
+    (group / "memory.events").write_text("low 0\noom 2\noom_kill 2\n")
+    assert memory.has_killed()
+    assert "a peak of 100 MiB and a limit of 200 MiB" in memory.describe()
+    (tmp_path / "membership").write_text("3:memory:/c\n")
+    legacy = tmp_path / "mount" / "memory" / "c"
+    legacy.mkdir(parents=True)
+    (legacy / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
+    (legacy / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    memory = MemoryGroup(tmp_path / "membership", tmp_path / "mount")
+    assert not memory.has_killed()
+    (legacy / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+    assert memory.has_killed()
+    assert "a peak that is not known and the machine's memory" in memory.describe()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--tee"], "--output-dir"),
+        (["--timeout", "0"], "'0'"),
+        (["--max-restarts", "-1"], "'-1'"),
+        (["--threads-per-rank", "none"], "'none'"),
+        (["--show-ranks", "1-"], "'1-'"),
+        (["--bind-to", "socket"], "'socket'"),
+        (["-x", "=1"], "'=1'"),
+        (["-x", "NOT_SET_HERE"], "NOT_SET_HERE"),
+        (["--start-method", "fork"], "'fork'"),
+    ],
+)
+def test_wrong_options_are_one_line_and_code_1(capsys, arguments, word):
+    from cobre_shm.spawn.__main__ import main
+
+    assert main(["-n", "2", *arguments, "-c", "pass"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert word in err
+
+
+def test_no_python_needs_a_command(capsys):
+    from cobre_shm.spawn.__main__ import main
+
+    assert main(["-n", "2", "--no-python"]) == 1
+    assert "command" in capsys.readouterr().err
+    assert main(["-n", "2", sys.executable]) == 126
+    assert "--no-python" in capsys.readouterr().err
