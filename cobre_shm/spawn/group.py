@@ -172,7 +172,7 @@ class Group:
             # SIGCHLD tells only that someone ended, so all of these are looked at then.
             if not self._unwatched and self.loop.is_pidfd_refused:
                 text = "this system refuses pidfd_open: ends of ranks are seen by SIGCHLD instead"
-                self.output.stderr.put(None, f"cobre_shm.spawn: {text}\n".encode())
+                self.output.say(f"cobre_shm.spawn: {text}\n".encode())
             self._unwatched.append(rank)
             self._look_at(rank)
 
