@@ -10,9 +10,12 @@ import time
 import pytest
 
 PROGRAM = """
-import os, sys
+import os, signal, sys
 import numpy as np
 import cobre_shm
+
+# On a busy machine a survivor may need longer to speak than the launcher waits before it asks.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 with cobre_shm.create_communicator() as comm:
     send, recv = np.ones(int(sys.argv[1])), np.empty(int(sys.argv[1]))
@@ -29,7 +32,10 @@ with cobre_shm.create_communicator() as comm:
 
 def launch(size, *args):
     return subprocess.Popen(
-        [sys.executable, "-m", "cobre_shm.spawn", "-n", str(size), "-c", PROGRAM, *args],
+        [
+            *(sys.executable, "-m", "cobre_shm.spawn", "-n", str(size), "--grace", "60"),
+            *("-c", PROGRAM, *args),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
