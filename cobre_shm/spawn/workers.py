@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -40,6 +40,8 @@ __all__ = ["Cancellation", "Cancelled", "OnEvent", "WorkerGroup"]
 _MOMENT = 0.25
 # Between SIGTERM and SIGKILL.
 _GRACE = 0.25
+# For a worker that has said why it fails, and so is about to end, to do so: then it has a code.
+_CULPRIT_SECS = 2.0
 # Where the kernel refuses pidfds, the ends of processes are looked for this often.
 _LOOK_SECS = 0.05
 _CHUNK_BYTES = 1 << 18
@@ -161,6 +163,12 @@ def _start(rank: int, entry: str, descriptor: int, meeting: Meeting) -> subproce
         raise ProgramNotRunnable(
             f"Worker {rank} cannot be started: {error}", context={"rank": rank}
         ) from error
+
+
+def _wait_for(workers: Sequence[_Worker], secs: float) -> None:
+    deadline = time.monotonic() + secs
+    while time.monotonic() < deadline and any(not worker.has_ended() for worker in workers):
+        time.sleep(0.002)
 
 
 class WorkerGroup:
@@ -348,11 +356,12 @@ class WorkerGroup:
     def _end(self) -> None:
         """Have those that still run end; whoever has not in time is killed afterwards."""
         self._meeting.stop(signal.SIGTERM)
+        leaving = [worker for worker in self._workers if worker.error is not None]
         for worker in self._workers:
-            worker.signal(signal.SIGTERM)
-        deadline = time.monotonic() + _GRACE
-        while time.monotonic() < deadline and any(not w.has_ended() for w in self._workers):
-            time.sleep(0.002)
+            if worker not in leaving:
+                worker.signal(signal.SIGTERM)
+        _wait_for(self._workers, _GRACE)
+        _wait_for(leaving, _CULPRIT_SECS)
 
     def _failure(self) -> WorkerError:
         first = self._first_failed()
