@@ -1,13 +1,19 @@
 """Death under the launcher: survivors also learn the signal, and the run ends with its code."""
 
+import contextlib
 import os
+import random
 import re
+import secrets
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+from cobre_shm.segment.attach import segments_open_in
 
 PROGRAM = """
 import os, signal, sys
@@ -30,12 +36,13 @@ with cobre_shm.create_communicator() as comm:
 """
 
 
-def launch(size, *args):
+def launch(size, *args, program=PROGRAM, env=None):
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "cobre_shm.spawn", "-n", str(size), "--grace", "60"),
-            *("-c", PROGRAM, *args),
+            *("-c", program, *args),
         ],
+        env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,3 +73,63 @@ def test_killed_rank_is_named_with_pid_and_signal_by_every_survivor(size, victim
     for pid in pids.values():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+REGIONS = """
+import cobre_shm
+
+with cobre_shm.create_communicator() as comm:
+    print("joined", flush=True)
+    while True:
+        comm.create_shared_region(100).close()
+"""
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_launcher_guard_and_ranks_killed_at_once_leave_what_the_next_launcher_removes(times):
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    moments = random.Random(seed)
+    names = []
+    for _ in range(times):
+        mark = f"COBRE_TEST_MARK={secrets.token_hex(8)}"
+        process = launch(3, program=REGIONS, env=dict([mark.split("=")]))
+        (segment,) = wait_for_segment(process.pid)
+        names += [segment.name, segment.region_prefix]
+        segment.close()
+        if moments.random() < 0.8:
+            process.stdout.readline()
+        time.sleep(moments.random() * 0.05)
+        pids = processes_with(mark)
+        moments.shuffle(pids)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        while processes_with(mark):
+            time.sleep(0.01)
+    command = [sys.executable, "-m", "cobre_shm.spawn", "-n", "1", "-c", "pass"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    left = [path.name for path in Path("/dev/shm").iterdir()]
+    assert not [file for file in left if f"/{file}".startswith(tuple(names))]
+
+
+def wait_for_segment(pid):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if found := segments_open_in([pid]):
+            return found
+        time.sleep(0.005)
+    raise AssertionError("the launcher made no segment")
+
+
+def processes_with(mark):
+    """Pids of living processes with this in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+    return found
