@@ -262,3 +262,12 @@ def check_mismatch_after_many_collectives(comm: Communicator) -> None:
         comm.barrier()
         assert_group_usable(comm, "a barrier")
     _expect_mismatch(comm, comm.size - 1, _allreduce(comm, "f4"), _allreduce(comm, "i4"))
+
+
+@conformance_check(fatal=True, min_size=2)
+def check_plans_that_differ_are_a_mismatch(comm: Communicator) -> None:
+    """A plan is the collective that it was made for, also in its errors."""
+    send, recv = np.zeros(100 + comm.rank), np.zeros(100 + comm.rank)
+    plan = comm.allreduce_init(send, recv)
+    error = expect_error(CollectiveMismatch, "lengths", plan)
+    assert "allreduce" in str(error)
