@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import urllib.parse
 
 import pytest
@@ -70,6 +71,11 @@ def nonsense(count):
             yield bytes(data).replace(b"\n", b" ")
 
 
+def write_all(stream, data):
+    stream.write(data)
+    stream.flush()
+
+
 def test_nonsense_over_stdio_is_answered_or_refused(allowed):
     process = subprocess.Popen(
         [*COMMAND, "--allow", str(allowed)],
@@ -80,10 +86,20 @@ def test_nonsense_over_stdio_is_answered_or_refused(allowed):
     )
     lines = [json.dumps(INITIALIZE).encode(), json.dumps(INITIALIZED).encode()]
     lines += [*nonsense(400), json.dumps(LIST).encode()]
-    # All at once, while it answers: communicate() reads as well.
-    answers, _ = process.communicate(b"\n".join(lines) + b"\n", timeout=120)
-    assert process.returncode == 0
-    answers = [json.loads(line) for line in answers.splitlines()]
+    # All at once, while it answers. The input ends after the last answer: a server whose client
+    # has gone answers nothing more.
+    writer = threading.Thread(target=write_all, args=(process.stdin, b"\n".join(lines) + b"\n"))
+    writer.start()
+    answers = []
+    for line in process.stdout:
+        answers.append(json.loads(line))
+        if answers[-1].get("id") == "end":
+            break
+    writer.join(30)
+    process.stdin.close()
+    answers += [json.loads(line) for line in process.stdout]
+    assert process.wait(30) == 0
+    process.stdout.close()
     assert all(answer["jsonrpc"] == "2.0" for answer in answers)
     (last,) = [answer for answer in answers if answer.get("id") == "end"]
     assert len(last["result"]["tools"]) == 9
