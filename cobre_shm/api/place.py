@@ -13,6 +13,7 @@ The environment chooses nothing, with one exception: for several workers, ``"aut
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.process
 import os
 import secrets
 from collections.abc import Iterator
@@ -149,15 +150,26 @@ def _coordinator_of_environment() -> str | None:
 
 
 def _check_start_method() -> None:
-    """Refuse a process whose user has chosen fork: what it then expects is not what happens."""
+    """Refuse a process whose user has chosen fork: what it then expects is not what happens.
+
+    Starting a process by any context sets the global method to the default, which is fork on
+    Linux before Python 3.14. So where processes have been started it says nothing of the user.
+    """
     # Without allow_none, asking would set it.
-    if multiprocessing.get_start_method(allow_none=True) == "fork":
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    if chosen == "fork" and not _has_started_processes():
         raise IncompatibleSettings(
             "The start method of multiprocessing is 'fork', which workers cannot use: threads and "
             "locks of this process would be copied in any state",
             context={"setting": "multiprocessing.set_start_method", "requested_value": "fork"},
             suggestion="Call multiprocessing.set_start_method('spawn', force=True) first",
         )
+
+
+def _has_started_processes() -> bool:
+    # Its next number: multiprocessing keeps no other trace of processes that have ended.
+    counter = getattr(multiprocessing.process, "_process_counter", None)
+    return counter is not None and repr(counter) != "count(1)"
 
 
 def _refuse(message: str, setting: str) -> IncompatibleSettings:

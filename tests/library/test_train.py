@@ -491,3 +491,23 @@ def test_death_of_a_tcp_worker_ends_the_training(case_path):
             progress_callback=kill,
         )
     assert (caught.value.rank, caught.value.signal) == (1, 9)
+
+
+def test_user_of_another_context_has_not_chosen_fork(case_path):
+    """Starting a process by a context of one's own sets the global method behind one's back."""
+    code = (
+        "import multiprocessing, os, sys, cobre_shm\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=os.getpid)\n"
+        "    process.start(); process.join()\n"
+        "    print(cobre_shm.train(sys.argv[1], num_workers=2).backend)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(case_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "shm\n", done.stderr
