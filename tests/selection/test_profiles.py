@@ -241,7 +241,7 @@ def test_all_is_every_extra_for_users():
     named_in_all = set(everything.partition("[")[2].rstrip("]").split(","))
     assert (
         named_in_all
-        == {"shm", "tcp", "mpi", "sddp", "mcp", "notebook"}
+        == {"shm", "tcp", "mpi", "sddp", "report", "mcp", "notebook"}
         == extras.keys() - {"test", "check"}
     )
 
