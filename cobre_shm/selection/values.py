@@ -165,12 +165,14 @@ class Flag:
         """See :class:`ValueType`."""
         if text in ("0", "1"):
             return text == "1"
-        return self.check(text)
+        return self.check(text.strip().lower())
 
     def check(self, value: Any) -> bool | str:
-        """A bool, or what acts as the integers 0 and 1; or ``auto`` where it is a value."""
-        if self.or_auto and value == "auto":
-            return "auto"
+        """A bool, or what acts as the integers 0 and 1; with ``auto``, that or a bool alone."""
+        if self.or_auto and not isinstance(value, bool):
+            if value == "auto":
+                return "auto"
+            raise ValueError(value)
         if isinstance(value, str) or value not in (0, 1):
             raise ValueError(value)
         return bool(value)

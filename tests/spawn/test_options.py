@@ -175,7 +175,9 @@ def test_run_that_takes_too_long_shows_where_all_ranks_are(spawn, request):
     spawn.wait_for(lambda: all((spawn.folder / n).exists() for n in ("inside", "stuck1")))
     process.kill()
     process.communicate()
-    done = spawn.run("-n", 2, "--grace", 1, "--timeout", 12, "program.py")
+    # Late ranks would show their stacks by themselves before.
+    limits = ("--grace", 1, "--timeout", 12, "--stall-warn", 600)
+    done = spawn.run("-n", 2, *limits, "program.py")
     text = done.stderr.decode()
     assert done.returncode == 124
     assert "12 s (--timeout)" in text

@@ -17,6 +17,7 @@ from cobre_shm.errors import (
     CollectiveMismatch,
     CollectiveTimeout,
     CommError,
+    IncompatibleSettings,
     InitializationFailed,
     InvalidBackend,
     InvalidBufferSize,
@@ -25,6 +26,7 @@ from cobre_shm.errors import (
     InvalidRoot,
     MissingConfiguration,
     RankFailed,
+    WorkerError,
 )
 from cobre_shm.selection import registry
 from cobre_shm.selection.builtin import TCP
@@ -82,6 +84,8 @@ ONE_OF_EACH = [
     RankFailed("rank 1 died", rank=1, pid=77, signal=9),
     CollectiveTimeout("rank 1 is late", missing_ranks=[1], seconds=60.0),
     CollectiveMismatch(["barrier", "broadcast"]),
+    IncompatibleSettings("these settings exclude each other", context={"setting": "backend"}),
+    WorkerError("worker 1 failed", rank=1, pid=4711, exit_code=3),
 ]
 
 
