@@ -68,7 +68,7 @@ class Known:
     """
 
     def __init__(self, state: Any) -> None:
-        self.table = np.zeros((known.ENTRIES, known.BYTES // 8), dtype=np.int64)
+        self.table: Any = np.zeros((known.ENTRIES, known.BYTES // 8), dtype=np.int64)
         self._state = state
         self._kept: list[Any] = []
         state[context.KNOWN] = self.table.ctypes.data

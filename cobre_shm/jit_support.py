@@ -62,7 +62,7 @@ class JitSupport:
         ):
             state[word] = ctypes.cast(callback, ctypes.c_void_p).value
         self._state = state
-        self.address = int(state.ctypes.data)
+        self.address: int = int(state.ctypes.data)
 
     def take_error(self) -> BaseException | None:
         """Return what the last failed collective raised, once."""

@@ -18,8 +18,8 @@ from cobre_shm.sddp.training_result import CONFIDENCE
 try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-except ImportError as error:
-    raise require("matplotlib", extra="report") from error
+except ImportError as _error:
+    raise require("matplotlib", extra="report") from _error
 
 Table = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]

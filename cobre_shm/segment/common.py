@@ -64,7 +64,7 @@ class MemorySource:
         may_be_unnamed: bool = False,
         pages: PagePolicy | None = None,
     ) -> None:
-        self.pages = pages or PagePolicy()
+        self.pages: PagePolicy = pages or PagePolicy()
         self._comm = comm
         self._prefix = prefix
         self._may_be_unnamed = may_be_unnamed

@@ -29,8 +29,8 @@ class Mapping:
     def __init__(self, nbytes: int) -> None:
         reserved = nbytes + HUGE_PAGE_BYTES
         first = reserve(reserved)
-        self.address = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-        self.release = weakref.finalize(self, unmap, first, reserved)
+        self.address: int = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        self.release: weakref.finalize[..., Any] = weakref.finalize(self, unmap, first, reserved)
         # Arrays may be used until the very end of the process.
         self.release.atexit = False
 

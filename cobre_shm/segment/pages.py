@@ -22,7 +22,7 @@ __all__ = ["HUGE_PAGE_BYTES", "PagePolicy", "make_read_only", "populate", "share
 
 HUGE_PAGE_BYTES = 2 << 20
 
-logger = logging.getLogger("cobre_shm")
+logger: logging.Logger = logging.getLogger("cobre_shm")
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cobre_shm.arrays import bytes_of_shape
-from cobre_shm.communicator import Communicator, SharedRegion
+from cobre_shm.communicator import Array, Communicator, SharedRegion
 from cobre_shm.errors import AllocationFailed
 from cobre_shm.failpoints import reach
 from cobre_shm.segment.common import MemorySource
@@ -71,7 +71,9 @@ class ShmRegion(SharedRegion):
     def _show(self, *, writable: bool) -> None:
         assert self._mapping is not None
         address = self._mapping.address
-        self.array = array_at(address, self._shape, self._dtype, self._mapping, writable=writable)
+        self.array: Array = array_at(
+            address, self._shape, self._dtype, self._mapping, writable=writable
+        )
 
     def fence(self) -> None:
         """See :meth:`SharedRegion.fence`: a barrier publishes and observes everything."""

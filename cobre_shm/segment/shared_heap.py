@@ -65,8 +65,8 @@ class Block:
     __slots__ = ("_dropped", "_mapping", "nbytes", "offset")
 
     def __init__(self, offset: int, nbytes: int, mapping: Mapping, dropped: set[int]) -> None:
-        self.offset = offset
-        self.nbytes = nbytes
+        self.offset: int = offset
+        self.nbytes: int = nbytes
         self._mapping = mapping
         self._dropped = dropped
 
@@ -94,7 +94,7 @@ class SharedHeap:
 
     def __init__(self, comm: Communicator, areas: int, source: MemorySource) -> None:
         self.areas = areas
-        self.nbytes = 0
+        self.nbytes: int = 0
         self._comm = comm
         self._source = source
         self._own_area = comm.rank if areas > 1 else 0
@@ -104,7 +104,7 @@ class SharedHeap:
         self._turn = 0  # of the next allocation; -1 while one is under way
         self._mapping, largest = _reserve(areas)
         agreed = comm.allreduce(np.array([largest], dtype=np.int64), op=ReduceOp.MIN)
-        self.stride = int(agreed[0])
+        self.stride: int = int(agreed[0])
         if not self.stride:
             if self._mapping is not None:
                 self._mapping.release()
@@ -113,7 +113,7 @@ class SharedHeap:
                 f"{areas} x {_SMALLEST_STRIDE} addresses are not there on every rank",
                 suggestion="Raise the limit on address space (ulimit -v).",
             )
-        self.base = self._mapping.address if self._mapping is not None else 0
+        self.base: int = self._mapping.address if self._mapping is not None else 0
 
     def allocate(self, nbytes: int) -> Block:
         """Return a new block, which every rank gets at the same offset. Collective.

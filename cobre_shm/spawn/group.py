@@ -99,9 +99,11 @@ class Group:
     ) -> None:
         self.job = job
         self.meeting = meeting
-        self.loop = Loop()
-        self.inbox = SignalInbox(_WATCHED_SIGNALS)
-        self.output = RankOutput(job, self.loop.selector, self._on_broken_output, attempt > 0)
+        self.loop: Loop = Loop()
+        self.inbox: SignalInbox = SignalInbox(_WATCHED_SIGNALS)
+        self.output: RankOutput = RankOutput(
+            job, self.loop.selector, self._on_broken_output, attempt > 0
+        )
         self.ranks: list[Rank] = []
         self.terminal: TerminalInput | None = None
         self._guard = guard

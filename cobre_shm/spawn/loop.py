@@ -36,8 +36,8 @@ class Loop:
     """
 
     def __init__(self) -> None:
-        self.is_pidfd_refused = False
-        self.selector = selectors.DefaultSelector()
+        self.is_pidfd_refused: bool = False
+        self.selector: selectors.DefaultSelector = selectors.DefaultSelector()
         self._timers: list[Timer] = []
         self._pidfds: set[int] = set()
 

@@ -42,7 +42,7 @@ class Start(Protocol):
 class FreshStart:
     """Starts every rank as an interpreter, or a command, of its own."""
 
-    is_done = False
+    is_done: bool = False
 
     def begin(self, group: Group) -> None:
         """Start all ranks, one after the other."""
@@ -105,7 +105,7 @@ class ZygoteStart:
     """
 
     def __init__(self, zygote: Zygote) -> None:
-        self.is_done = False
+        self.is_done: bool = False
         self._zygote = zygote
 
     def begin(self, group: Group) -> None:
