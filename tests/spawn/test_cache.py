@@ -45,7 +45,6 @@ def test_cold_cache_is_filled_once_with_a_line_that_says_so(installed):
     assert {path: path.stat().st_mtime_ns for path in caches(home)} == written
 
 
-@pytest.mark.xfail(reason="kernels/jit.py lets numba raise what unpickling a damaged index raises")
 def test_corrupt_cache_is_made_again(installed):
     home, run = installed
     assert run().returncode == 0
