@@ -10,15 +10,20 @@ from __future__ import annotations
 import ctypes
 import sys
 import sysconfig
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cobre_shm.datatypes import ReduceOp
-from cobre_shm.kernels import context, known, python_c, road
-from cobre_shm.kernels.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, Kernel
-from cobre_shm.kernels.jit import integer_function
+from cobre_shm.kernels import context, known, objects
+from cobre_shm.native.entry import (
+    ALLGATHERV,
+    ALLREDUCE,
+    BARRIER,
+    BROADCAST,
+    Kernel,
+    function_address,
+)
 
 __all__ = [
     "NOARGS",
@@ -39,11 +44,11 @@ _SIGNATURES = {
     "allreduce": "($self, send, recv=None, op=0)",
     "allgatherv": "($self, send, recv=None, counts=None, displs=None)",
 }
-_OPERATIONS: dict[str, tuple[Callable[..., Any], int, Kernel]] = {
-    "barrier": (road.barrier_call, 2, BARRIER),
-    "broadcast": (road.broadcast_call, 4, BROADCAST),
-    "allreduce": (road.allreduce_call, 4, ALLREDUCE),
-    "allgatherv": (road.allgatherv_call, 4, ALLGATHERV),
+_OPERATIONS: dict[str, tuple[int, Kernel]] = {
+    "barrier": (NOARGS, BARRIER),
+    "broadcast": (_FASTCALL_KEYWORDS, BROADCAST),
+    "allreduce": (_FASTCALL_KEYWORDS, ALLREDUCE),
+    "allgatherv": (_FASTCALL_KEYWORDS, ALLGATHERV),
 }
 
 
@@ -91,7 +96,7 @@ def _word(obj: object, offset: int) -> int:
 
 
 def objects_are_as_expected(instance: Any, state: Any) -> bool:
-    """Whether the offsets of ``python_c.py`` are those of this Python, numpy and class.
+    """Whether the offsets of ``kernels/objects.py`` are those of this Python, numpy and class.
 
     Args:
         instance: An object whose ``_context`` is ``state``.
@@ -104,18 +109,18 @@ def objects_are_as_expected(instance: Any, state: Any) -> bool:
     pair = ("op", "root")
     sample = np.zeros((3, 5), dtype=np.int32)
     sample.flags.writeable = False
-    flags = _word(sample, python_c.ARRAY_FLAGS) & 0xFFFFFFFF
-    dims = _word(sample, python_c.ARRAY_DIMS)
+    flags = _word(sample, objects.ARRAY_FLAGS) & 0xFFFFFFFF
+    dims = _word(sample, objects.ARRAY_DIMS)
     return (
-        _word(instance, road.STATE) == id(state)
-        and _word(pair, python_c.TYPE) == id(tuple)
-        and _word(pair, python_c.TUPLE_SIZE) == 2
-        and _word(pair, python_c.TUPLE_ITEMS) == id(pair[0])
-        and _word(sample, python_c.TYPE) == id(np.ndarray)
-        and _word(sample, python_c.ARRAY_DATA) == sample.ctypes.data
-        and _word(sample, python_c.ARRAY_NDIM) & 0xFFFFFFFF == 2
+        _word(instance, objects.STATE) == id(state)
+        and _word(pair, objects.TYPE) == id(tuple)
+        and _word(pair, objects.TUPLE_SIZE) == 2
+        and _word(pair, objects.TUPLE_ITEMS) == id(pair[0])
+        and _word(sample, objects.TYPE) == id(np.ndarray)
+        and _word(sample, objects.ARRAY_DATA) == sample.ctypes.data
+        and _word(sample, objects.ARRAY_NDIM) & 0xFFFFFFFF == 2
         and [ctypes.c_int64.from_address(dims + 8 * i).value for i in (0, 1)] == [3, 5]
-        and _word(sample, python_c.ARRAY_DESCR) == id(sample.dtype)
+        and _word(sample, objects.ARRAY_DESCR) == id(sample.dtype)
         and flags & 0x401 == 0x001
     )
 
@@ -136,12 +141,10 @@ def install(cls: type) -> None:
     """Replace the methods of ``cls`` by the fast road; ``remove`` undoes it."""
     new_method = ctypes.pythonapi.PyDescr_NewMethod
     new_method.restype, new_method.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
-    for name, (function, arguments, _) in _OPERATIONS.items():
-        address = integer_function(function, arguments)
+    for name, (flags, _) in _OPERATIONS.items():
         method = getattr(cls, name)
         doc = f"{name}{_SIGNATURES[name]}\n--\n\n{method.__doc__}"
-        flags = NOARGS if arguments == 2 else _FASTCALL_KEYWORDS
-        definition = method_definition(name, address, flags, doc)
+        definition = method_definition(name, function_address(f"{name}_call"), flags, doc)
         setattr(cls, f"_slow_{name}", method)
         setattr(cls, name, new_method(cls, definition))
 
@@ -161,7 +164,7 @@ def serve(cls: type, state: Any, displs: Any, arguments: Any) -> None:
         displs: Room for one 64-bit integer per rank.
         arguments: Room for three.
     """
-    for name, (_, _, kernel) in _OPERATIONS.items():
+    for name, (_, kernel) in _OPERATIONS.items():
         state[getattr(context, f"{name.upper()}_KERNEL")] = kernel.address
     if not is_installed(cls):
         return

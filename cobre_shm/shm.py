@@ -27,7 +27,7 @@ from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import ENABLED, armed, reach
 from cobre_shm.kernels import context
-from cobre_shm.kernels.entry import (
+from cobre_shm.native.entry import (
     ALLGATHERV,
     ALLREDUCE,
     ALLREDUCE_COMMON,
@@ -36,7 +36,7 @@ from cobre_shm.kernels.entry import (
     CLAIM,
     Kernel,
 )
-from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
+from cobre_shm.native.reduce import reduce_with_numpy, reduction_address
 from cobre_shm.plan import make_plan
 from cobre_shm.segment.common import MemorySource
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks

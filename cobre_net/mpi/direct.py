@@ -14,8 +14,8 @@ import numpy as np
 
 from cobre_net.mpi.flat import BYTE, Flat, native_operation
 from cobre_shm.datatypes import ReduceOp, is_reducible
-from cobre_shm.kernels.reduce import reduction_address
-from cobre_shm.kernels.rows import address_of, reduce_at
+from cobre_shm.native.reduce import reduction_address
+from cobre_shm.native.rows import address_of, reduce_at
 from cobre_shm.validate import check_allgatherv
 
 __all__ = ["Direct"]

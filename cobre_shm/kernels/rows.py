@@ -1,30 +1,18 @@
-"""Reduction of blocks that lie in one buffer, in rank order.
-
-For backends whose transport gathers the ranks' blocks: row r is rank r's.
-"""
+"""Reduction of blocks that lie in one buffer, in rank order: row r is rank r's."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from cobre_shm.datatypes import ReduceOp
 from cobre_shm.kernels.copying import call_reduction, copy_bytes
-from cobre_shm.kernels.jit import integer_function
-from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
+from cobre_shm.kernels.jit import inlined
 
-__all__ = ["address_of", "reduce_at", "reduce_rows"]
+__all__ = ["reduce_rows"]
 
 # The part of the accumulator that stays in the first-level cache while the rows stream by.
 _PART_BYTES = 8192
 
 
-def _reduce(
+@inlined
+def reduce_rows(
     reduction: int,
     target: int,
     rows: int,
@@ -33,6 +21,7 @@ def _reduce(
     count: int,
     item_bytes: int,
 ) -> int:
+    """Write the reduction of ``size`` rows of ``count`` elements to ``target``."""
     part = _PART_BYTES // item_bytes
     first = 0
     while first < count:
@@ -47,44 +36,3 @@ def _reduce(
             call_reduction(reduction, target + start, target + start, row + other * row_bytes, n)
         first += n
     return 0
-
-
-@lru_cache(maxsize=1)
-def _compiled() -> Callable[..., int]:
-    words = [ctypes.c_int64] * 7
-    return ctypes.CFUNCTYPE(ctypes.c_int64, *words)(integer_function(_reduce, 7))
-
-
-def reduce_rows(op: ReduceOp, rows: NDArray[Any], target: NDArray[Any]) -> None:
-    """Write ``rows[0] op rows[1] op ...`` to ``target``, strictly in this order.
-
-    Args:
-        op: The reduction.
-        rows: Shape (ranks, n), C-contiguous. Unspecified afterwards where numpy reduces.
-        target: n elements of the same dtype, contiguous, outside ``rows``.
-    """
-    size = len(rows)
-    reduction = reduction_address(rows.dtype, op)
-    if reduction:
-        reduce_at(reduction, address_of(rows), size, target)
-        return
-    accumulator = rows[0]
-    with np.errstate(all="ignore"):
-        for row in rows[1:]:
-            reduce_with_numpy(op, accumulator, row)
-    target[...] = accumulator
-
-
-def reduce_at(reduction: int, rows: int, size: int, target: Any) -> None:
-    """The same for a kernel of ``reduction_address`` and rows at an address, of ``target``'s size.
-
-    Without any look at the arguments: for callers that have made sure of them.
-    """
-    place, nbytes = address_of(target), target.nbytes
-    _compiled()(reduction, place, rows, nbytes, size, target.size, target.itemsize)
-
-
-def address_of(array: Any) -> int:
-    """Return the address of a writable, contiguous array that exports a buffer."""
-    # A fifth of the time that __array_interface__ and array.ctypes take.
-    return ctypes.addressof(ctypes.c_char.from_buffer(array))

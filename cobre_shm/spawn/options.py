@@ -89,6 +89,7 @@ class Options:
             backend=own.backend,
             network=self._network({**os.environ, **environment}),
             start_method=own.start_method,
+            preload=own.preload,
             cpus=cpus_of_ranks(own.bind_to, own.size),
             labels=own.label,
             timestamps=own.timestamps,
@@ -233,6 +234,14 @@ def _add_ranks(parser: _Parser) -> None:
         default="zygote",
         help="zygote: one process imports what ranks need and is forked into them; spawn: every "
         "rank is a fresh interpreter (default: zygote)",
+    )
+    add(
+        "--preload",
+        metavar="auto|none|MODULE,...",
+        type=_modules,
+        default="auto",
+        help="modules that the zygote imports beside numpy and the kernels, for all ranks to "
+        "share; auto: numba, if the program's own file imports it (default: auto)",
     )
     add(
         "--bind-to",
@@ -382,6 +391,16 @@ def _threads(text: str) -> int | str:
     if text in ("auto", "keep"):
         return text
     return _whole(text, 1, 1 << 16, "expected a number of threads, auto or keep,")
+
+
+def _modules(text: str) -> str:
+    if text == "none":
+        return ""
+    if not all(name.isidentifier() for name in text.replace(",", ".").split(".")):
+        raise argparse.ArgumentTypeError(
+            f"expected modules with commas, auto or none, not {text!r}"
+        )
+    return text
 
 
 def _whole(text: str, least: int, most: int, expected: str) -> int:

@@ -60,7 +60,7 @@ from cobre_shm.spawn import direct
 __all__ = ["ORDER_BYTES", "main", "rank_process"]
 
 # Found by name at run time only: the launcher shares this package, and must not import these.
-_PRELOADED = ("numpy", "numba", "cobre_shm.selection.factory")
+_PRELOADED = ("numpy", "cobre_shm.selection.factory")
 _BACKENDS = {"shm": "cobre_shm.shm", "tcp": "cobre_net.tcp"}
 ORDER_BYTES = 65536
 _PR_SET_PDEATHSIG = 1
@@ -71,7 +71,7 @@ _Order = dict[str, Any]
 
 def main() -> list[str]:
     """Be the zygote; returns in each rank only, and there the words of the program."""
-    _, descriptor, *words = sys.argv
+    _, descriptor, preload, *words = sys.argv
     link = socket.socket(fileno=int(descriptor))
     imported: set[str] = set()
     # The first to be registered is called last.
@@ -79,7 +79,7 @@ def main() -> list[str]:
     bare = set(sys.modules)
     gc.disable()
     try:
-        _import_all(link)
+        _import_all(link, preload, words)
         imported |= set(sys.modules) - bare
         why = _why_unfit(words, imported)
     except Exception as error:
@@ -90,12 +90,16 @@ def main() -> list[str]:
     return words
 
 
-def _import_all(link: socket.socket) -> None:
-    _announce_compilation(link)
+def _import_all(link: socket.socket, preload: str, words: list[str]) -> None:
+    """Import what every rank needs, and the modules of ``--preload``."""
+    kernels = importlib.import_module("cobre_shm.native.cache")
+    kernels.announce.append(lambda: _tell(link, {"compiling": True}))
     # A program that is given another backend imports it for itself.
     backend = os.environ.get("COBRE_COMM_BACKEND", "")
-    for name in (*_PRELOADED, *filter(None, [_BACKENDS.get(backend)])):
+    more = _used_by(words) if preload == "auto" else preload.split(",") if preload else []
+    for name in (*_PRELOADED, *filter(None, [_BACKENDS.get(backend)]), *more):
         importlib.import_module(name)
+    kernels.announce.clear()
     # The metadata of installed distributions, once read, is remembered by importlib.
     sys.modules["cobre_shm.selection.registry"].read_registry()
     if backend == "shm":
@@ -127,19 +131,23 @@ def _call_once() -> None:
         segment.close()
 
 
-def _announce_compilation(link: socket.socket) -> None:
-    """Tell the launcher when kernels are not in numba's cache: it takes a while."""
-    event = importlib.import_module("numba.core.event")
+def _used_by(words: list[str]) -> list[str]:
+    """Return which module that takes long to import the program's own file imports: numba."""
+    source = direct.source(words)
+    if b"numba" not in source and b"jit" not in source:
+        return []
+    import ast
 
-    class Listener(event.Listener):  # type: ignore[misc, name-defined]
-        def on_start(self, _: Any) -> None:
-            event.unregister("numba:compile", self)
-            _tell(link, {"compiling": True})
-
-        def on_end(self, _: Any) -> None:
-            pass
-
-    event.register("numba:compile", Listener())
+    imported: set[str] = set()
+    # What is wrong with it, the ranks will say.
+    with contextlib.suppress(SyntaxError, ValueError):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                imported.update(name.name for name in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.update(f"{node.module}.{name.name}" for name in node.names)
+    uses = any(f"{name}.".startswith(("numba.", "cobre_shm.jit.")) for name in imported)
+    return ["numba"] if uses else []
 
 
 def _why_unfit(words: list[str], imported: set[str]) -> str | None:

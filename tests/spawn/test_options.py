@@ -294,6 +294,8 @@ def test_kill_for_want_of_memory_is_told_from_another(tmp_path):
         (["-x", "=1"], "'=1'"),
         (["-x", "NOT_SET_HERE"], "NOT_SET_HERE"),
         (["--start-method", "fork"], "'fork'"),
+        (["--preload", "a b"], "'a b'"),
+        (["--preload", "numba,"], "'numba,'"),
     ],
 )
 def test_wrong_options_are_one_line_and_code_1(capsys, arguments, word):
