@@ -93,19 +93,25 @@ def main() -> list[str]:
 def _import_all(link: socket.socket, preload: str, words: list[str]) -> None:
     """Import what every rank needs, and the modules of ``--preload``."""
     kernels = importlib.import_module("cobre_shm.native.cache")
-    kernels.announce.append(lambda: _tell(link, {"compiling": True}))
+
+    def announce() -> None:
+        kernels.announce.clear()
+        _tell(link, {"compiling": True})
+
+    kernels.announce.append(announce)
     # A program that is given another backend imports it for itself.
     backend = os.environ.get("COBRE_COMM_BACKEND", "")
     more = _used_by(words) if preload == "auto" else preload.split(",") if preload else []
     for name in (*_PRELOADED, *filter(None, [_BACKENDS.get(backend)]), *more):
         importlib.import_module(name)
-    kernels.announce.clear()
     # The metadata of installed distributions, once read, is remembered by importlib.
     sys.modules["cobre_shm.selection.registry"].read_registry()
     if backend == "shm":
         # Where it is refused, ranks will say so.
         with contextlib.suppress(CobreError, OSError):
             _call_once()
+    # Ranks would inherit it, without the link: programs may have more to compile.
+    kernels.announce.clear()
 
 
 def _call_once() -> None:
