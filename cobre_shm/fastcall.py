@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import sysconfig
 from typing import Any
 
 import numpy as np
@@ -102,7 +101,7 @@ def objects_are_as_expected(instance: Any, state: Any) -> bool:
         instance: An object whose ``_context`` is ``state``.
         state: An array.
     """
-    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if sys.implementation.name != "cpython" or "t" in sys.abiflags:
         return False
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         return False

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
 import mmap
 import os
 import sys
@@ -128,7 +127,10 @@ def mpi_library() -> str | None:
     """Return the MPI library of the environment or the system; it is not loaded."""
     for path in sorted(Path(sys.prefix, "lib").glob("libmpi.so*")):
         return str(path)
-    return ctypes.util.find_library("mpi")
+    # Slow to import, and nothing that a backend needs.
+    from ctypes.util import find_library
+
+    return find_library("mpi")
 
 
 def kernel_cache() -> tuple[Path, int] | None:

@@ -22,10 +22,8 @@ import fcntl
 import importlib
 import importlib.util
 import os
-import secrets
 import stat
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -122,7 +120,7 @@ def _compile(group: str) -> Image:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{path.name}.{os.urandom(4).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         with open(os.open(temporary, flags, 0o644), "wb") as file:
@@ -163,8 +161,7 @@ def _file_name(group: str) -> str:
 def _circumstances() -> str:
     """Return a name for all but the sources on which machine code depends."""
     facts = [
-        sys.version.encode(),
-        str(sysconfig.get_config_var("SOABI")).encode(),
+        f"{sys.implementation.cache_tag}{sys.abiflags} {sys.version}".encode(),
         *map(_version_file, ("numba", "llvmlite")),
         _cpu(),
         repr([os.environ.get(name) for name in _SETTINGS]).encode(),

@@ -120,7 +120,7 @@ def test_mpi_library_of_the_environment_comes_first(tmp_path, monkeypatch):
     library = tmp_path / "lib" / "libmpi.so.40"
     library.touch()
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    monkeypatch.setattr(machine.ctypes.util, "find_library", lambda name: "libmpi.so.12")
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: "libmpi.so.12")
     assert machine.mpi_library() == str(library)
     library.unlink()
     assert machine.mpi_library() == "libmpi.so.12"
