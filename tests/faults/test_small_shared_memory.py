@@ -1,6 +1,6 @@
 """Where /dev/shm is too small: the launcher does without it, and everybody else is told.
 
-Programs run with a /dev/shm of 2 MB of their own, in a private mount namespace.
+Programs run with a /dev/shm of 5 MB of their own, in a private mount namespace.
 """
 
 import fcntl
@@ -27,13 +27,13 @@ from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
 
 ROOT = Path(__file__).parents[2]
-SIZE = 4  # ranks, with slots of the usual size: a little more than fits
+SIZE = 4  # ranks, with slots of the usual size: more than fits
 NEED = layout.segment_bytes(SIZE, DEFAULT_SLOT_BYTES)
-FREE = 2 << 20
+FREE = 5 << 20
 # Only ends tests that hang: no outcome depends on it.
 WATCHDOG_SECS = 240
 
-MOUNT = 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"'
+MOUNT = 'mount -t tmpfs -o size=5m tmpfs /dev/shm && exec "$@"'
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def with_small_memory():
 
 @pytest.fixture
 def small():
-    """Start Python with a /dev/shm of 2 MB; what is left at the end is killed."""
+    """Start Python with a /dev/shm of 5 MB; what is left at the end is killed."""
     prefix = with_small_memory()
     if prefix is None:
         pytest.skip("the system does not permit a mount namespace of our own")
@@ -97,7 +97,7 @@ def test_launcher_that_may_not_do_without_the_mount_says_how_to_enlarge_it(small
     assert (process.returncode, out) == (4, "")
     assert f"{NEED} bytes" in err
     assert f"/dev/shm has {FREE} bytes free" in err
-    assert "--shm-size=4m" in err
+    assert "--shm-size=16m" in err
     assert "instead" not in err
 
 
@@ -172,11 +172,11 @@ from cobre_shm.segment.libc import map_shared
 from cobre_shm.segment.pages import populate
 fd = os.open("/dev/shm/cobre-test-sparse", os.O_RDWR | os.O_CREAT, 0o600)
 os.unlink("/dev/shm/cobre-test-sparse")
-os.ftruncate(fd, 4 << 20)
-address = map_shared(fd, 4 << 20)
+os.ftruncate(fd, 8 << 20)
+address = map_shared(fd, 8 << 20)
 populate(fd, 0, address, 1 << 20)
 try:
-    populate(fd, 0, address, 4 << 20)
+    populate(fd, 0, address, 8 << 20)
 except OSError as error:
     print(errno.errorcode[error.errno])
 """
@@ -357,8 +357,8 @@ def test_without_the_launcher_the_error_gives_need_free_mount_and_flag(small):
     assert (context["free_bytes"], context["mount"]) == (FREE, "/dev/shm")
     text = json.dumps(error)
     assert f"/dev/shm has {FREE} bytes free" in text
-    assert "--shm-size=4m" in text
-    assert "mount -o remount,size=4m /dev/shm" in text
+    assert "--shm-size=16m" in text
+    assert "mount -o remount,size=16m /dev/shm" in text
 
 
 SPLIT_WITHOUT_ROOM = """
