@@ -49,7 +49,8 @@ def command(peer, ranks, out, seconds, largest):
     if peer in OURS:
         return [sys.executable, "-m", "cobre_shm.spawn", "-n", str(ranks), *worker]
     if peer == "gloo":
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        python = os.environ.get("GLOO_PYTHON", sys.executable)
+        torchrun = [python, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
         return [*torchrun, "--standalone", *worker]
     return [str(ROOT / "scripts/mpi"), peer.partition("-")[0], str(ranks), *worker]
 
