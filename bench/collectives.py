@@ -100,11 +100,11 @@ class Gloo:
 
     def calls(self, send, recv, counts, displs):
         tensor = self.torch.from_numpy(send)
-        blocks = self.torch.from_numpy(recv[: send.size])
+        blocks = list(self.torch.from_numpy(recv[: counts.sum()]).chunk(self.size))
         block = tensor[: counts[self.rank]]
         return {
             "allreduce": (self.dist.all_reduce, (tensor,)),
-            "allgatherv": (self.dist.all_gather_into_tensor, (blocks[: counts.sum()], block)),
+            "allgatherv": (self.dist.all_gather, (blocks, block)),
             "broadcast": (self.dist.broadcast, (tensor, 0)),
             "barrier": (self.dist.barrier, ()),
         }
