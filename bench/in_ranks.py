@@ -1,6 +1,6 @@
 """What the gates of the collectives compare, measured inside one launch: ``test_collectives.py``.
 
-    python -m cobre_shm.spawn -n 2 bench/in_ranks.py OUT
+    python -m cobre_shm.spawn -n 2 bench/in_ranks.py OUT [--payloads 65536] [--rounds 9]
 
 Every rank runs it; rank 0 writes a JSON object to OUT. Each quantity has a list of microseconds,
 one for each round; all are measured in each round, one after the other, so that ratios are made of
@@ -98,7 +98,8 @@ def once(call: Callable[..., Any], *args: Any, turns: int) -> float:
 class Quantities:
     """All that is measured on one communicator."""
 
-    def __init__(self, comm: Communicator) -> None:
+    def __init__(self, comm: Communicator, payloads: list[int]) -> None:
+        self._payloads = payloads
         self._comm, self._handle = comm, jit.handle(comm)
         self._region = comm.create_shared_region(4 * _LINE_BYTES // 8, np.int64)
         self._one, self._result = np.ones(1), np.zeros(1)
@@ -146,7 +147,7 @@ class Quantities:
         for name, measure in self._small.items():
             self._comm.barrier()
             found[name] = measure()
-        for nbytes in PAYLOADS:
+        for nbytes in self._payloads:
             send, recv = self._filled(np.empty(nbytes // 8)), self._filled(np.empty(nbytes // 8))
             copy, allreduce = (
                 partial(np.copyto, recv, send),
@@ -159,7 +160,7 @@ class Quantities:
     def shared_round(self) -> dict[str, float]:
         """Measure the shared result, and a copy beside it, once."""
         found = {}
-        for nbytes in PAYLOADS:
+        for nbytes in self._payloads:
             if nbytes not in self._shared:
                 self._shared[nbytes] = self._filled(self._comm.empty(nbytes // 8))
             send, recv = self._filled(np.empty(nbytes // 8)), self._filled(np.empty(nbytes // 8))
@@ -208,19 +209,21 @@ def main() -> None:
     """Measure; rank 0 writes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
+    parser.add_argument("--payloads", type=int, nargs="*", default=PAYLOADS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    args = parser.parse_args()
     with create_communicator() as comm:
         bind_to_core(comm.rank)
-        quantities = Quantities(comm)
+        quantities = Quantities(comm, args.payloads)
         found: dict[str, list[float]] = {}
         for measure in (quantities.private_round, quantities.shared_round):
             measure()
-            rounds = [measure() for _ in range(ROUNDS)]
+            rounds = [measure() for _ in range(args.rounds)]
             found.update({name: [round_[name] for round_ in rounds] for name in rounds[0]})
         if comm.size > 1:
             found["waiting"] = [quantities.wait() for _ in range(3)]
         if comm.rank == 0:
-            out.write_text(json.dumps(found))
+            args.out.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
