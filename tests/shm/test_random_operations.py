@@ -38,9 +38,11 @@ def tiled(period, dtype):
 def one_period(dtype):
     if dtype not in REDUCIBLE:
         return records(dtype, PERIOD, 1)
-    # Zeros in the padding of a long double, so that all ranks have the same bytes there.
-    period = np.zeros(PERIOD * dtype.itemsize, np.uint8).view(dtype)
-    period[:] = np.arange(PERIOD) % 2 if dtype.kind == "b" else np.arange(PERIOD) + 1
+    numbers = np.arange(PERIOD) % 2 if dtype.kind == "b" else np.arange(PERIOD) + 1
+    period = numbers.astype(dtype)
+    if dtype.char in "gG":
+        # All ranks must have the same bytes: a long double is 10 of 16, and the rest is padding.
+        period.view(np.uint8).reshape(-1, 16)[:, 10:] = 0
     return period
 
 
