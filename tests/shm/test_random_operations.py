@@ -149,7 +149,7 @@ def placed(shared, values):
     return array.view(values.dtype)
 
 
-TURNS = {2: 34_000, 3: 26_000, 5: 18_000, 8: 14_000, 16: 8_000}
+TURNS = {2: 36_000, 3: 28_000, 5: 19_000, 8: 12_000, 16: 5_000}
 
 
 def test_a_hundred_thousand_operations_are_checked():
