@@ -24,9 +24,9 @@ from typing import Any
 import numba
 import numpy as np
 from collectives import bind_to_core
+from machine import volley
 
 from cobre_shm import Communicator, create_communicator, jit
-from cobre_shm.kernels.atomics import load_acquire, pause, store_release
 
 ROUNDS = 9
 SMALL_CALLS = 4000
@@ -37,18 +37,8 @@ WAIT_SECS = 1.0
 _LINE_BYTES = 128
 
 
-@numba.njit(cache=True)
-def volley(mine: int, other: int, serves: bool, turns: int) -> None:
-    for turn in range(1, turns + 1):
-        if serves:
-            store_release(mine, turn)
-        while load_acquire(other) < turn:
-            pause()
-        if not serves:
-            store_release(mine, turn)
-
-
-@numba.njit(cache=True)
+# Not cached: numba would keep what it has taken in of other files when they change.
+@numba.njit
 def barriers(handle: int, turns: int) -> int:
     for _ in range(turns):
         status = jit.barrier(handle)
@@ -57,7 +47,7 @@ def barriers(handle: int, turns: int) -> int:
     return jit.OK
 
 
-@numba.njit(cache=True)
+@numba.njit
 def reductions(handle: int, send: Any, recv: Any, turns: int) -> int:
     for _ in range(turns):
         status = jit.allreduce(handle, send, recv, jit.SUM)
@@ -66,13 +56,13 @@ def reductions(handle: int, send: Any, recv: Any, turns: int) -> int:
     return jit.OK
 
 
-@numba.njit(cache=True)
+@numba.njit
 def dispatched(number: int) -> int:
     """Do nothing, as what the numba dispatcher calls."""
     return number
 
 
-@numba.njit(cache=True)
+@numba.njit
 def dispatched_arrays(send: Any, recv: Any, op: int) -> int:
     return op
 
@@ -85,13 +75,6 @@ def per_turn(call: Callable[..., Any], args: tuple[Any, ...], turns: int) -> flo
     begun = time.perf_counter()
     for _ in range(turns):
         call(*args)
-    return (time.perf_counter() - begun) / turns * 1e6
-
-
-def once(call: Callable[..., Any], *args: Any, turns: int) -> float:
-    """Time one call that does ``turns`` turns itself."""
-    begun = time.perf_counter()
-    call(*args, turns)
     return (time.perf_counter() - begun) / turns * 1e6
 
 
@@ -121,8 +104,8 @@ class Quantities:
             "dispatched_arrays": lambda: per_turn(dispatched_arrays, (one, result, 0), turns),
             "barrier": lambda: per_turn(comm.barrier, (), turns),
             "allreduce_8": lambda: per_turn(comm.allreduce, (one, result), turns),
-            "jit_barrier": lambda: once(barriers, handle, turns=turns),
-            "jit_allreduce_8": lambda: once(reductions, handle, one, result, turns=turns),
+            "jit_barrier": lambda: self._jitted(barriers, handle, turns),
+            "jit_allreduce_8": lambda: self._jitted(reductions, handle, one, result, turns),
         }
         if comm.size == 2:
             small["ping_pong"] = self._ping_pong
@@ -133,12 +116,18 @@ class Quantities:
         words[:] = 0
         self._comm.barrier()
         base = words.ctypes.data
-        mine, other = (
-            base + _LINE_BYTES * self._comm.rank,
-            base + _LINE_BYTES * (1 - self._comm.rank),
-        )
-        found = once(volley, mine, other, self._comm.rank == 0, turns=self._turns)
+        lines = [base + _LINE_BYTES * rank for rank in (self._comm.rank, 1 - self._comm.rank)]
+        begun = time.perf_counter()
+        volley(*lines, self._comm.rank == 0, self._turns)
+        found = (time.perf_counter() - begun) / self._turns * 1e6
         self._comm.barrier()
+        return found
+
+    def _jitted(self, loop: Callable[..., int], *args: Any) -> float:
+        begun = time.perf_counter()
+        status = loop(*args)
+        found = (time.perf_counter() - begun) / args[-1] * 1e6
+        jit.check(self._comm, status)
         return found
 
     def private_round(self) -> dict[str, float]:

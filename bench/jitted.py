@@ -48,33 +48,41 @@ def ours() -> tuple[Any, dict[str, Any], int, int]:
     size = comm.size
 
     @numba.njit
-    def barrier(send: Any, recv: Any, turns: int) -> None:
+    def barrier(send: Any, recv: Any, turns: int) -> int:
         for _ in range(turns):
-            if jit.barrier(handle):
-                return
+            status = jit.barrier(handle)
+            if status:
+                return status
+        return jit.OK
 
     @numba.njit
-    def allreduce(send: Any, recv: Any, turns: int) -> None:
+    def allreduce(send: Any, recv: Any, turns: int) -> int:
         for turn in range(turns):
             send[0] = turn
-            if jit.allreduce(handle, send, recv[: send.size], jit.SUM):
-                return
+            status = jit.allreduce(handle, send, recv[: send.size], jit.SUM)
+            if status:
+                return status
+        return jit.OK
 
     @numba.njit
-    def broadcast(send: Any, recv: Any, turns: int) -> None:
+    def broadcast(send: Any, recv: Any, turns: int) -> int:
         for turn in range(turns):
             send[0] = turn
-            if jit.broadcast(handle, send, 0):
-                return
+            status = jit.broadcast(handle, send, 0)
+            if status:
+                return status
+        return jit.OK
 
     @numba.njit
-    def allgather(send: Any, recv: Any, turns: int) -> None:
+    def allgather(send: Any, recv: Any, turns: int) -> int:
         counts = np.full(size, send.size)
         displs = np.arange(size) * send.size
         for turn in range(turns):
             send[0] = turn
-            if jit.allgatherv(handle, send, recv, counts, displs):
-                return
+            status = jit.allgatherv(handle, send, recv, counts, displs)
+            if status:
+                return status
+        return jit.OK
 
     loops = {
         "barrier": barrier,
@@ -91,27 +99,39 @@ def theirs() -> tuple[Any, dict[str, Any], int, int]:
     from mpi4py import MPI
 
     @numba.njit
-    def barrier(send: Any, recv: Any, turns: int) -> None:
+    def barrier(send: Any, recv: Any, turns: int) -> int:
         for _ in range(turns):
-            numba_mpi.barrier()
+            status = numba_mpi.barrier()
+            if status:
+                return status
+        return 0
 
     @numba.njit
-    def allreduce(send: Any, recv: Any, turns: int) -> None:
+    def allreduce(send: Any, recv: Any, turns: int) -> int:
         for turn in range(turns):
             send[0] = turn
-            numba_mpi.allreduce(send, recv[: send.size], numba_mpi.Operator.SUM)
+            status = numba_mpi.allreduce(send, recv[: send.size], numba_mpi.Operator.SUM)
+            if status:
+                return status
+        return 0
 
     @numba.njit
-    def broadcast(send: Any, recv: Any, turns: int) -> None:
+    def broadcast(send: Any, recv: Any, turns: int) -> int:
         for turn in range(turns):
             send[0] = turn
-            numba_mpi.bcast(send, 0)
+            status = numba_mpi.bcast(send, 0)
+            if status:
+                return status
+        return 0
 
     @numba.njit
-    def allgather(send: Any, recv: Any, turns: int) -> None:
+    def allgather(send: Any, recv: Any, turns: int) -> int:
         for turn in range(turns):
             send[0] = turn
-            numba_mpi.allgather(send, recv, send.size)
+            status = numba_mpi.allgather(send, recv, send.size)
+            if status:
+                return status
+        return 0
 
     loops = {
         "barrier": barrier,
@@ -123,10 +143,11 @@ def theirs() -> tuple[Any, dict[str, Any], int, int]:
 
 
 @numba.njit
-def changes(send: Any, recv: Any, turns: int) -> None:
+def changes(send: Any, recv: Any, turns: int) -> int:
     """Change the send buffer, as the loops do."""
     for turn in range(turns):
         send[0] = turn
+    return 0
 
 
 def be_rank(kind: str, out: Path) -> None:
@@ -139,8 +160,9 @@ def be_rank(kind: str, out: Path) -> None:
     def seconds(loop: Any, send: Any, recv: Any, turns: int) -> float:
         loops["barrier"](one, room, 1)
         begun = time.perf_counter()
-        loop(send, recv, turns)
-        loops["barrier"](one, room, 1)
+        status = loop(send, recv, turns) or loops["barrier"](one, room, 1)
+        if status:
+            raise RuntimeError(f"a collective returned {status}")
         return time.perf_counter() - begun
 
     found = {}

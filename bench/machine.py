@@ -39,7 +39,8 @@ _LINE_WORDS = 16
 
 
 @numba.njit(nogil=True)
-def _volley(mine: int, other: int, serves: bool, turns: int) -> None:
+def volley(mine: int, other: int, serves: bool, turns: int) -> None:
+    """Be one of two players: write the own word when the other's has come; by addresses."""
     for turn in range(1, turns + 1):
         if serves:
             store_release(mine, turn)
@@ -108,8 +109,8 @@ def ping_pong_us(turns: int = TURNS) -> float:
     found = []
     for _ in range(REPEATS):
         memory, one, two = _two_words()
-        serve = functools.partial(_volley, one, two, True, turns)
-        answer = functools.partial(_volley, two, one, False, turns)
+        serve = functools.partial(volley, one, two, True, turns)
+        answer = functools.partial(volley, two, one, False, turns)
         found.append(_seconds_on(cpus, [serve, answer]) / turns * 1e6)
         del memory
     return statistics.median(found)

@@ -54,7 +54,6 @@ from report import OURS, PEERS, is_complete, load, save, write_report
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TIMEOUT_SECS = 240
-_KEY = "{} {}".format
 
 
 def command(library: str, ranks: int, options: list[str]) -> list[str]:
@@ -80,12 +79,12 @@ def environment(library: str) -> dict[str, str]:
     return env
 
 
-def run(words_: list[str], env: dict[str, str], folder: str) -> tuple[int, str]:
+def run(line: list[str], env: dict[str, str], folder: str) -> tuple[int, str]:
     """Run a launcher with all it starts; return the exit code and what it said of errors."""
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            words_,
+            line,
             env=env,
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -174,7 +173,7 @@ def wanted_keys(operations: list[str], payloads: list[int]) -> list[str]:
     """Return the names of what is to be measured."""
     barrier = ["barrier 0"] if "barrier" in operations else []
     rest = [operation for operation in operations if operation != "barrier"]
-    return barrier + [_KEY(operation, payload) for payload in payloads for operation in rest]
+    return barrier + [f"{operation} {payload}" for payload in payloads for operation in rest]
 
 
 class Column:
@@ -228,10 +227,9 @@ class Column:
             save(self.path, self.run)
 
     def _failed_twice(self, library: str) -> bool:
-        launches = [
-            r["libraries"][library] for r in self.run["rounds"] if library in r["libraries"]
-        ]
-        return len(launches) > 1 and all("error" in launch_ for launch_ in launches)
+        rounds = [found["libraries"] for found in self.run["rounds"]]
+        launches = [found[library] for found in rounds if library in found]
+        return len(launches) > 1 and all("error" in found for found in launches)
 
 
 def size(text: str) -> int:
