@@ -30,8 +30,8 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# numba-mpi 1.3.1 looks for a library with "mpi." in its name less the last suffix, which Intel MPI's
-# libmpi.so has not.
+# numba-mpi 1.3.1 looks for "mpi." in the name of a library less its last suffix; Intel MPI's is
+# libmpi.so.
 MPIS = ("openmpi", "mpich")
 # Elements of 8 bytes, and turns of a batch: the same on all ranks without asking.
 TURNS = {1: 20_000, 128: 20_000, 8192: 2_000, 131_072: 200}
