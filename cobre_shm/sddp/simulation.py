@@ -23,7 +23,7 @@ from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise import SIMULATION_SCENARIO_OFFSET
 from cobre_shm.sddp.scenarios import draw_opening
-from cobre_shm.sddp.solver import Place, StageSolver
+from cobre_shm.sddp.solver import Check, Place, StageSolver
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
 
 Floats = npt.NDArray[np.float64]
@@ -94,6 +94,7 @@ def simulate(
     scenarios: int | None = None,
     *,
     output_dir: str | Path | None = None,
+    check: Check | None = None,
 ) -> SimulationResult:
     """Run the policy. Collective: every rank calls it with equal arguments.
 
@@ -103,6 +104,7 @@ def simulate(
         comm: The communicator; it stays open.
         scenarios: Number of trajectories; by default what the case asks for.
         output_dir: Where a problem without solution is written; None writes none.
+        check: Called on this rank before every problem, as for :func:`cobre_shm.sddp.train`.
 
     Raises:
         SolverError: A stage problem has no solution; on every rank.
@@ -113,6 +115,12 @@ def simulate(
         raise ValueError(f"the number of scenarios must be at least 1, not {count}")
     if len(cuts) != case.stages:
         raise ValueError(f"cuts of {case.stages} stages are needed, not of {len(cuts)}")
+    for found in cuts:
+        if found.coefficients.shape != (len(found), case.state_size):
+            raise ValueError(
+                f"a cut of the case has {case.state_size} coefficients, "
+                f"not {found.coefficients.shape[1]}"
+            )
     scale = cost_scale(case)
     writer = None if output_dir is None else ProblemWriter(case, Path(output_dir) / "failed")
     node = NodeArrays(comm)
@@ -120,7 +128,7 @@ def simulate(
     stages = []
     for t, noise in enumerate(tree):
         lp = build_stage(case, t, scale)
-        solver = StageSolver(lp, node.noise_bounds(case, lp, noise), writer)
+        solver = StageSolver(lp, node.noise_bounds(case, lp, noise), writer, check)
         if len(cuts[t]):
             solver.add_cuts(cuts[t].intercept / scale, cuts[t].coefficients / scale)
         stages.append(_Stage(case, solver, scale))

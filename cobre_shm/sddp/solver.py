@@ -15,7 +15,7 @@ from its cuts, after a pause or for a simulation, is the same problem to the las
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ except ImportError as _error:
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
 Statuses = npt.NDArray[np.int8]
+Check = Callable[[], object]
 
 _OPTIONS: dict[str, Any] = {
     "output_flag": False,
@@ -89,6 +90,10 @@ class Place(NamedTuple):
 _NOWHERE = Place(0, 0)
 
 
+def _go_on() -> None:
+    """The check where nobody asks for the end."""
+
+
 def _new_solver() -> Any:
     solver = highs._Highs()
     for name, value in _OPTIONS.items():
@@ -106,7 +111,11 @@ class StageSolver:
     """
 
     def __init__(
-        self, lp: StageLp, noise: NoiseBounds, writer: ProblemWriter | None = None
+        self,
+        lp: StageLp,
+        noise: NoiseBounds,
+        writer: ProblemWriter | None = None,
+        check: Check | None = None,
     ) -> None:
         """Take a problem and the noise of its openings.
 
@@ -114,15 +123,18 @@ class StageSolver:
             lp: The problem.
             noise: Bounds of its noise columns for every opening.
             writer: Keeps the problem that has no solution; None keeps none.
+            check: Called before every solve; what it raises comes out of there.
         """
         self.lp = lp
         self._writer = writer
+        self._check: Check = check or _go_on
         self.solves: int = 0
         self.retries: int = 0
         self._noise = noise
         self._highs = _new_solver()
         self._pass_model()
         # For its scale factors only; see above.
+        self._check()
         self._highs.run()
         self._answer = self._highs
         self._rows = len(lp.row_lower)
@@ -249,6 +261,7 @@ class StageSolver:
         Raises:
             SolverError: No attempt found an optimal solution.
         """
+        self._check()
         solver, columns = self._highs, self.lp.noise_columns
         if columns.size:
             solver.changeColsBounds(

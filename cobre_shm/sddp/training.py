@@ -37,7 +37,7 @@ from cobre_shm.sddp.opening_order import outwards, sorted_openings
 from cobre_shm.sddp.plan import INTERRUPTED, Plan, make_plan
 from cobre_shm.sddp.scenarios import draw_opening
 from cobre_shm.sddp.sharing import on_rank_zero, share_failure
-from cobre_shm.sddp.solver import Place, StageSolver
+from cobre_shm.sddp.solver import Check, Place, StageSolver
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
 from cobre_shm.sddp.stopping import stop_reason
 from cobre_shm.sddp.training_result import (
@@ -66,6 +66,7 @@ def train(
     checkpoint_every: int | None = None,
     resume: bool | None = None,
     warm_start: str | Path | None = None,
+    check: Check | None = None,
 ) -> TrainingResult:
     """Train a policy. Collective: every rank calls it with equal arguments.
 
@@ -85,6 +86,9 @@ def train(
             case asks for.
         warm_start: A policy directory with cuts to begin with; by default what the case asks
             for. A training that resumes has its cuts already.
+        check: Called on this rank before every problem that it solves. What it raises ends
+            the training here and at once; the other ranks learn of it when this one's
+            communicator is closed.
 
     Raises:
         CaseError: The case directory cannot be used; on every rank.
@@ -107,7 +111,7 @@ def train(
         from cobre_shm.sddp.results import prepare_output, write_training
 
         prepare_output(output_dir, comm)
-    trainer = _Trainer(case, comm, plan)
+    trainer = _Trainer(case, comm, plan, check)
     trainer.resume()
     result = trainer.run(progress, should_stop)
     if output_dir is not None:
@@ -116,7 +120,7 @@ def train(
 
 
 class _Trainer:
-    def __init__(self, case: Case, comm: Communicator, plan: Plan) -> None:
+    def __init__(self, case: Case, comm: Communicator, plan: Plan, check: Check | None) -> None:
         self.case, self.comm, self.plan = case, comm, plan
         horizon = case.horizon
         passes, self.state_size = case.config.forward_passes, case.state_size
@@ -132,10 +136,12 @@ class _Trainer:
         # The openings of each stage from the driest to the wettest.
         self.orders = [sorted_openings(noise.upper[:, : len(case.hydros)]) for noise in bounds]
         self.solvers = [
-            StageSolver(lp, noise, writer) for lp, noise in zip(lps, bounds, strict=True)
+            StageSolver(lp, noise, writer, check) for lp, noise in zip(lps, bounds, strict=True)
         ]
         self.bound_solver = (
-            StageSolver(lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True), writer)
+            StageSolver(
+                lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True), writer, check
+            )
             if comm.rank == 0
             else None
         )
