@@ -28,6 +28,9 @@ from cobre_shm.sddp.stage_lp import build_stage, cost_scale
 
 Floats = npt.NDArray[np.float64]
 
+# Key of the bases of the first scenario.
+_FIRST = "first"
+
 
 @dataclass(frozen=True)
 class StageOutcome:
@@ -152,8 +155,16 @@ def simulate(
 
     failure = None
     try:
+        if shares.mine:
+            # On every rank, alike: all others begin with the bases of the first one, so that
+            # nothing depends on what else their rank has solved.
+            first = np.empty(1 + sum(widths))
+            run(0, first)
         for i, scenario in enumerate(shares.mine):
-            run(scenario, gather.local[i])
+            if scenario == 0:
+                gather.local[i] = first
+            else:
+                run(scenario, gather.local[i])
     except SolverError as error:
         failure = error
     everything = gather.gather(failure)
@@ -211,7 +222,7 @@ class _Stage:
     ) -> tuple[Floats, float]:
         """Solve, write the outcome into ``record``, return the next state and the cost in $."""
         solver, lp, at = self.solver, self.lp, self.lp.layout
-        solver.begin(state)
+        solver.begin(state, _FIRST, keep=scenario == 0)
         objective = solver.solve(opening, Place(0, scenario))
         values, duals = solver.solution()
         future = lp.discount * values[at.theta]

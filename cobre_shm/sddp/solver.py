@@ -220,13 +220,14 @@ class StageSolver:
         basis.valid, basis.alien, basis.was_alien = True, False, False
         self._bases[key] = (basis, len(values) - columns)
 
-    def begin(self, state: Floats, key: Hashable = None) -> None:
+    def begin(self, state: Floats, key: Hashable = None, *, keep: bool = True) -> None:
         """Begin a chain at ``state``.
 
         Args:
             state: float64, one value per state component.
             key: Names the chain among those of this solver. The basis of the chain's first
                 solve is kept under it for the next chain of the same key; None keeps nothing.
+            keep: Whether it is; without, the basis that is there stays.
         """
         solver, columns = self._highs, self.lp.state_columns
         solver.clearSolver()
@@ -236,7 +237,7 @@ class StageSolver:
             if rows < self._rows:
                 basis.row_status = basis.row_status + [_BASIC] * (self._rows - rows)
             solver.setBasis(basis)
-        self._key, self._unsaved = key, key is not None
+        self._key, self._unsaved = key, keep and key is not None
         if self._states:
             solver.changeColsBounds(self._states, columns, state, state)
         noise = self._noise.inflow_noise
