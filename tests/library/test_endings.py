@@ -87,7 +87,7 @@ def test_exception_of_a_worker_is_its_own(tmp_path):
         cobre_shm.train(small, num_workers=2)
     assert isinstance(caught.value.inner, SolverError)
     assert caught.value.inner.context["iteration"] == 1
-    assert "training.py" in str(caught.value.inner.__cause__)
+    assert "passes.py" in str(caught.value.inner.__cause__)
 
 
 def test_mistakes_of_the_case_are_found_before_anything_is_started(case_path, monkeypatch):
