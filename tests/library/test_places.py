@@ -1,6 +1,9 @@
 """Where ``train`` runs: this process, workers of each kind, groups; what does not go together."""
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -10,7 +13,7 @@ from cobre_shm import IncompatibleSettings, LocalCommunicator
 from cobre_shm.errors import BackendNotAvailable, InvalidBackend
 from cobre_shm.sddp import series_digest
 from cobre_shm.spawn.errors import InvalidArguments
-from tests.library.conftest import limit, program
+from tests.library.conftest import ROOT, limit, program
 
 pytestmark = pytest.mark.usefixtures("nothing_global_is_changed")
 
@@ -90,16 +93,16 @@ def test_user_who_chose_fork_is_told(case_path):
         "concurrent.futures.ProcessPoolExecutor(1).submit(os.getpid).result()",
     ],
 )
-def test_user_of_multiprocessing_has_not_chosen_fork(case_path, accident):
+def test_user_of_multiprocessing_has_not_chosen_fork(accident):
     """Each of these sets the global method behind the user's back where fork is the default."""
     code = (
-        "import concurrent.futures, multiprocessing, os, sys, cobre_shm\n"
-        "from concurrent.futures import ProcessPoolExecutor\n"
+        "import concurrent.futures, multiprocessing, os\n"
+        "from cobre_shm.api.place import find_place\n"
         "if __name__ == '__main__':\n"
         f"    {accident}\n"
-        "    print(cobre_shm.train(sys.argv[1], num_workers=2).backend)"
+        "    print(find_place('auto', 2, None, None, None, None).backend)"
     )
-    assert "shm\n" in (done := program(code, case_path)).stdout, done.stderr
+    assert "shm\n" in (done := program(code)).stdout, done.stderr
 
 
 def test_trainings_at_once_over_different_backends(case_path, alone):
@@ -178,3 +181,32 @@ def test_coordinator_of_the_environment_means_tcp_for_several_workers(case_path,
     result = cobre_shm.train(case_path, num_workers=2, config_overrides=limit(1))
     assert result.backend == "tcp"
     assert cobre_shm.train(case_path, config_overrides=limit(1)).backend == "local"
+
+
+@pytest.mark.parametrize("way", ["script", "-c", "stdin", "interactive"])
+def test_program_without_a_guard_trains_on_workers(case_path, tmp_path, way):
+    code = (
+        "import cobre_shm\n"
+        "rule = {'type': 'iteration_limit', 'limit': 2}\n"
+        "few = {'training': {'stopping_rules': [rule]}}\n"
+        f"result = cobre_shm.train({str(case_path)!r}, num_workers=2, config_overrides=few)\n"
+        "print('trained', result.iterations, result.backend)\n"
+    )
+    (tmp_path / "program.py").write_text(code)
+    words = {
+        "script": [str(tmp_path / "program.py")],
+        "-c": ["-c", code],
+        "stdin": ["-"],
+        "interactive": ["-i", "-q"],
+    }[way]
+    done = subprocess.run(
+        [sys.executable, *words],
+        input=code,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines().count("trained 2 shm") == 1
