@@ -48,47 +48,47 @@ class Passes:
     def __init__(
         self, case: Case, comm: Communicator, writer: ProblemWriter | None, check: Check | None
     ) -> None:
-        self.case = case
+        self._case = case
         horizon = case.horizon
-        passes, self.state_size = case.config.forward_passes, case.state_size
-        self.scale = cost_scale(case)
+        self._state_size = case.state_size
+        self.scale: float = cost_scale(case)
         node = NodeArrays(comm)
-        self.tree = node.opening_tree(case)
+        self.tree: list[Floats] = node.opening_tree(case)
         lps = [build_stage(case, t, self.scale) for t in range(case.stages)]
         bounds = [
             node.noise_bounds(case, lp, noise) for lp, noise in zip(lps, self.tree, strict=True)
         ]
         # The openings of each stage from the driest to the wettest.
-        self.orders = [sorted_openings(noise.upper[:, : len(case.hydros)]) for noise in bounds]
-        self.solvers = [
+        self._orders = [sorted_openings(noise.upper[:, : len(case.hydros)]) for noise in bounds]
+        self.solvers: list[StageSolver] = [
             StageSolver(lp, noise, writer, check) for lp, noise in zip(lps, bounds, strict=True)
         ]
-        self.bound_solver = (
+        self.bound_solver: StageSolver | None = (
             StageSolver(
                 lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True), writer, check
             )
             if comm.rank == 0
             else None
         )
-        self.discounts = np.cumprod([1.0, *(stage.discount for stage in horizon.stages[:-1])])
-        self.shares = Shares(passes, comm)
+        self._discounts = np.cumprod([1.0, *(stage.discount for stage in horizon.stages[:-1])])
+        self.shares: Shares = Shares(case.config.forward_passes, comm)
         # The opening of each of this rank's trajectories at each stage.
-        self.drawn = np.zeros((len(self.shares.mine), case.stages), dtype=np.int64)
-        self.trials = ItemGather(self.shares, case.stages * self.state_size + 1, comm)
-        self.found = ItemGather(self.shares, 1 + self.state_size, comm)
-        self.pool = CutPool([np.zeros((0, 1 + self.state_size))] * case.stages)
-        self.store = CutStore(comm, 1 + self.state_size)
+        self._drawn = np.zeros((len(self.shares.mine), case.stages), dtype=np.int64)
+        self.trials: ItemGather = ItemGather(self.shares, case.stages * self._state_size + 1, comm)
+        self.found: ItemGather = ItemGather(self.shares, 1 + self._state_size, comm)
+        self.pool: CutPool = CutPool([np.zeros((0, 1 + self._state_size))] * case.stages)
+        self._store = CutStore(comm, 1 + self._state_size)
 
     def begin_with(self, given: Sequence[Floats]) -> None:
         """Begin with cuts, for each stage (cuts, 1 + state components) in scaled $. Collective."""
-        self.pool = CutPool([self.store.keep(cuts) for cuts in given])
+        self.pool = CutPool([self._store.keep(cuts) for cuts in given])
         for t, cuts in enumerate(given):
             if len(cuts):
                 self._add_cuts(t, cuts)
 
     def add(self, t: int, iteration: int, batch: Floats) -> None:
         """Take the cuts that an iteration made for a stage. Collective."""
-        self.pool.add(t, iteration, self.store.keep(batch))
+        self.pool.add(t, iteration, self._store.keep(batch))
         self._add_cuts(t, batch)
 
     def counters(self) -> tuple[int, int]:
@@ -107,7 +107,7 @@ class Passes:
 
     def backward(self, iteration: int) -> None:
         """Add one cut per trajectory to every stage but the last. Collective."""
-        for t in range(self.case.stages - 2, -1, -1):
+        for t in range(self._case.stages - 2, -1, -1):
             failure = None
             try:
                 self._find_cuts(t, iteration)
@@ -119,38 +119,38 @@ class Passes:
         """Evaluate the first stage over all its openings; rank 0 only."""
         solver, values = self.bound_solver, np.empty(len(self.tree[0]))
         assert solver is not None
-        solver.begin(self.case.initial_state, 0)
-        for opening in self.orders[0]:
+        solver.begin(self._case.initial_state, 0)
+        for opening in self._orders[0]:
             values[opening] = solver.solve(opening, Place(iteration, None))
-        weights = opening_weights(values, self.case.horizon.stages[0].risk)
+        weights = opening_weights(values, self._case.horizon.stages[0].risk)
         return float(ordered_sum(weights * values) * self.scale)
 
     def _run_trajectories(self, iteration: int) -> None:
-        size, config = self.state_size, self.case.config
+        size, config = self._state_size, self._case.config
         for i, scenario in enumerate(self.shares.mine):
             row = self.trials.local[i]
-            state, cost = self.case.initial_state, 0.0
+            state, cost = self._case.initial_state, 0.0
             for t, solver in enumerate(self.solvers):
                 opening = draw_opening(config.tree_seed, iteration, scenario, t, len(self.tree[t]))
-                self.drawn[i, t] = opening
+                self._drawn[i, t] = opening
                 solver.begin(state, i)
                 objective = solver.solve(opening, Place(iteration, scenario))
                 values, theta = solver.next_state()
-                cost += self.discounts[t] * (objective - solver.lp.discount * theta) * self.scale
+                cost += self._discounts[t] * (objective - solver.lp.discount * theta) * self.scale
                 state = row[t * size : (t + 1) * size]
                 state[:] = values
             row[-1] = cost
 
     def _find_cuts(self, t: int, iteration: int) -> None:
         """Find the cut of stage ``t`` at each trial point of this rank."""
-        size, solver, openings = self.state_size, self.solvers[t + 1], len(self.tree[t + 1])
+        size, solver, openings = self._state_size, self.solvers[t + 1], len(self.tree[t + 1])
         values, slopes = np.empty(openings), np.empty((openings, size))
-        risk = self.case.horizon.stages[t].risk
+        risk = self._case.horizon.stages[t].risk
         for i, scenario in enumerate(self.shares.mine):
             state = self.trials.local[i, t * size : (t + 1) * size]
             solver.begin(state, i)
             # First the opening whose basis the forward pass has kept, then its neighbours.
-            for opening in outwards(self.orders[t + 1], int(self.drawn[i, t + 1])):
+            for opening in outwards(self._orders[t + 1], int(self._drawn[i, t + 1])):
                 values[opening] = solver.solve(opening, Place(iteration, scenario))
                 slopes[opening] = solver.state_duals()
             cut = self.found.local[i]
