@@ -47,8 +47,19 @@ from cobre_net.tcp.wire import (
     frame,
 )
 
-__all__ = ["PAYLOAD", "SLICE_SECS", "START", "Ended", "Ending", "FrameBuffer", "Link", "say_last"]
+__all__ = [
+    "HANGUP",
+    "PAYLOAD",
+    "SLICE_SECS",
+    "START",
+    "Ended",
+    "Ending",
+    "FrameBuffer",
+    "Link",
+    "say_last",
+]
 
+HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 SLICE_SECS = 0.1
 SILENCE_SECS = 8
 _KEEPALIVE_IDLE_SECS = 3

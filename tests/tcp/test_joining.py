@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from cobre_net.tcp import TcpCommunicator, handshake, wire
-from cobre_net.tcp.rendezvous import _MAX_STRANGERS, gather, join
+from cobre_net.tcp.joining import join
+from cobre_net.tcp.reception import _MAX_STRANGERS, gather
 from cobre_net.tcp.secret import read_secret
 from cobre_net.tcp.wire import frame
 from cobre_shm.errors import InitializationFailed
