@@ -12,7 +12,7 @@ Who may wait for whom, and why that ends:
   nobody waits for that worker but the coordinator, which gets to it once those before it have
   come. Results are sent only when all parts are in, and each worker then does nothing but read.
 - Large: the coordinator waits for any connection on which something can move, and never for a
-  single one. It stops reading from a worker only while that one is ``Ring.CHUNKS`` ahead of the
+  single one. It stops reading from a worker only while that one is a whole ring ahead of the
   reduction; of the workers that the reduction waits for, the first in rank order is never
   ahead of it. Results stay in the user's memory until they are sent, so a slow reader holds up
   nobody's reduction.
@@ -39,6 +39,10 @@ from cobre_net.tcp.wire import RESULT, SEND
 
 __all__ = ["Coordinator"]
 
+# What is received at once, at most: each time costs a wake-up of the sender.
+_MIN_CHUNKS, _MAX_CHUNKS = 4, 16
+_ALL_RINGS_BYTES = 1 << 24
+
 
 class Coordinator(SmallRounds):
     """The centre of the star."""
@@ -46,6 +50,8 @@ class Coordinator(SmallRounds):
     def __init__(self, links: Sequence[Link], timeout: float, stall_warn: float) -> None:
         super().__init__(links, timeout, stall_warn)
         self._rings: list[bytearray] = []
+        chunks = _ALL_RINGS_BYTES // CHUNK_BYTES // len(self.links)
+        self._ring_bytes = CHUNK_BYTES * max(_MIN_CHUNKS, min(_MAX_CHUNKS, chunks))
 
     def reduce(
         self, call: Call, total: int, itemsize: int, own: int, result: memoryview, fold: Fold
@@ -118,7 +124,7 @@ class Coordinator(SmallRounds):
     def _ring(self, index: int, total: int) -> Ring:
         # Kept: fresh memory would cost more than the reduction.
         while len(self._rings) <= index:
-            self._rings.append(bytearray(Ring.CHUNKS * CHUNK_BYTES))
+            self._rings.append(bytearray(self._ring_bytes))
         memory = self._rings[index]
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         return Ring(memoryview(memory), address, total)
