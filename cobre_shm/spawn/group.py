@@ -39,8 +39,10 @@ from cobre_shm.spawn.ladder import (
     failing_steps,
     interrupting_steps,
 )
+from cobre_shm.spawn.limits import more_descriptors
 from cobre_shm.spawn.loop import Loop
 from cobre_shm.spawn.memory import MemoryGroup
+from cobre_shm.spawn.monitor import Monitor
 from cobre_shm.spawn.rank import Rank, group_members
 from cobre_shm.spawn.rank_output import RankOutput
 from cobre_shm.spawn.report import judge
@@ -92,10 +94,17 @@ class Group:
         guard: Told of every rank.
         events: Told of what happens.
         attempt: How many runs of the job have failed already.
+        monitor: Shows the group, or None.
     """
 
     def __init__(
-        self, job: Job, meeting: Meeting, guard: Guard, events: Events, attempt: int
+        self,
+        job: Job,
+        meeting: Meeting,
+        guard: Guard,
+        events: Events,
+        attempt: int,
+        monitor: Monitor | None = None,
     ) -> None:
         self.job = job
         self.meeting = meeting
@@ -109,6 +118,7 @@ class Group:
         self._guard = guard
         self._events = events
         self._attempt = attempt
+        self._monitor = monitor
         self._ladder = Ladder(self.loop, self._take_step)
         self._memory = MemoryGroup()
         self._running: set[int] = set()
@@ -137,7 +147,8 @@ class Group:
             with self.inbox:
                 self.loop.selector.register(self.inbox, selectors.EVENT_READ, self._on_signals)
                 try:
-                    return self._run(start)
+                    with more_descriptors(self.job.size) as self.descriptor_limits:
+                        return self._run(start)
                 finally:
                     start.cancel()
                     self._end_all()
@@ -154,6 +165,8 @@ class Group:
             self._events.follow()
             self.loop.turn_until(lambda: not self._running and not self._is_asking)
             self._stop_strays()
+            if self._monitor is not None:
+                self._monitor.wait_for_last_table(self.loop)
         self.output.finish()
         # Only now is it known whether somebody took all of it.
         self._flush()

@@ -13,6 +13,7 @@ from cobre_shm.spawn.group import Group, Outcome
 from cobre_shm.spawn.guard import Guard
 from cobre_shm.spawn.job import Job
 from cobre_shm.spawn.meeting import Meeting, ShmMeeting
+from cobre_shm.spawn.monitor import Monitor
 from cobre_shm.spawn.rank_output import cannot_write
 from cobre_shm.spawn.starting import FreshStart, Start, ZygoteStart
 
@@ -59,7 +60,8 @@ def _run(job: Job, events: Events, attempt: int) -> Outcome:
             start = ZygoteStart(zygote)
         meeting = stack.enter_context(_meet(job))
         guard = stack.enter_context(Guard(meeting.unlink))
-        return Group(job, meeting, guard, events, attempt).run(start)
+        monitor = stack.enter_context(Monitor.started()) if job.monitor else None
+        return Group(job, meeting, guard, events, attempt, monitor).run(start)
 
 
 def _meet(job: Job) -> Meeting:

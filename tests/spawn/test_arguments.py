@@ -142,6 +142,7 @@ def test_information_goes_to_standard_output(spawn, flag):
         ["--np=3"],
         ["--nproc-per-node", "3"],
         ["--nproc_per_node=3"],
+        ["--nproc_per_node", "3", "--max_restarts=2", "--output_dir", "a_b"],
         ["-n", "2", "-n", "3"],
     ],
 )
