@@ -248,6 +248,32 @@ def test_rank_may_fork_and_launch_by_itself(spawn):
     assert done.returncode == 0
 
 
+def test_program_compiles_its_own_functions(spawn):
+    spawn.write(
+        "compiles.py",
+        """
+import numba
+import numpy as np
+
+from cobre_shm import create_communicator, jit
+
+
+@numba.njit
+def total(handle, x, y):
+    return jit.allreduce(handle, x, y, jit.SUM)
+
+
+with create_communicator() as comm:
+    x, y = np.full(3, comm.rank + 1.0), np.zeros(3)
+    jit.check(comm, total(jit.handle(comm), x, y))
+    print(y.sum())
+""",
+    )
+    done = spawn.run("-n", 2, "compiles.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [b"9.0", b"9.0"]
+
+
 def test_orphans_of_a_rank_are_not_adopted(spawn):
     code = (
         "import os\n"
