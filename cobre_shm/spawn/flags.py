@@ -226,7 +226,8 @@ def _add_endings(parser: Parser) -> None:
         "--timeout",
         metavar="S",
         type=values.positive_seconds,
-        help="seconds after which the run is ended with 124; first shows what all ranks do",
+        help="seconds after which the run, restarts included, is ended with 124; first shows what "
+        "all ranks do",
     )
     add(
         "--grace",

@@ -24,6 +24,7 @@ import errno
 import os
 import selectors
 import signal
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -94,6 +95,7 @@ class Group:
         guard: Told of every rank.
         events: Told of what happens.
         attempt: How many runs of the job have failed already.
+        deadline: Of ``--timeout`` by the monotonic clock, in seconds, or None.
         monitor: Shows the group, or None.
     """
 
@@ -104,6 +106,7 @@ class Group:
         guard: Guard,
         events: Events,
         attempt: int,
+        deadline: float | None = None,
         monitor: Monitor | None = None,
     ) -> None:
         self.job = job
@@ -118,6 +121,7 @@ class Group:
         self._guard = guard
         self._events = events
         self._attempt = attempt
+        self._deadline = deadline
         self._monitor = monitor
         self._ladder = Ladder(self.loop, self._take_step)
         self._memory = MemoryGroup()
@@ -156,8 +160,8 @@ class Group:
             self.loop.close()
 
     def _run(self, start: Start) -> Outcome:
-        if self.job.timeout is not None:
-            self.loop.call_after(self.job.timeout, self._on_timeout)
+        if self._deadline is not None:
+            self.loop.call_after(self._deadline - time.monotonic(), self._on_timeout)
         self._events.start(self, self._attempt)
         start.begin(self)
         self.loop.turn_until(lambda: start.is_done or self.is_ending)

@@ -210,6 +210,12 @@ def test_group_that_failed_is_started_again(spawn):
     assert (done.returncode, done.stderr.count(b"Starting again")) == (5, 1)
 
 
+def test_time_limit_holds_for_all_attempts_together(spawn):
+    limits = ("--max-restarts", 10_000, "--timeout", 3)
+    done = spawn.run("-n", 1, *limits, "-c", "raise SystemExit(5)")
+    assert done.returncode == 124
+
+
 def test_stopped_run_is_not_started_again(spawn):
     code = "print('up', flush=True); import time; time.sleep(600)"
     process = spawn.start("-n", 1, "--max-restarts", 5, "-c", code)
