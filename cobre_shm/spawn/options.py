@@ -137,6 +137,10 @@ def parse(words: Sequence[str]) -> Options:
     """
     parser, valued = make_parser()
     own, program = split(words, valued)
+    for word in own:
+        # argparse drops such a value and leaves an empty list.
+        if word.endswith("=--"):
+            raise InvalidArguments(f"{word}: -- is no value, it ends the options")
     return Options(parser.parse_args(own), program)
 
 

@@ -25,6 +25,7 @@ from cobre_shm.spawn.__main__ import main
         (["-n2.0"], "'2.0'"),
         (["--np", ""], "''"),
         (["--np=none"], "'none'"),
+        (["-n", "2", "--np=--"], "--np=--"),
         (["-n", "2", "--unknown", "program.py"], "--unknown"),
         (["-n", "2", "--lab"], "--lab"),
         (["-n", "2", "--grace", "soon"], "'soon'"),
