@@ -63,8 +63,7 @@ def test_trainer_tells_configuration_data_backend_and_checkpoint_apart(spawn, ca
         return done.returncode
 
     assert code(COBRE_SHM_TIMEOUT_SECS="soon") == 4
-    (spawn.folder / "checkpoint").write_text("no checkpoint")
-    assert code("--resume", spawn.folder / "checkpoint") == 5
+    assert code("--warm-start", "absent") == 5
     edit(case, forward_passes="many")
     assert code() == 2
     (case / "stages.json").write_text("{}")
