@@ -140,11 +140,11 @@ def _kernel(features: Mapping[str, bool]) -> Check:
 
 def _descriptors(size: int) -> Check:
     needed = descriptors_of(size)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = f"{needed} needed by the launcher, {_limit(hard)} allowed"
     if hard == resource.RLIM_INFINITY or needed <= hard:
         return Check("open files", "ok", found)
-    return Check("open files", "bad", found, f"raise the hard limit ({soft} now): ulimit -Hn")
+    return Check("open files", "bad", found, f"raise the hard limit: ulimit -Hn {needed}")
 
 
 def _processes(size: int) -> Check:
