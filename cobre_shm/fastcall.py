@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from cobre_shm.native.entry import (
     ALLREDUCE,
     BARRIER,
     BROADCAST,
-    Kernel,
     function_address,
 )
 
@@ -43,11 +43,18 @@ _SIGNATURES = {
     "allreduce": "($self, send, recv=None, op=0)",
     "allgatherv": "($self, send, recv=None, counts=None, displs=None)",
 }
-_OPERATIONS: dict[str, tuple[int, Kernel]] = {
-    "barrier": (NOARGS, BARRIER),
-    "broadcast": (_FASTCALL_KEYWORDS, BROADCAST),
-    "allreduce": (_FASTCALL_KEYWORDS, ALLREDUCE),
-    "allgatherv": (_FASTCALL_KEYWORDS, ALLGATHERV),
+# By operation: the address of the road, and of the kernel that it calls.
+_ROADS = {
+    "barrier": function_address("barrier_call"),
+    "broadcast": function_address("broadcast_call"),
+    "allreduce": function_address("allreduce_call"),
+    "allgatherv": function_address("allgatherv_call"),
+}
+_KERNELS = {
+    "barrier": BARRIER.address,
+    "broadcast": BROADCAST.address,
+    "allreduce": ALLREDUCE.address,
+    "allgatherv": ALLGATHERV.address,
 }
 
 
@@ -136,25 +143,37 @@ def is_installed(cls: type) -> bool:
     return getattr(cls, "_slow_barrier", cls.barrier) is not cls.barrier  # type: ignore[attr-defined]
 
 
-def install(cls: type) -> None:
-    """Replace the methods of ``cls`` by the fast road; ``remove`` undoes it."""
+def install(cls: type, roads: Mapping[str, int] = _ROADS) -> None:
+    """Replace the methods of ``cls`` by the fast road; ``remove`` undoes it.
+
+    Args:
+        cls: Has methods of these names, and ``_finish_...`` for each.
+        roads: The addresses of the C functions by operation; by default those of shared memory.
+    """
     new_method = ctypes.pythonapi.PyDescr_NewMethod
     new_method.restype, new_method.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
-    for name, (flags, _) in _OPERATIONS.items():
+    for name, address in roads.items():
         method = getattr(cls, name)
         doc = f"{name}{_SIGNATURES[name]}\n--\n\n{method.__doc__}"
-        definition = method_definition(name, function_address(f"{name}_call"), flags, doc)
+        flags = NOARGS if name == "barrier" else _FASTCALL_KEYWORDS
+        definition = method_definition(name, address, flags, doc)
         setattr(cls, f"_slow_{name}", method)
         setattr(cls, name, new_method(cls, definition))
 
 
 def remove(cls: type) -> None:
     """Put the Python methods back."""
-    for name in _OPERATIONS:
+    for name in _ROADS:
         setattr(cls, name, getattr(cls, f"_slow_{name}"))
 
 
-def serve(cls: type, state: Any, displs: Any, arguments: Any) -> None:
+def serve(
+    cls: type,
+    state: Any,
+    displs: Any,
+    arguments: Any,
+    kernels: Mapping[str, int] = _KERNELS,
+) -> None:
     """Write into a communicator's state what the fast road needs.
 
     Args:
@@ -162,12 +181,13 @@ def serve(cls: type, state: Any, displs: Any, arguments: Any) -> None:
         state: The communicator's context.
         displs: Room for one 64-bit integer per rank.
         arguments: Room for three.
+        kernels: By operation the address that its road calls.
     """
-    for name, (_, kernel) in _OPERATIONS.items():
-        state[getattr(context, f"{name.upper()}_KERNEL")] = kernel.address
+    for name, address in kernels.items():
+        state[getattr(context, f"{name.upper()}_KERNEL")] = address
     if not is_installed(cls):
         return
-    for name in _OPERATIONS:
+    for name in _ROADS:
         upper = name.upper()
         state[getattr(context, f"{upper}_METHOD")] = id(getattr(cls, f"_slow_{name}"))
         state[getattr(context, f"{upper}_FINISH")] = id(getattr(cls, f"_finish_{name}"))

@@ -21,6 +21,7 @@ from numba.core.registry import cpu_target
 
 from cobre_shm.compiler.link import link
 from cobre_shm.datatypes import ReduceOp
+from cobre_shm.kernels import mpi_road
 from cobre_shm.kernels.allgatherv import allgatherv
 from cobre_shm.kernels.allreduce import allreduce
 from cobre_shm.kernels.barrier import barrier
@@ -38,7 +39,7 @@ from cobre_shm.kernels.road import (
 from cobre_shm.kernels.rounds import claim
 from cobre_shm.kernels.rows import reduce_rows
 from cobre_shm.native.image import Image
-from cobre_shm.native.table import CORE, FUNCTIONS, KERNELS
+from cobre_shm.native.table import CORE, FUNCTIONS, KERNELS, MPI_FUNCTIONS, MPI_ROAD
 
 __all__ = ["build"]
 
@@ -63,9 +64,10 @@ def build(group: str) -> Image:
     """Compile a group of functions.
 
     Args:
-        group: ``core``, or ``OP-ELEMENT`` for a reduction, as ``sum-f8`` or ``min-bool``.
+        group: ``core``, ``mpi_road``, or ``OP-ELEMENT`` for a reduction, as ``sum-f8`` or
+            ``min-bool``.
     """
-    entries = list(_core() if group == CORE else _reduction(group))
+    entries = list(_entries(group))
     target = cpu_target.target_context
     library = target.codegen().create_library(group)
     for entry in entries:
@@ -76,6 +78,12 @@ def build(group: str) -> Image:
     return link(_object_code(module, target.codegen()), names)
 
 
+def _entries(group: str) -> Iterator[_Entry]:
+    if group == CORE:
+        return _core()
+    return _mpi_road() if group == MPI_ROAD else _reduction(group)
+
+
 def _core() -> Iterator[_Entry]:
     for function in _SOURCES:
         name = function.__name__
@@ -84,6 +92,11 @@ def _core() -> Iterator[_Entry]:
             yield _Entry(name, function, _INTEGER, first + (_INTEGER,) * KERNELS[name])
         else:
             yield _Entry(name, function, _INTEGER, (_INTEGER,) * FUNCTIONS[name])
+
+
+def _mpi_road() -> Iterator[_Entry]:
+    for name, arguments in MPI_FUNCTIONS.items():
+        yield _Entry(name, getattr(mpi_road, name), _INTEGER, (_INTEGER,) * arguments)
 
 
 def _reduction(group: str) -> Iterator[_Entry]:

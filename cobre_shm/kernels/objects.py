@@ -8,6 +8,7 @@ from __future__ import annotations
 
 TYPE = 8
 TUPLE_SIZE, TUPLE_ITEMS = 16, 24
+LIST_SIZE, LIST_ITEMS = 16, 24
 ARRAY_DATA, ARRAY_NDIM, ARRAY_DIMS, ARRAY_DESCR, ARRAY_FLAGS = 16, 24, 32, 56, 64
 
 # Where ``_context`` lies in a communicator: right behind the head, see ``shm/membership.py``.

@@ -24,6 +24,7 @@ __all__ = [
     "integer_of",
     "load_i32",
     "release_gil",
+    "store_i32",
     "take_gil",
 ]
 
@@ -55,6 +56,18 @@ def load_i32(typing_context: Any, address: Any) -> Any:
         return builder.sext(builder.load(builder.inttoptr(args[0], _I32.as_pointer())), _I64)
 
     return types.int64(types.int64), code
+
+
+@intrinsic
+def store_i32(typing_context: Any, address: Any, value: Any) -> Any:
+    """Store the lower half of ``value`` at ``address``."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], _I32.as_pointer())
+        builder.store(builder.trunc(args[1], _I32), place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
 
 
 @intrinsic

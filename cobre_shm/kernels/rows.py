@@ -21,7 +21,7 @@ def reduce_rows(
     count: int,
     item_bytes: int,
 ) -> int:
-    """Write the reduction of ``size`` rows of ``count`` elements to ``target``."""
+    """Reduce ``size`` rows of ``count`` elements, ``row_bytes`` apart, to ``target``."""
     part = _PART_BYTES // item_bytes
     first = 0
     while first < count:

@@ -15,7 +15,7 @@ from cobre_shm.datatypes import ReduceOp
 from cobre_shm.native.entry import function
 from cobre_shm.native.reduce import reduce_with_numpy, reduction_address
 
-__all__ = ["address_of", "reduce_at", "reduce_rows"]
+__all__ = ["address_of", "reduce_rows"]
 
 _reduce = function("reduce_rows")
 
@@ -31,22 +31,14 @@ def reduce_rows(op: ReduceOp, rows: NDArray[Any], target: NDArray[Any]) -> None:
     size = len(rows)
     reduction = reduction_address(rows.dtype, op)
     if reduction:
-        reduce_at(reduction, address_of(rows), size, target)
+        place, nbytes = address_of(target), target.nbytes
+        _reduce(reduction, place, address_of(rows), nbytes, size, target.size, target.itemsize)
         return
     accumulator = rows[0]
     with np.errstate(all="ignore"):
         for row in rows[1:]:
             reduce_with_numpy(op, accumulator, row)
     target[...] = accumulator
-
-
-def reduce_at(reduction: int, rows: int, size: int, target: Any) -> None:
-    """The same for a kernel of ``reduction_address`` and rows at an address, of ``target``'s size.
-
-    Without any look at the arguments: for callers that have made sure of them.
-    """
-    place, nbytes = address_of(target), target.nbytes
-    _reduce(reduction, place, rows, nbytes, size, target.size, target.itemsize)
 
 
 def address_of(array: Any) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["CORE", "FUNCTIONS", "KERNELS"]
+__all__ = ["CORE", "FUNCTIONS", "KERNELS", "MPI_FUNCTIONS", "MPI_ROAD"]
 
 CORE = "core"
-"""The image that holds all functions of this module."""
+"""The image that holds ``KERNELS`` and ``FUNCTIONS``."""
+
+MPI_ROAD = "mpi_road"
+"""The image that holds ``MPI_FUNCTIONS``: only a run under MPI loads it."""
 
 KERNELS = {
     "barrier": 3,
@@ -28,3 +31,11 @@ FUNCTIONS = {
 }
 """Functions of 64-bit integers: methods for CPython, METH_NOARGS and METH_FASTCALL | METH_KEYWORDS
 (``kernels/road.py``), and the reduction of rows."""
+
+MPI_FUNCTIONS = {
+    "barrier_call": 2,
+    "broadcast_call": 4,
+    "allreduce_call": 4,
+    "allgatherv_call": 4,
+}
+"""Methods for CPython, as those of ``FUNCTIONS`` (``kernels/mpi_road.py``)."""

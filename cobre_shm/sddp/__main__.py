@@ -2,9 +2,10 @@
 
 Every rank runs the same line; rank 0 reads the case, prints and writes. Exit codes: 0 success,
 1 wrong arguments or output directory, 2 wrong configuration (``config.json``), 3 wrong case
-data or a stage problem without solution, 4 backend or communication, 130 interrupted (Ctrl-C),
-143 terminated (SIGTERM). Both signals end the training after its iteration, with its results and
-a checkpoint in the output directory; the same signal once more ends it at once.
+data or a stage problem without solution, 4 backend or communication, 5 a checkpoint or policy that
+cannot be gone on with, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM). Both signals end the
+training after its iteration, with its results and a checkpoint in the output directory; the same
+signal once more ends it at once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cobre_shm import create_communicator
 from cobre_shm.errors import BackendError, CobreError, CommError
 from cobre_shm.sddp import shipped_case_path
-from cobre_shm.sddp.errors import CaseError, SolverError
+from cobre_shm.sddp.envelope import envelope
+from cobre_shm.sddp.errors import CaseError, CheckpointError, SolverError
 
 if TYPE_CHECKING:
     from cobre_shm.communicator import Communicator
@@ -33,6 +35,7 @@ BAD_ARGUMENTS = 1
 BAD_CONFIGURATION = 2
 BAD_DATA = 3
 BAD_BACKEND = 4
+BAD_CHECKPOINT = 5
 _SIGNAL_BASE = 128
 
 # Commands beside the training, and the modules with their ``add_arguments`` and ``run``. A case
@@ -97,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output-format",
         choices=("text", "json"),
         default="text",
-        help="json: a JSON object a line, one for each iteration and the last for the summary; "
-        "errors as JSON on stderr (default: text)",
+        help="json: a JSON object a line, one for each iteration and the last for the summary or "
+        "the error, which stderr has as well (default: text)",
     )
     return parser
 
@@ -124,16 +127,17 @@ def _positive(text: str) -> int:
 def _run_command(name: str, arguments: Sequence[str]) -> int:
     """Run a command that needs no communicator, and so runs on one process."""
     command = importlib.import_module(_COMMANDS[name])
-    parser = argparse.ArgumentParser(
-        f"python -m cobre_shm.sddp {name}", description=command.__doc__
-    )
+    parser = _Parser(prog=f"python -m cobre_shm.sddp {name}", description=command.__doc__)
     command.add_arguments(parser)
-    options = parser.parse_args(arguments)
+    try:
+        options = parser.parse_args(arguments)
+    except _UsageError as error:
+        print(error, file=sys.stderr)
+        return BAD_ARGUMENTS
     try:
         return int(command.run(options))
     except CobreError as error:
-        _print_error(error, options.output_format == "json")
-        return _exit_code(error)
+        return _report_error(error, name, options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,17 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(arguments)
     except _UsageError as error:
         return _report_usage(str(error))
-    as_json = options.output_format == "json"
     rank = 0
     try:
         with create_communicator() as comm:
             rank = comm.rank
             return _run(options, comm)
     except CobreError as error:
-        # Errors of the case are raised on every rank; only the others belong to one.
-        if rank == 0 or isinstance(error, CommError | BackendError):
-            _print_error(error, as_json)
-        return _exit_code(error)
+        return _report_error(error, "train", options, rank)
 
 
 def _report_usage(text: str) -> int:
@@ -169,14 +169,30 @@ def _report_usage(text: str) -> int:
     return BAD_ARGUMENTS
 
 
-def _print_error(error: CobreError, as_json: bool) -> None:
-    text = json.dumps(error.to_dict()) if as_json else f"cobre_shm.sddp: error: {error}"
-    print(text, file=sys.stderr, flush=True)
+def _report_error(
+    error: CobreError, command: str, options: argparse.Namespace, rank: int = 0
+) -> int:
+    """Print an error and return the exit code.
+
+    As JSON, standard output ends with the answer of the command, of which the error is a part,
+    just as it ends with the summary where there is none; standard error gets the error's record.
+    """
+    code, as_json = _exit_code(error), options.output_format == "json"
+    if as_json and rank == 0:
+        print(json.dumps(envelope(command, code, errors=[error]), default=str), flush=True)
+    # Errors of the case are raised on every rank; only the others belong to one.
+    if rank == 0 or isinstance(error, CommError | BackendError):
+        record = json.dumps(error.to_dict(), default=str)
+        text = record if as_json else f"cobre_shm.sddp: error: {error}"
+        print(text, file=sys.stderr, flush=True)
+    return code
 
 
 def _exit_code(error: CobreError) -> int:
     if isinstance(error, BackendError | CommError):
         return BAD_BACKEND
+    if isinstance(error, CheckpointError):
+        return BAD_CHECKPOINT
     if isinstance(error, CaseError):
         return BAD_CONFIGURATION if error.is_configuration else BAD_DATA
     return BAD_DATA if isinstance(error, SolverError) else BAD_ARGUMENTS
@@ -271,7 +287,6 @@ def _summary(
     options: argparse.Namespace,
     code: int,
 ) -> str:
-    from cobre_shm.sddp.envelope import envelope
     from cobre_shm.sddp.simulation_results import summary
 
     last = result.history[-1]
