@@ -50,6 +50,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,7 +92,11 @@ def main() -> list[str]:
 
 
 def _import_all(link: socket.socket) -> None:
-    _announce_compilation(link)
+    with _compilation_announced(link):
+        _import_and_call()
+
+
+def _import_and_call() -> None:
     # A program that is given another backend imports it for itself.
     backend = os.environ.get("COBRE_COMM_BACKEND", "")
     for name in (*_PRELOADED, *filter(None, [_BACKENDS.get(backend)])):
@@ -127,19 +132,31 @@ def _call_once() -> None:
         segment.close()
 
 
-def _announce_compilation(link: socket.socket) -> None:
-    """Tell the launcher when kernels are not in numba's cache: it takes a while."""
+@contextlib.contextmanager
+def _compilation_announced(link: socket.socket) -> Iterator[None]:
+    """Tell the launcher when kernels are not in numba's cache: it takes a while.
+
+    What the ranks compile later is the program's own and concerns nobody; they have no ``link``.
+    """
     event = importlib.import_module("numba.core.event")
+    announced = False
 
     class Listener(event.Listener):  # type: ignore[misc, name-defined]
         def on_start(self, _: Any) -> None:
-            event.unregister("numba:compile", self)
-            _tell(link, {"compiling": True})
+            nonlocal announced
+            if not announced:
+                announced = True
+                _tell(link, {"compiling": True})
 
         def on_end(self, _: Any) -> None:
             pass
 
-    event.register("numba:compile", Listener())
+    listener = Listener()
+    event.register("numba:compile", listener)
+    try:
+        yield
+    finally:
+        event.unregister("numba:compile", listener)
 
 
 def _why_unfit(words: list[str], imported: set[str]) -> str | None:

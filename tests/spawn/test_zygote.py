@@ -159,6 +159,18 @@ def test_launcher_is_the_parent_of_ranks_that_were_imported_once(spawn):
     assert process.returncode == 1  # the others found no line to read
 
 
+COMPILES = """
+import numba
+assert numba.njit(lambda x: x + 1)(1) == 2
+"""
+
+
+def test_program_compiles_whether_or_not_the_kernels_were_in_the_cache(spawn):
+    for _ in range(2):
+        done = spawn.run("-n", "2", "-c", COMPILES)
+        assert done.returncode == 0, done.stderr
+
+
 def test_program_with_a_file_named_like_an_imported_module_gets_its_own(spawn):
     folder = spawn.folder / "own"
     folder.mkdir()
