@@ -161,11 +161,6 @@ class SharedHeap:
         """Return where the byte at ``offset`` of an area is in this process."""
         return self.base + area * self.stride + offset
 
-    def offset_of(self, address: int, nbytes: int) -> int:
-        """Return the offset of memory in this rank's area; -1 where it is not wholly there."""
-        offset = address - self.address(self._own_area, 0)
-        return offset if 0 <= offset <= self.nbytes - nbytes and self.base else -1
-
     def close(self) -> None:
         """Let go of the range; arrays that live keep it. Idempotent; not collective."""
         self._mapping = None
