@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from cobre_shm.datatypes import is_movable
 from cobre_shm.errors import AllocationFailed, InvalidBufferSize, InvalidDatatype
 
-__all__ = ["bytes_of_shape", "check_shape", "private_array"]
+__all__ = ["address_of", "bytes_of_shape", "check_shape", "private_array"]
 
 
 def check_shape(
@@ -32,6 +32,11 @@ def check_shape(
         if not isinstance(extent, int | np.integer) or isinstance(extent, bool) or extent < 0:
             raise InvalidBufferSize(operation, "non-negative integers", repr(shape), what="shape")
     return tuple(int(extent) for extent in extents), element
+
+
+def address_of(array: NDArray[Any]) -> int:
+    """Return where the elements of ``array`` begin."""
+    return int(array.__array_interface__["data"][0])
 
 
 def bytes_of_shape(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

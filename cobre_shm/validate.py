@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cobre_shm.arrays import check_shape
+from cobre_shm.arrays import address_of, check_shape
 from cobre_shm.datatypes import Array, Counts, ReduceOp, is_movable, is_reducible
 from cobre_shm.errors import InvalidBufferSize, InvalidDatatype, InvalidRoot
 
@@ -152,7 +152,11 @@ def check_allreduce(
         raise InvalidDatatype(name, f"send has dtype {send.dtype}, recv has {recv.dtype}")
     if recv.size != send.size:
         raise InvalidBufferSize(name, send.size, recv.size, what="size of recv")
-    if recv is not send and np.may_share_memory(send, recv) and _address(send) != _address(recv):
+    if (
+        recv is not send
+        and np.may_share_memory(send, recv)
+        and address_of(send) != address_of(recv)
+    ):
         raise InvalidBufferSize(name, "send itself or no overlap", "partial overlap", what="recv")
     return send, recv, op
 
@@ -194,12 +198,8 @@ def _as_int64(operation: str, name: str, values: Counts, size: int) -> NDArray[n
     return array
 
 
-def _address(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
 def _check_in_place_block(send: Array, recv: Array, displ: int) -> None:
-    if send.size and _address(send) != _address(recv) + displ * recv.itemsize:
+    if send.size and address_of(send) != address_of(recv) + displ * recv.itemsize:
         raise InvalidBufferSize(
             "allgatherv", "this rank's own block of recv, or no overlap", "an overlap", what="send"
         )

@@ -53,7 +53,7 @@ __all__ = [
     "plan_call",
 ]
 
-# Where ``_context`` lies in a communicator: right behind the head, see ``shm._State``.
+# Where ``_context`` lies in a communicator: right behind the head, see ``shm/membership.py``.
 STATE = 16
 
 _C_CONTIGUOUS, _WRITEABLE = 0x1, 0x400

@@ -92,7 +92,7 @@ def main() -> list[str]:
 
 
 def _import_all(link: socket.socket) -> None:
-    with _compilation_announced(link):
+    with _announced_compilation(link):
         _import_and_call()
 
 
@@ -133,19 +133,19 @@ def _call_once() -> None:
 
 
 @contextlib.contextmanager
-def _compilation_announced(link: socket.socket) -> Iterator[None]:
+def _announced_compilation(link: socket.socket) -> Iterator[None]:
     """Tell the launcher when kernels are not in numba's cache: it takes a while.
 
-    What the ranks compile later is the program's own and concerns nobody; they have no ``link``.
+    Ranks inherit what is registered here, so nothing may be left of it: programs compile too.
     """
     event = importlib.import_module("numba.core.event")
-    announced = False
+    told = False
 
     class Listener(event.Listener):  # type: ignore[misc, name-defined]
         def on_start(self, _: Any) -> None:
-            nonlocal announced
-            if not announced:
-                announced = True
+            nonlocal told
+            if not told:
+                told = True
                 _tell(link, {"compiling": True})
 
         def on_end(self, _: Any) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import gc
 import mmap
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -257,11 +258,11 @@ def make_region(comm):
 
 def split(comm):
     # Only for joining: so long one rank waits for the other, which cannot tell that it failed.
-    usual, comm._timeout = comm._timeout, 0.4
+    usual, comm._config = comm._config, replace(comm._config, timeout_secs=0.4)
     try:
         comm.split_local().close()
     finally:
-        comm._timeout = usual
+        comm._config = usual
 
 
 def fail_calls(comm, victim, code, attempt, is_named):

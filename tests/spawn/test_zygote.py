@@ -159,18 +159,6 @@ def test_launcher_is_the_parent_of_ranks_that_were_imported_once(spawn):
     assert process.returncode == 1  # the others found no line to read
 
 
-COMPILES = """
-import numba
-assert numba.njit(lambda x: x + 1)(1) == 2
-"""
-
-
-def test_program_compiles_whether_or_not_the_kernels_were_in_the_cache(spawn):
-    for _ in range(2):
-        done = spawn.run("-n", "2", "-c", COMPILES)
-        assert done.returncode == 0, done.stderr
-
-
 def test_program_with_a_file_named_like_an_imported_module_gets_its_own(spawn):
     folder = spawn.folder / "own"
     folder.mkdir()
@@ -251,6 +239,32 @@ def test_rank_may_fork_and_launch_by_itself(spawn):
     assert done.stderr == b""
     assert done.stdout == b"child\n2\n2\n"
     assert done.returncode == 0
+
+
+def test_program_compiles_its_own_functions(spawn):
+    spawn.write(
+        "compiles.py",
+        """
+import numba
+import numpy as np
+
+from cobre_shm import create_communicator, jit
+
+
+@numba.njit
+def total(handle, x, y):
+    return jit.allreduce(handle, x, y, jit.SUM)
+
+
+with create_communicator() as comm:
+    x, y = np.full(3, comm.rank + 1.0), np.zeros(3)
+    jit.check(comm, total(jit.handle(comm), x, y))
+    print(y.sum())
+""",
+    )
+    done = spawn.run("-n", 2, "compiles.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [b"9.0", b"9.0"]
 
 
 def test_orphans_of_a_rank_are_not_adopted(spawn):

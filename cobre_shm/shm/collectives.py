@@ -1,0 +1,253 @@
+"""The collectives of the shm backend in Python, and the plans of them.
+
+They take what the fast road (``fastcall.py``) does not: keywords, other buffers than exact arrays,
+mistakes, and, by the ``_finish_...`` methods, what has begun there and come back unfinished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cobre_shm import layout
+from cobre_shm.arrays import address_of
+from cobre_shm.communicator import Array, Counts
+from cobre_shm.datatypes import ReduceOp, dtype_tag
+from cobre_shm.kernels.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, Kernel
+from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
+from cobre_shm.shm.membership import Membership
+from cobre_shm.shm.plan import make_plan
+from cobre_shm.validate import (
+    check_allgatherv,
+    check_allreduce,
+    check_broadcast,
+    check_gather_buffers,
+)
+
+__all__ = ["Collectives"]
+
+
+class Collectives(Membership):
+    """A communicator with the operations on buffers of each rank's own."""
+
+    def allgatherv(
+        self,
+        send: Array,
+        recv: Array | None = None,
+        counts: Counts | None = None,
+        displs: Counts | None = None,
+    ) -> Array:
+        """See :meth:`Communicator.allgatherv`."""
+        return self._allgatherv(send, recv, counts, displs, 0)
+
+    def _allgatherv(
+        self,
+        send: Array,
+        recv: Array | None,
+        counts: Counts | None,
+        displs: Counts | None,
+        resume: int,
+    ) -> Array:
+        self._check_usable()
+        send, recv = check_gather_buffers(self.size, send, recv, displs)
+        if counts is None:
+            counts = self._gather_counts(send)
+        layout_ = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        self._gather(layout.ALLGATHERV, *layout_, resume=resume)
+        self._known.add(layout_.send.dtype, None, 0, dtype_tag(layout_.send.dtype), 0)
+        return layout_.recv
+
+    def _finish_allgatherv(
+        self, send: Array, recv: Array, counts: Counts, displs: Counts | None = None
+    ) -> Array:
+        return self._allgatherv(send, recv, counts, displs, 1)
+
+    def _gather_counts(self, send: Array) -> Array:
+        own = np.array([send.size], dtype=np.int64)
+        counts = np.empty(self.size, dtype=np.int64)
+        ones = np.ones(self.size, dtype=np.int64)
+        self._gather(
+            layout.COUNTS, own, counts, ones, np.arange(self.size), tag=dtype_tag(send.dtype)
+        )
+        return counts
+
+    def _gather(
+        self,
+        operation: int,
+        send: Array,
+        recv: Array,
+        counts: Array,
+        displs: Array,
+        tag: int | None = None,
+        resume: int = 0,
+    ) -> None:
+        counts = np.ascontiguousarray(counts)
+        displs = np.ascontiguousarray(displs)
+        self._run(
+            ALLGATHERV,
+            resume,
+            operation,
+            dtype_tag(send.dtype) if tag is None else tag,
+            int(counts.sum()),
+            address_of(send),
+            address_of(recv),
+            address_of(counts),
+            address_of(displs),
+            send.itemsize,
+        )
+
+    def allreduce(
+        self, send: Array, recv: Array | None = None, op: ReduceOp | str = ReduceOp.SUM
+    ) -> Array:
+        """See :meth:`Communicator.allreduce`."""
+        return self._allreduce(send, recv, op, 0)
+
+    def _finish_allreduce(self, send: Array, recv: Array, op: ReduceOp) -> Array:
+        return self._allreduce(send, recv, op, 1)
+
+    def _allreduce(self, send: Array, recv: Array | None, op: ReduceOp | str, resume: int) -> Array:
+        self._check_usable()
+        send, recv, op = check_allreduce(send, recv, op)
+        reduction = reduction_address(send.dtype, op)
+        if not reduction:
+            self._reduce_with_numpy(send, recv, op)
+            return recv
+        self._run(
+            ALLREDUCE,
+            resume,
+            layout.ALLREDUCE | op << 8,
+            dtype_tag(send.dtype),
+            send.size,
+            address_of(send),
+            address_of(recv),
+            send.itemsize,
+            reduction,
+        )
+        if isinstance(op, ReduceOp):
+            self._known.add(
+                send.dtype, op, layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), reduction
+            )
+        return recv
+
+    def _reduce_with_numpy(self, send: Array, recv: Array, op: ReduceOp) -> None:
+        """Gather blocks and reduce them in rank order, for dtypes without a compiled kernel."""
+        per_block = min(self.slot_bytes // send.itemsize, send.size)
+        source, target = send.reshape(-1), recv.reshape(-1)
+        blocks = np.empty((self.size, per_block), dtype=send.dtype)
+        displs = np.arange(self.size) * per_block
+        # The exchange of blocks says which reduction they are for, and of what total length.
+        call = layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), send.size
+        for start in range(0, send.size, per_block):
+            count = min(per_block, send.size - start)
+            counts = np.full(self.size, count)
+            self._run(
+                ALLGATHERV,
+                0,
+                *call,
+                address_of(source[start:]),
+                address_of(blocks),
+                address_of(counts),
+                address_of(displs),
+                send.itemsize,
+            )
+            accumulator = blocks[0, :count]
+            for rank in range(1, self.size):
+                reduce_with_numpy(op, accumulator, blocks[rank, :count])
+            target[start : start + count] = accumulator
+
+    def broadcast(self, buf: Array, root: int = 0) -> Array:
+        """See :meth:`Communicator.broadcast`."""
+        return self._broadcast(buf, root, 0)
+
+    def _finish_broadcast(self, buf: Array, root: int = 0) -> Array:
+        return self._broadcast(buf, root, 1)
+
+    def _broadcast(self, buf: Array, root: int, resume: int) -> Array:
+        self._check_usable()
+        array = check_broadcast(self.size, self.rank, buf, root)
+        self._run(
+            BROADCAST,
+            resume,
+            layout.BROADCAST | int(root) << 16,
+            dtype_tag(array.dtype),
+            array.size,
+            int(root),
+            address_of(array),
+            array.nbytes,
+        )
+        self._known.add(array.dtype, None, 0, dtype_tag(array.dtype), 0)
+        return array
+
+    def barrier(self) -> None:
+        """See :meth:`Communicator.barrier`."""
+        self._barrier(0)
+
+    def _finish_barrier(self) -> None:
+        self._barrier(1)
+
+    def _barrier(self, resume: int) -> None:
+        self._check_usable()
+        self._run(BARRIER, resume, layout.BARRIER, 0, 0)
+
+    def allgatherv_init(
+        self, send: Array, recv: Array, counts: Counts, displs: Counts | None = None
+    ) -> Callable[[], Array]:
+        """See :meth:`Communicator.allgatherv_init`."""
+        self._check_usable()
+        check_gather_buffers(self.size, send, recv, displs)
+        checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        lengths, starts = (np.array(array, dtype=np.int64) for array in checked[2:])
+        source, target = checked.send, checked.recv
+        tag, total = dtype_tag(source.dtype), int(lengths.sum())
+        args = (
+            *(layout.ALLGATHERV, tag, total, address_of(source), address_of(target)),
+            *(address_of(lengths), address_of(starts), source.itemsize),
+        )
+        return self._plan(
+            ALLGATHERV, args, total * source.itemsize, target, (source, lengths, starts)
+        )
+
+    def allreduce_init(
+        self, send: Array, recv: Array, op: ReduceOp | str = ReduceOp.SUM
+    ) -> Callable[[], Array]:
+        """See :meth:`Communicator.allreduce_init`."""
+        self._check_usable()
+        source, target, op = check_allreduce(send, recv, op)
+        reduction = reduction_address(source.dtype, op)
+        if not reduction:
+            return super().allreduce_init(send, recv, op)
+        args = (
+            *(layout.ALLREDUCE | op << 8, dtype_tag(source.dtype), source.size),
+            *(address_of(source), address_of(target), source.itemsize, reduction),
+        )
+        return self._plan(ALLREDUCE, args, source.nbytes, target, (source,))
+
+    def broadcast_init(self, buf: Array, root: int = 0) -> Callable[[], Array]:
+        """See :meth:`Communicator.broadcast_init`."""
+        self._check_usable()
+        array = check_broadcast(self.size, self.rank, buf, root)
+        args = (
+            *(layout.BROADCAST | int(root) << 16, dtype_tag(array.dtype), array.size),
+            *(int(root), address_of(array), array.nbytes),
+        )
+        return self._plan(BROADCAST, args, array.nbytes, array, ())
+
+    def barrier_init(self) -> Callable[[], None]:
+        """See :meth:`Communicator.barrier_init`."""
+        self._check_usable()
+        return self._plan(BARRIER, (layout.BARRIER, 0, 0), 0, None, ())
+
+    def _plan(
+        self, kernel: Kernel, args: tuple[int, ...], nbytes: int, result: Any, kept: tuple[Any, ...]
+    ) -> Callable[[], Any]:
+        def run(resume: int, _kept: tuple[Any, ...]) -> Any:
+            self._check_usable()
+            self._run(kernel, resume, *args)
+            return result
+
+        start, finish = partial(run, 0, kept), partial(run, 1, kept)
+        words = self._address, kernel, args, nbytes
+        return make_plan(type(self), *words, result, start, finish)

@@ -1,0 +1,251 @@
+"""One rank's part in a group: joining, running a collective to its end, failing, leaving."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+import traceback
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn, Self
+
+import numpy as np
+
+from cobre_shm import fastcall, layout
+from cobre_shm.communicator import Array, Communicator
+from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
+from cobre_shm.failpoints import ENABLED, reach
+from cobre_shm.kernels import context
+from cobre_shm.kernels.entry import CLAIM, Kernel
+from cobre_shm.segment.failure import failure, mismatch, missing_ranks
+from cobre_shm.segment.join import join, leave
+from cobre_shm.segment.last_words import write_last_words
+from cobre_shm.segment.patience import Patience
+from cobre_shm.segment.poison import Poison, poison, read_poison
+from cobre_shm.segment.segment import Segment
+from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.shm.state import UNJOINED, new_context, tuning_words
+from cobre_shm.tuning import load_tuning
+
+__all__ = ["Membership"]
+
+_living: weakref.WeakSet[Membership] = weakref.WeakSet()
+
+
+class _ContextFirst:
+    """The first base: it gives ``_context`` the place right behind the object's head.
+
+    ``fastcall.py`` reads it there.
+    """
+
+    __slots__ = ("_context",)
+    _context: Array
+
+
+class Membership(_ContextFirst, Communicator):
+    """A communicator as far as it belongs to a group, without any operation.
+
+    Args:
+        config: As of :class:`ShmCommunicator`.
+        made: The group's segment, if this process has made it already.
+    """
+
+    backend = "shm"
+    _unusable: CollectiveFailed | InvalidCommunicator | None = InvalidCommunicator(
+        "The communicator has not joined a group", context={"backend": "shm"}
+    )
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Return one that has not joined, and refuses to begin anything."""
+        self = super().__new__(cls)
+        self._context = UNJOINED
+        return self
+
+    def __init__(self, config: ShmConfig, made: Segment | None) -> None:
+        self.rank: int = config.rank
+        self.size: int = config.size
+        self.is_leader: bool = config.rank == 0
+        self._config = config
+        self._is_occupied = False
+        chosen = load_tuning(config.tuning) if config.tuning else {}
+        self._segment = join(
+            config.name,
+            config.rank,
+            config.size,
+            config.slot_bytes,
+            config.timeout_secs,
+            lambda segment: tuning_words(segment, chosen),
+            made,
+        )
+        self.slot_bytes: int = self._segment.slot_bytes
+        room = 3 * config.size + 3 + context.COSTS_WORDS
+        self._private = np.zeros(room, dtype=np.int64)
+        self._scratch = np.empty(context.SCRATCH_BYTES + layout.LINE_BYTES, dtype=np.uint8)
+        state = new_context(self._segment, config.rank, self._scratch)
+        displs, arguments, sources, costs = np.split(
+            self._private, (config.size, config.size + 3, 3 * config.size + 3)
+        )
+        state[context.SOURCES] = sources.ctypes.data
+        state[context.COSTS] = costs.ctypes.data
+        fastcall.serve(type(self), state, displs, arguments)
+        self._known = fastcall.Known(state)
+        self._address = state.ctypes.data
+        self._context = state
+        self._unusable = None
+        _living.add(self)
+
+    def abort(self, code: int = 1) -> NoReturn:
+        """See :meth:`Communicator.abort`."""
+        if not isinstance(self._unusable, InvalidCommunicator):
+            self._bar()
+            first = poison(self._segment, layout.ABORTED, self.rank, int(code))
+            self._unusable = self._failure(first)
+        raise SystemExit(code)
+
+    def close(self) -> None:
+        """See :meth:`Communicator.close`. A collective that runs in another thread goes on."""
+        if isinstance(self._unusable, InvalidCommunicator) or self._context is UNJOINED:
+            return
+        if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
+            raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
+        self._unusable = InvalidCommunicator(
+            "The communicator is closed", context={"backend": "shm", "rank": self.rank}
+        )
+        _living.discard(self)
+        self._give_back()
+        leave(self._segment, self.rank, stay_mapped=self._is_occupied)
+
+    def _give_back(self) -> None:
+        """Release what this rank holds besides the segment, which goes next."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; leaving by an exception tells the peers of it first."""
+        if error is not None and not isinstance(error, SystemExit):
+            self._tell_peers(error)
+        self.close()
+
+    def _tell_peers(self, error: BaseException) -> None:
+        """Fail the group for an exception of this rank's program, unless it has failed already."""
+        if self._unusable is None:
+            text = "".join(traceback.format_exception(error))
+            write_last_words(self._segment, self.rank, text)
+            self._bar()
+            self._unusable = self._failure(poison(self._segment, layout.RAISED, self.rank))
+
+    def _bar(self) -> None:
+        """Let nobody begin a collective any more, and see whether a thread is inside one.
+
+        That thread learns of the failure when it next looks, perhaps after this communicator has
+        been closed. So it keeps the memory.
+        """
+        if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
+            self._is_occupied = True
+
+    def _check_usable(self) -> None:
+        if self._unusable is not None:
+            # A fresh traceback each time: the exception object is kept for its values.
+            raise self._unusable.with_traceback(None)
+
+    def _run(self, kernel: Kernel, resume: int, *args: int) -> None:
+        """Call a kernel; ``resume``: it has begun already and handed control back."""
+        if ENABLED:
+            reach("idle", self.rank, int(self._context[context.SEQUENCE]) + 1)
+        status = kernel.call(self._address, resume, *args)
+        if status != context.READY:
+            self._settle(kernel, status, args)
+        if ENABLED:
+            reach("done", self.rank, int(self._context[context.SEQUENCE]))
+
+    def _settle(self, kernel: Kernel, status: int, args: tuple[int, ...]) -> None:
+        """Go on with a collective that came back with another status than READY."""
+        if status == context.TAKEN:
+            self._check_usable()
+            raise InvalidCommunicator(
+                "Another thread is inside a collective of this communicator",
+                context={"backend": "shm", "rank": self.rank},
+            )
+        self._complete(status, lambda: kernel.call(self._address, 1, *args))
+
+    def _complete(self, status: int, resume: Callable[[], int]) -> None:
+        """Go on with a kernel that handed control back, until it is done or the group is lost."""
+        state, config = self._context, self._config
+        watch = Patience(self._segment, self.rank, config.timeout_secs, config.stall_warn_secs)
+        try:
+            while status in (context.PENDING, context.LONGER):
+                epoch, steps = int(state[context.EPOCH]), int(state[context.AWAITED_STEPS])
+                first = watch.look(epoch, steps)
+                if first is not None:
+                    self._fail_unless_arrived(first)
+                status = resume()
+        except CollectiveFailed:
+            raise
+        except BaseException:
+            # A signal handler raised inside a collective: this rank is out of step for good.
+            self._unusable = self._failure(poison(self._segment, layout.INTERRUPTED, self.rank))
+            raise
+        if status == context.READY:
+            return
+        self._record_failure(status)
+        if status == context.MISMATCH:
+            self._unusable = mismatch(self._segment)
+            raise self._unusable
+        if status == context.DEAD:
+            suspect = int(self._context[context.SUSPECT])
+            self._fail(poison(self._segment, layout.DIED, suspect))
+        first = read_poison(self._segment)
+        self._fail(first or Poison(layout.DIED, self.rank, 0))
+
+    def _fail_unless_arrived(self, first: Poison) -> None:
+        """Fail for ``first``, unless everybody has reached this round: then it completes."""
+        state = self._context
+        if missing_ranks(
+            self._segment, int(state[context.EPOCH]), int(state[context.AWAITED_STEPS])
+        ):
+            self._record_failure(context.POISONED)
+            self._fail(first)
+
+    def _record_failure(self, status: int) -> None:
+        words = self._segment.words
+        entry = int(self._context[context.ENTRY]) - words.address
+        words.store(entry + layout.ENTRY_END, time.monotonic_ns())
+        words.store(entry + layout.ENTRY_STATUS, status)
+
+    def _fail(self, first: Poison) -> NoReturn:
+        self._unusable = self._failure(first)
+        raise self._unusable
+
+    def _failure(self, first: Poison) -> CollectiveFailed:
+        return failure(self._segment, first, self._config.timeout_secs)
+
+
+def _disown_in_child() -> None:
+    """A forked child is not the rank: it may neither take part nor give anything back."""
+    for comm in list(_living):
+        comm._context[context.BUSY] = 1
+        comm._unusable = InvalidCommunicator(
+            "The communicator belongs to the parent process and cannot be used after fork",
+            context={"code": "ForkedCommunicator", "backend": "shm", "rank": comm.rank},
+        )
+    _living.clear()
+
+
+def _tell_peers_at_exit() -> None:
+    """Tell the peers of an exception that nobody caught: Python keeps the one that it printed."""
+    for comm in list(_living):
+        reach("exit", comm.rank)
+    error = getattr(sys, "last_value", None)
+    if isinstance(error, BaseException) and not isinstance(error, SystemExit):
+        for comm in list(_living):
+            comm._tell_peers(error)
+
+
+os.register_at_fork(after_in_child=_disown_in_child)
+atexit.register(_tell_peers_at_exit)
