@@ -46,8 +46,11 @@ def table(ranks, result, cpus):
     found = {kind: result["ratios"].get(kind, {}) for kind in KINDS}
     measured = {int(key.split()[1]) for ratios in found.values() for key in ratios}
     crowded = f", {ranks / cpus:g} on each CPU" if ranks > cpus else ", each with a CPU of its own"
+    # Of the machine in those rounds, by name.
+    limits = [f"{name} {value:.3g}" for name, value in result.get("limits", {}).items()]
+    measured_too = f" Limits of the machine meanwhile: {', '.join(limits)}." if limits else ""
     lines = [
-        f"**{ranks} ranks**{crowded}; {len(result['rounds'])} rounds.",
+        f"**{ranks} ranks**{crowded}; {len(result['rounds'])} rounds.{measured_too}",
         "",
         f"| payload | buffers | {' | '.join(OPERATIONS)} |",
         f"| --- | --- |{' --- |' * len(OPERATIONS)}",

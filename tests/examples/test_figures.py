@@ -19,6 +19,7 @@ REPORT = {
     "ranks": {
         "4": {
             "rounds": [{}, {}],
+            "limits": {"ping_pong_us": 0.1234},
             "ratios": {
                 "shm": {"allreduce 8": [0.5, 1.0, 2.0, "mpich"], "barrier 0": [0.25, 1, 4, "gloo"]},
                 "shm-shared": {"broadcast 1048576": [1.5, 30.0, 20.0, "openmpi"]},
@@ -52,7 +53,8 @@ def test_figures_go_between_the_marks_and_nowhere_else(fill, tmp_path):
     assert before.endswith(tail)
     for said in (
         "2000-01-02 03:04:05, a machine, 2 CPUs, load average 0.5, 0.2, 0.1; mpich 5.0",
-        "**4 ranks**, 2 on each CPU; 2 rounds.",
+        "**4 ranks**, 2 on each CPU; 2 rounds. Limits",
+        "Limits of the machine meanwhile: ping_pong_us 0.123.",
         "| barrier | - | **0.25** (1 / 4, gloo) | | |",
         "| 8 B | private | **0.50** (1 / 2, mpich) |  |  |",
         "| 1 MiB | shared |  |  | **1.50** (30 / 20, openmpi) |",
