@@ -73,6 +73,7 @@ TEXT_COMMANDS = {
     "scripts/bench gates": Elsewhere("scripts/bench", "gates)"),
     "python -m cobre_shm.spawn -n N [options] PROGRAM [arguments]": HELP,
     "python -m cobre_shm.spawn -n 4 x.py": HELP,
+    "python -m cobre_shm.spawn --nproc-per-node 4 x.py": HELP,
     "python -m cobre_shm.info": HELP,
     "python -m cobre_shm.top": HELP,
     "python -m cobre_shm.tune": HELP,

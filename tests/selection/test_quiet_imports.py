@@ -5,22 +5,22 @@ import json
 import pytest
 
 CODE = """
-import importlib, json, pkgutil, sys
+import importlib, json, pathlib
 import cobre_shm
-sys.argv = ["program"]
+home = pathlib.Path(cobre_shm.__file__).parents[1]
 found = []
-for package in ("cobre_shm", "cobre_net"):
-    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
-        if not module.name.startswith(EXTRAS) and not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-            found.append(module.name)
+for path in sorted([*home.glob("cobre_shm/**/*.py"), *home.glob("cobre_net/**/*.py")]):
+    name = ".".join(path.relative_to(home).with_suffix("").parts).removesuffix(".__init__")
+    if not name.startswith(EXTRAS) and not name.endswith("__main__"):
+        importlib.import_module(name)
+        found.append(name)
 for name in cobre_shm.__all__:
     if name not in NEEDS_SDDP:
         getattr(cobre_shm, name)
-print(json.dumps([found, sys.path[0]]))
+print(json.dumps(found))
 """
 # Those import what the plain install has not.
-EXTRAS = ("cobre_shm.sddp.", "cobre_shm.api.", "cobre_shm.mcp_server.", "cobre_net.mpi.")
+EXTRAS = ("cobre_shm.sddp", "cobre_shm.api", "cobre_shm.mcp_server", "cobre_net.mpi")
 NEEDS_SDDP = (
     *("History", "Policy", "ProgressEvent", "SimulationResult", "TrainingResult", "WorkerInfo"),
     *("simulate", "train", "train_async"),
@@ -42,8 +42,7 @@ def test_every_module_imports_without_a_warning(wheel_profile, flags, env):
     code = CODE.replace("EXTRAS", repr(EXTRAS)).replace("NEEDS_SDDP", repr(NEEDS_SDDP))
     done = wheel_profile.run("-W", "error", "-c", code, flags=flags, env=env)
     assert (done.returncode, done.stderr) == (0, "")
-    modules, _ = json.loads(done.stdout)
-    assert {"cobre_shm.jit", "cobre_shm.shm", "cobre_net.tcp.communicator"} <= set(modules)
+    assert {"cobre_shm.jit", "cobre_shm.shm", "cobre_net.tcp"} <= set(json.loads(done.stdout))
 
 
 @pytest.mark.parametrize("module", ["spawn", "info", "top", "tune"])
