@@ -99,8 +99,10 @@ def _state_of_one_rank() -> tuple[Any, Any]:
     state[context.COSTS] = costs.ctypes.data
     state[context.SIZE] = 1
     state[context.CONTROL] = start + layout.CONTROL
-    state[context.SLOTS] = start + layout.slots_offset(1)
+    state[context.RINGS] = start + layout.rings_offset(1)
     state[context.SLOT_BYTES] = _SLOT_BYTES
+    state[context.RING_BYTES] = layout.ring_bytes(1, _SLOT_BYTES)
+    state[context.POSITION] = layout.SMALL_SLOTS_BYTES
     state[context.POISON] = start + layout.HEADER_POISON
     state[context.RECORDER] = start + layout.recorder_offset(1)
     state[context.FAIL_PHASE] = -1

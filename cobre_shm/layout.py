@@ -7,7 +7,7 @@ It is the same in a POSIX object and in a memfd.
     4096                       512 * size        control blocks, one per rank
     RECORDER                   16384 * size      recorder rings, 256 entries of 64 bytes a rank
     LAST_WORDS                 4096 * size       text of the exception that ended a rank
-    SLOTS (page aligned)       2 * slot * size   slots, two per rank (parity 0 and 1)
+    RINGS (page aligned)       ring * size       each rank's ring of slots
 
 Header (one writer each; "creator" is rank 0, or the launcher when it made the segment):
 
@@ -47,6 +47,9 @@ Control block of a rank, in cache lines of 64 bytes:
     384  state          u64   the rank: ABSENT, ATTACHED, CLOSED
     392  stack_signal   u64   the rank: the signal on which it prints its Python stack; 0: none
     448  recorded       u64   the rank: number of entries ever begun in its recorder ring
+
+Ring of a rank: two pages, the slots of small rounds by parity, then room for several slots of the
+largest size, used one after the other.
 
 Last words of a rank: u64 length in bytes, UTF-8 text; written by the rank before it poisons.
 
@@ -117,6 +120,10 @@ RECORDER_BYTES = RECORDER_ENTRIES * ENTRY_BYTES
 
 LAST_WORDS_BYTES = 4096
 
+SMALL_SLOT_BYTES = PAGE_BYTES
+SMALL_SLOTS_BYTES = 2 * SMALL_SLOT_BYTES
+MANY_RANKS = 16
+
 MAX_RANKS = 1024
 MAX_SLOT_BYTES = 1 << 30
 
@@ -151,15 +158,26 @@ def last_words_offset(size: int) -> int:
     return recorder_offset(size) + RECORDER_BYTES * size
 
 
-def slots_offset(size: int) -> int:
-    """Offset of rank 0's first slot, page aligned."""
+def rings_offset(size: int) -> int:
+    """Offset of rank 0's ring, page aligned."""
     end = last_words_offset(size) + LAST_WORDS_BYTES * size
     return -(-end // PAGE_BYTES) * PAGE_BYTES
 
 
 def segment_bytes(size: int, slot_bytes: int) -> int:
     """Bytes of a whole segment."""
-    return slots_offset(size) + 2 * slot_bytes * size
+    return rings_offset(size) + size * ring_bytes(size, slot_bytes)
+
+
+def ring_bytes(size: int, slot_bytes: int) -> int:
+    """Bytes of each rank's ring in a group of ``size`` ranks, a multiple of the page.
+
+    What a rank stores into lines that a peer still has in its cache has to wait until they are
+    gone from there. So a ring of slots of the usual size is larger than a second-level cache;
+    where that would take much memory, it has the three that the protocol needs.
+    """
+    slots = 8 if size <= MANY_RANKS else 3
+    return SMALL_SLOTS_BYTES + slots * slot_bytes
 
 
 def pack_poison(kind: int, rank: int, value: int) -> int:

@@ -22,7 +22,7 @@ CHAIN_MIN_BYTES = 1  # an allreduce from here ...
 CHAIN_MAX_BYTES = 2  # ... to here goes from rank to rank
 CHAIN_CHUNK = 3  # a power of two
 STREAM_BYTES = 4  # payload times ranks from which stores go past the caches
-STREAM_RANKS = 5  # number of ranks up to which a streaming allreduce is direct
+STREAM_RANKS = 5  # number of ranks up to which a larger allreduce is rounds of the direct kind
 DIRECT_CHUNK = 6  # of a streaming direct allreduce
 SCATTER_CHUNK = 7  # of an allreduce by reduce-scatter
 SCATTER_STREAM_CHUNK = 8  # the same, past the caches
@@ -61,7 +61,7 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
     """Return the switch points for ``size`` ranks on ``cpus`` processors."""
     shared = size > cpus
     return {
-        "direct_bytes": 128 * _KIB if size == 2 and not shared else 4 * _KIB,
+        "direct_bytes": 256 * _KIB if size == 2 and not shared else 4 * _KIB,
         "chain_min_bytes": 192 * _KIB if shared else _NEVER,
         "chain_max_bytes": 2 * _MIB,
         "chain_chunk": 128 * _KIB,

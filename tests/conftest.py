@@ -18,6 +18,8 @@ _SETTLE_SECS = 2.0
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("suite", deadline=None)
+# For now and then: --hypothesis-profile=long
+settings.register_profile("long", deadline=None, max_examples=5000)
 settings.load_profile("suite")
 
 

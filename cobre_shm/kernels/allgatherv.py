@@ -16,7 +16,17 @@ from cobre_shm.kernels.choices import deposit
 from cobre_shm.kernels.copying import move_bytes
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
-from cobre_shm.kernels.rounds import begin, end, next_round, observe, own_line, publish, slot
+from cobre_shm.kernels.rounds import (
+    begin,
+    coming_slot,
+    end,
+    next_round,
+    observe,
+    own_line,
+    publish,
+    slot,
+    take_slots,
+)
 from cobre_shm.kernels.sharing import (
     ALL_SEND,
     ending_round,
@@ -83,8 +93,8 @@ def allgatherv(
         start = ctx[context.ROUND] * chunk
         if ctx[context.STAGE] == context.DEPOSIT:
             if start == 0:
-                place = slot(ctx, ctx[context.EPOCH] + 1, rank)
-                deposit(ctx, COPY_IN, place, send, min(chunk, own_bytes))
+                take_slots(ctx, min(chunk, largest))
+                deposit(ctx, COPY_IN, coming_slot(ctx, rank), send, min(chunk, own_bytes))
             status = publish(ctx)
             if status != context.READY:
                 return status
@@ -94,8 +104,9 @@ def allgatherv(
         status = observe(ctx)
         if status != context.READY:
             return status
-        epoch = ctx[context.EPOCH]
-        coming = slot(ctx, epoch + 1, rank)
+        if start + chunk < largest:
+            take_slots(ctx, min(chunk, largest - start - chunk))
+        coming = coming_slot(ctx, rank)
         for step in range(1, size):
             peer = rank + step
             if peer >= size:
@@ -103,12 +114,12 @@ def allgatherv(
             length = min(chunk, load_plain(counts + 8 * peer) * item_bytes - start)
             destination = recv + load_plain(displs + 8 * peer) * item_bytes + start
             if step < size - 1:
-                move_bytes(destination, slot(ctx, epoch, peer), length, streams)
+                move_bytes(destination, slot(ctx, peer), length, streams)
             else:
                 ahead = min(chunk, own_bytes - start - chunk)
                 _copy_out_and_in(
                     destination,
-                    slot(ctx, epoch, peer),
+                    slot(ctx, peer),
                     length,
                     own + start + chunk,
                     coming,

@@ -2,8 +2,8 @@
 
 - *inline*: up to 48 bytes travel in the line of the arrival word; everybody reduces everything.
 - *direct*: one round with slots; everybody reduces everything.
-- *streaming*: such rounds, chunk after chunk, past the caches. While chunk k is reduced, chunk
-  k + 1 goes into the slot of the coming epoch.
+- *streaming*: such rounds, chunk after chunk, for few ranks. While chunk k is reduced, chunk k + 1
+  goes into the slot of the coming epoch.
 - *scatter*: reduce-scatter and all-gather, chunk after chunk. A chunk is divided into as many
   parts as there are ranks. In round k a slot carries the rank's values of chunk k, and in the
   place of its own part, which nobody else needs, the reduced own part of chunk k - 1. So one
@@ -28,7 +28,17 @@ from cobre_shm.kernels.copying import call_reduction, copy_bytes, copy_streaming
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, REDUCE, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.parts import part_start, reduce_part
-from cobre_shm.kernels.rounds import begin, end, next_round, observe, own_line, publish, slot
+from cobre_shm.kernels.rounds import (
+    begin,
+    coming_slot,
+    end,
+    next_round,
+    observe,
+    own_line,
+    publish,
+    slot,
+    take_slots,
+)
 from cobre_shm.kernels.sharing import (
     is_shared_allreduce,
     probe,
@@ -132,7 +142,8 @@ def _inline(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reducti
 @inlined
 def _direct(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reduction: int) -> int:
     if ctx[context.STAGE] == context.DEPOSIT:
-        place = slot(ctx, ctx[context.EPOCH] + 1, ctx[context.RANK])
+        take_slots(ctx, count * item_bytes)
+        place = coming_slot(ctx, ctx[context.RANK])
         deposit(ctx, COPY_IN, place, send, count * item_bytes)
         status = publish(ctx)
         if status != context.READY:
@@ -140,10 +151,10 @@ def _direct(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reducti
     status = observe(ctx)
     if status != context.READY:
         return status
-    first = slot(ctx, ctx[context.EPOCH], 0)
-    stride = 2 * ctx[context.SLOT_BYTES]
+    first = slot(ctx, 0)
+    stride = ctx[context.RING_BYTES]
     # In place the own values would be overwritten by those of the ranks before.
-    own = slot(ctx, ctx[context.EPOCH], ctx[context.RANK]) if send == recv else send
+    own = slot(ctx, ctx[context.RANK]) if send == recv else send
     per_piece = PIECE_BYTES // item_bytes
     done = 0
     while done < count:
@@ -157,39 +168,45 @@ def _direct(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reducti
 @inlined
 def _streaming(ctx: Any, send: int, recv: int, nbytes: int, item_bytes: int, reduction: int) -> int:
     rank = ctx[context.RANK]
-    stride = 2 * ctx[context.SLOT_BYTES]
+    stride = ctx[context.RING_BYTES]
     piece = PIECE_BYTES // item_bytes * item_bytes
     chunk = direct_chunk(ctx) // item_bytes * item_bytes
     scratch = ctx[context.SCRATCH]
     streams_in = ctx[context.STREAMS_IN] != 0
+    streams = is_streaming(ctx, nbytes)
+    # In place, recv still holds what goes into the slot.
+    by_scratch = streams or send == recv
     while True:
         start = ctx[context.ROUND] * chunk
         if ctx[context.STAGE] == context.DEPOSIT:
             if start == 0:
-                place = slot(ctx, ctx[context.EPOCH] + 1, rank)
-                deposit(ctx, COPY_IN, place, send, min(chunk, nbytes))
+                take_slots(ctx, min(chunk, nbytes))
+                deposit(ctx, COPY_IN, coming_slot(ctx, rank), send, min(chunk, nbytes))
             status = publish(ctx)
             if status != context.READY:
                 return status
         status = observe(ctx)
         if status != context.READY:
             return status
-        epoch = ctx[context.EPOCH]
-        first = slot(ctx, epoch, 0)
-        coming = slot(ctx, epoch + 1, rank)
         length = min(chunk, nbytes - start)
         ahead = min(chunk, nbytes - start - chunk)
+        first = slot(ctx, 0)
+        if ahead > 0:
+            take_slots(ctx, ahead)
+        coming = coming_slot(ctx, rank)
         at = 0
         while at < length:
             step = min(piece, length - at)
             elements = step // item_bytes
             own = send + start + at
-            _reduce_ranks(ctx, scratch, first + at, stride, own, elements, item_bytes, reduction)
+            place = scratch if by_scratch else recv + start + at
+            _reduce_ranks(ctx, place, first + at, stride, own, elements, item_bytes, reduction)
             if at < ahead:
                 # Before recv is written: in place it is the same memory further on.
                 source = send + start + chunk + at
                 move_bytes(coming + at, source, min(piece, ahead - at), streams_in)
-            copy_streaming(recv + start + at, scratch, step)
+            if by_scratch:
+                move_bytes(recv + start + at, scratch, step, streams)
             fail_at(ctx, COPY_OUT)
             at += piece
         if start + chunk >= nbytes:
@@ -213,8 +230,8 @@ def _scatter(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reduct
         k = ctx[context.ROUND]
         before = (k - 1) * chunk  # first element of the chunk whose parts are gathered
         if ctx[context.STAGE] == context.DEPOSIT:
-            epoch = ctx[context.EPOCH]
-            coming = slot(ctx, epoch + 1, rank)
+            take_slots(ctx, chunk * item_bytes)
+            coming = coming_slot(ctx, rank)
             if k < chunks:
                 elements = min(chunk, count - k * chunk)
                 low, high = min(own_first, elements), min(own_stop, elements)
@@ -233,7 +250,7 @@ def _scatter(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reduct
                     ctx,
                     coming + low * item_bytes,
                     recv + (before + low) * item_bytes,
-                    slot(ctx, epoch, 0) + low * item_bytes,
+                    slot(ctx, 0) + low * item_bytes,
                     send + (before + low) * item_bytes,
                     high - low,
                     item_bytes,
@@ -254,7 +271,7 @@ def _scatter(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reduct
                     peer -= size
                 low = min(elements, part_start(chunk, item_bytes, size, peer))
                 high = min(elements, part_start(chunk, item_bytes, size, peer + 1))
-                source = slot(ctx, ctx[context.EPOCH], peer) + low * item_bytes
+                source = slot(ctx, peer) + low * item_bytes
                 destination = recv + (before + low) * item_bytes
                 if streams:
                     copy_streaming(destination, source, (high - low) * item_bytes)

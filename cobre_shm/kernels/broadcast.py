@@ -14,7 +14,17 @@ from cobre_shm.kernels.choices import deposit
 from cobre_shm.kernels.copying import copy_streaming, move_bytes
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
-from cobre_shm.kernels.rounds import begin, end, next_round, observe, own_line, publish, slot
+from cobre_shm.kernels.rounds import (
+    begin,
+    coming_slot,
+    end,
+    next_round,
+    observe,
+    own_line,
+    publish,
+    slot,
+    take_slots,
+)
 from cobre_shm.kernels.sharing import (
     ending_round,
     is_shared,
@@ -55,12 +65,13 @@ def broadcast(
         start = ctx[context.ROUND] * chunk
         length = min(chunk, nbytes - start)
         if ctx[context.STAGE] == context.DEPOSIT:
+            if not is_inline:
+                take_slots(ctx, length)
             if is_root:
                 if is_inline:
                     copy_or_fail(ctx, COPY_IN, own_line(ctx) + layout.INLINE, buf, nbytes)
                 else:
-                    place = slot(ctx, ctx[context.EPOCH] + 1, root)
-                    deposit(ctx, COPY_IN, place, buf + start, length)
+                    deposit(ctx, COPY_IN, coming_slot(ctx, root), buf + start, length)
             status = publish(ctx)
             if status != context.READY:
                 return status
@@ -68,15 +79,14 @@ def broadcast(
         if status != context.READY:
             return status
         if not is_root:
-            epoch = ctx[context.EPOCH]
             if is_inline:
-                line = arrival_line(ctx, epoch, root)
+                line = arrival_line(ctx, ctx[context.EPOCH], root)
                 copy_or_fail(ctx, COPY_OUT, buf, line + layout.INLINE, nbytes)
             elif streams:
-                copy_streaming(buf + start, slot(ctx, epoch, root), length)
+                copy_streaming(buf + start, slot(ctx, root), length)
                 fail_at(ctx, COPY_OUT)
             else:
-                copy_or_fail(ctx, COPY_OUT, buf + start, slot(ctx, epoch, root), length)
+                copy_or_fail(ctx, COPY_OUT, buf + start, slot(ctx, root), length)
         if start + chunk >= nbytes:
             return end(ctx, nbytes)
         if next_round(ctx):

@@ -5,9 +5,9 @@ ranks' slots is most of it. Here rank 0 copies each part of its values into the 
 adds its own as soon as rank r - 1 has, and when the last rank has, everybody copies the result
 out. Each rank reads and writes one accumulator, which stays in a cache.
 
-    round e            calls are compared; after it all slots of parity (e + 1) & 1 are free
+    round e            calls are compared; its slots carry nothing and are free after it
     A(c)  rank r > 0 waits until steps[r - 1] >= base + c + 1         <SYNC steps>
-          part c of the accumulator, in the slots of all ranks, of parity (e + 1) & 1
+          part c of the accumulator, in the slots of e of all ranks
           steps[r] = base + c + 1                                     <SYNC steps>
     B(c)  waits until steps[size - 1] >= base + c + 1, copies part c out
     round e + 1        without payload
@@ -15,8 +15,8 @@ out. Each rank reads and writes one accumulator, which stays in a cache.
 ``base`` counts the parts of all chains before: the same number on all ranks.
 
 One writer at a time: part c is written by r only after r - 1 has finished it, and is only read
-after the last rank has. Reuse: the slots are free between O of round e and P of round e + 1, which
-a rank publishes after its own B; the next to write them does so after O of round e + 1.
+after the last rank has. Reuse: nobody else uses the slots of e, which carried nothing, before O of
+round e + 1, and a rank publishes that after its own B.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cobre_shm.kernels import context
 from cobre_shm.kernels.copying import call_reduction, copy_bytes
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, REDUCE, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
-from cobre_shm.kernels.rounds import end, observe, publish, recorded_wait, slot
+from cobre_shm.kernels.rounds import end, observe, publish, recorded_wait, slot, take_slots
 from cobre_shm.kernels.switches import PIECE_BYTES, chain_chunk
 from cobre_shm.kernels.waiting import begin_wait, publish_steps, wait_steps
 
@@ -44,6 +44,8 @@ def chain(ctx: Any, send: int, recv: int, nbytes: int, item_bytes: int, reductio
         position = ctx[context.ROUND]
         if position == 0 or position > 2 * parts:
             if ctx[context.STAGE] == context.DEPOSIT:
+                if position == 0:
+                    take_slots(ctx, min(nbytes, ctx[context.SLOT_BYTES]))
                 status = publish(ctx)
                 if status != context.READY:
                     return status
@@ -83,7 +85,7 @@ def _part(
     length = min(chunk, nbytes - start)
     target = ctx[context.STEPS] + part + 1
     slot_bytes = ctx[context.SLOT_BYTES]
-    place = slot(ctx, ctx[context.EPOCH] + 1, start // slot_bytes) + start % slot_bytes
+    place = slot(ctx, start // slot_bytes) + start % slot_bytes
     is_last = rank == size - 1
     if is_adding:
         if rank == 0:

@@ -1,19 +1,22 @@
 """How payloads go into the slots: through the cache or past it, as measured.
 
-What a rank stores in its cache, a peer on another core has to fetch from there, line by line. On
-some machines that is the fastest way, on others (and on the same virtual machine after its host has
-moved a core) it takes four times as long as to store past the caches and to fetch from memory. No
-table can know that, so rank 0 measures: the cycles from the call to its first publication and from
-its first observation to the end, for each kind of collective and power of two of the payload.
+What a rank stores in its cache, a peer on another core has to fetch from there, line by line, and
+has to be told when the line is stored into again. On some machines that is the fastest way, on
+others (and on the same virtual machine after its host has moved a core) it takes ten times as long
+as to store past the caches and to fetch from memory. No table can know that, so it is measured: the
+cycles that each rank has worked, without its waits, in a collective of a kind and power of two of
+the payload. What one rank stores costs or saves another one time, so the sum over all ranks counts.
 
-It does not choose for itself alone: the readers have the cost or the gain. So the line in which it
-publishes the first round of each large collective carries a bit per kind and size, and all ranks
-take these for the collectives that follow. Every now and then the bit is turned for one collective.
+In the line in which it publishes the first round of such a collective, each rank gives the cycles
+that the one before took, and rank 0 says what is to be used, a bit per kind and size. All ranks
+take these bits for the collectives that follow. Every now and then rank 0 turns a bit.
 
-    W  line[e & 1][0] + CHOICE = bits      rank 0, before P of the first round
+    W  line[e & 1][me] + COST = cycles     all ranks, before P of the first round
+       line[e & 1][0] + CHOICE = bits      rank 0
     R  bits                                all ranks, after O of the first round
+       sum of cycles                       rank 0
 
-Which way is taken never changes a byte of a result, so a rank may be wrong about it: nothing here
+Which way is taken never changes a byte of a result, so rank 0 may be wrong about it: nothing here
 has to be agreed upon to be correct.
 """
 
@@ -30,19 +33,29 @@ from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.system import cycles
 from cobre_shm.kernels.waiting import arrival_line
 
-__all__ = ["CHOICE", "choose", "deposit", "judge", "offer", "take_offer"]
+__all__ = [
+    "CHOICE",
+    "choose",
+    "deposit",
+    "offer",
+    "pause_measuring",
+    "resume_measuring",
+    "stop_measuring",
+    "take_offer",
+]
 
 # Behind the two words of a probe.
 CHOICE = layout.INLINE + 16
+COST = layout.INLINE + 24
 # Sizes below this go through the cache; beyond the last class all are alike.
-SMALLEST = 14
-CLASSES = 14
+SMALLEST = 12
+CLASSES = 15
 # Words of a kind and size: cycles through the cache, cycles past it, number of collectives.
 WORDS_PER_CLASS = 3
-# One of so many collectives tries the other way.
-TURN_EVERY = 128
-# The first ones try each way a few times.
-FIRST_TURNS = 8
+# Two of so many collectives try the other way.
+TURN_EVERY = 256
+# The first ones try both ways in turn, a few times, for the first of all find cold memory.
+FIRST_TURNS = 32
 
 
 @inlined
@@ -65,42 +78,68 @@ def choose(ctx: Any, what: int, nbytes: int) -> None:
 
 @inlined
 def offer(ctx: Any, line: int) -> None:
-    """Before the first publication: rank 0 says what is to be used from now on."""
+    """Before the first publication: what the last one took, and rank 0's word."""
     if ctx[context.CLASS] >= 0:
-        ctx[context.COST] += cycles()
+        store_plain(line + COST, ctx[context.LAST_COST])
         if ctx[context.RANK] == 0:
             store_plain(line + CHOICE, ctx[context.OFFER])
 
 
 @inlined
-def take_offer(ctx: Any) -> None:
-    """After the first observation: what rank 0 has said; the rest is measured again."""
+def pause_measuring(ctx: Any) -> None:
+    """After a publication, when all that was stored is stored."""
     if ctx[context.CLASS] >= 0:
-        ctx[context.CHOICES] = load_plain(arrival_line(ctx, ctx[context.EPOCH], 0) + CHOICE)
+        ctx[context.COST] += cycles()
+
+
+@inlined
+def resume_measuring(ctx: Any) -> None:
+    """After an observation."""
+    if ctx[context.CLASS] >= 0:
         ctx[context.COST] -= cycles()
 
 
 @inlined
-def judge(ctx: Any) -> None:
-    """At the end: rank 0 learns, and decides what it will say in the next collective."""
-    chosen = ctx[context.CLASS]
-    if chosen < 0 or ctx[context.RANK] != 0:
-        return
-    cost = ctx[context.COST] + cycles()
+def stop_measuring(ctx: Any) -> None:
+    """At the end of a collective."""
+    if ctx[context.CLASS] >= 0:
+        ctx[context.LAST_COST] = ctx[context.COST] + cycles()
+        ctx[context.LAST_CLASS] = ctx[context.CLASS]
+        ctx[context.LAST_WAY] = ctx[context.STREAMS_IN]
+
+
+@inlined
+def take_offer(ctx: Any) -> None:
+    """After the first observation: rank 0's word is taken, and rank 0 learns."""
+    if ctx[context.CLASS] >= 0:
+        epoch = ctx[context.EPOCH]
+        ctx[context.CHOICES] = load_plain(arrival_line(ctx, epoch, 0) + CHOICE)
+        if ctx[context.RANK] == 0 and ctx[context.LAST_COST] > 0:
+            cost = 0
+            for rank in range(ctx[context.SIZE]):
+                cost += load_plain(arrival_line(ctx, epoch, rank) + COST)
+            _learn(ctx, ctx[context.LAST_CLASS], ctx[context.LAST_WAY], cost)
+
+
+@inlined
+def _learn(ctx: Any, chosen: int, way: int, cost: int) -> None:
+    """Rank 0 remembers what a way cost, and decides what it will say next."""
     entry = ctx[context.COSTS] + 8 * WORDS_PER_CLASS * chosen
-    way = ctx[context.STREAMS_IN]
     known = load_plain(entry + 8 * way)
     if known == 0:
         known = cost
-    # An interrupt is no property of the way.
-    known += (min(cost, 4 * known) - known) // 4
+    # An interrupt is no property of the way: less is believed at once, more only by and by.
+    if cost < known:
+        known -= (known - cost) // 2
+    else:
+        known += (min(cost, 4 * known) - known) // 16
     store_plain(entry + 8 * way, known)
     turn = load_plain(entry + 16) + 1
     store_plain(entry + 16, turn)
     best = 1 if load_plain(entry + 8) < load_plain(entry) else 0
     if turn < FIRST_TURNS:
-        best = (turn >> 1) & 1
-    elif turn % TURN_EVERY == 0:
+        best = (turn >> 2) & 1
+    elif turn % TURN_EVERY < 2:
         best = 1 - best
     bit = 1 << chosen
     ctx[context.OFFER] = ctx[context.OFFER] | bit if best else ctx[context.OFFER] & ~bit

@@ -19,7 +19,15 @@ from cobre_shm.kernels.copying import move_bytes
 from cobre_shm.kernels.failing import COPY_IN
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.parts import part_start, reduce_part
-from cobre_shm.kernels.rounds import begin, next_round, observe, publish, slot
+from cobre_shm.kernels.rounds import (
+    begin,
+    coming_slot,
+    next_round,
+    observe,
+    publish,
+    slot,
+    take_slots,
+)
 from cobre_shm.kernels.sharing import ALL_SEND, ending_round, probe, reduce_from
 from cobre_shm.kernels.switches import is_probing, is_streaming, scatter_chunk
 
@@ -80,7 +88,8 @@ def _through_slots(
         high = min(elements, part_start(chunk, item_bytes, size, rank + 1))
         source = send + start * item_bytes
         if ctx[context.STAGE] == context.DEPOSIT:
-            coming = slot(ctx, ctx[context.EPOCH] + 1, rank)
+            take_slots(ctx, chunk * item_bytes)
+            coming = coming_slot(ctx, rank)
             deposit(ctx, COPY_IN, coming, source, low * item_bytes)
             move_bytes(
                 coming + high * item_bytes,
@@ -98,7 +107,7 @@ def _through_slots(
             ctx,
             result + (start + low) * item_bytes,
             0,
-            slot(ctx, ctx[context.EPOCH], 0) + low * item_bytes,
+            slot(ctx, 0) + low * item_bytes,
             source + low * item_bytes,
             high - low,
             item_bytes,

@@ -10,8 +10,8 @@ from __future__ import annotations
 RANK = 0
 SIZE = 1
 CONTROL = 2  # address of rank 0's control block
-SLOTS = 3  # address of rank 0's first slot
-SLOT_BYTES = 4
+RINGS = 3  # address of rank 0's ring
+SLOT_BYTES = 4  # most that a round carries
 POISON = 5  # address of the poison word
 RECORDER = 6  # address of this rank's recorder ring
 EPOCH = 7  # of this rank's last publication
@@ -57,7 +57,7 @@ SOURCES = 72  # address of two integers per rank, see sharing.py
 PROBED = 73  # whether the current collective has had its probe
 FOUND = 74  # what the probe found
 COMPARED = 75  # whether the calls of all ranks have been compared
-LAST_YIELD = 76  # monotonic ns before the last yield of the current wait
+SIGNATURE = 76  # of the current collective
 YIELDS = 77  # in the current wait
 CROWDED = 78  # of them, those during which somebody else ran on this core
 
@@ -66,10 +66,19 @@ STREAMS_IN = 80  # whether the current collective stores its payload past the ca
 CLASS = 81  # kind and size of the current collective; -1: too small to matter
 CHOICES = 82  # a bit per class: the way that all ranks take
 OFFER = 83  # rank 0: what it will say next
-COST = 84  # cycles of the current collective
-COSTS = 85  # address of what rank 0 has measured
-COSTS_WORDS = 4 * 14 * 3
-WORDS = 88
+COST = 84  # cycles of the current collective, without its waits
+COSTS = 85  # address of what rank 0 has learnt
+LAST_COST = 89  # of the last collective that was measured
+LAST_CLASS = 90
+LAST_WAY = 91
+COSTS_WORDS = 4 * 15 * 3
+
+# Where payloads go: offsets in every rank's ring, see rounds.py.
+RING_BYTES = 79  # from one rank's ring to the next
+COMING = 86  # of the slot of the coming round
+CURRENT = 87  # of the slot of the round that was published last
+POSITION = 88  # at which the next large slot begins
+WORDS = 92
 
 SCRATCH_BYTES = 16384
 

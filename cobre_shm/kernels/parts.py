@@ -40,7 +40,7 @@ def reduce_part(
     """
     size = ctx[context.SIZE]
     rank = ctx[context.RANK]
-    stride = 2 * ctx[context.SLOT_BYTES]
+    stride = ctx[context.RING_BYTES]
     per_piece = PIECE_BYTES // item_bytes
     done = 0
     streams_in = ctx[context.STREAMS_IN] != 0

@@ -2,25 +2,28 @@
 
 A round with epoch e = 1, 2, 3, ... (one sequence per communicator, over all collectives):
 
-    W  slot[e & 1][me], line[e & 1][me] = ...     plain stores
+    W  slot[e][me], line[e & 1][me] = ...         plain stores
     P  arrival[e & 1][me] = e                     waiting.publish_arrival    <SYNC arrived>
     O  for each p: wait until arrival of p >= e   waiting.wait_all_arrived   <SYNC arrived>
-    R  read slot[e & 1][p], line[e & 1][p]        plain loads
+    R  read slot[e][p], line[e & 1][p]            plain loads
 
 ``line`` is the rest of the cache line of the arrival word: the signature of the call, and a payload
-of at most 48 bytes, which so comes with the word itself.
+of at most 48 bytes, which so comes with the word itself. ``slot[e]`` is a place in each rank's
+ring, the same on all ranks, chosen by ``take_slots`` from what all ranks know.
 
 Visible: O on p reads what p's P stored, so p's W precedes my R.
 
-Reuse: slot[e & 1] and line[e & 1] were last read by others in R of epoch e-2. I write them for e
-only after O of e-1, when every p had published e-1, which it does only after its own R of e-2.
-Release keeps those reads before p's store, acquire keeps my writes after my load. One slot would
-not do: a slow peer may still be in R of e-1 when I write for e. More than two are not needed,
-because nobody can be two epochs ahead: e+1 needs my e.
+Reuse: I write for e only after O of e-1, when every p had published e-1, which it does only after
+its own R of e-2. So of what is written for e only the memory of e-1 must be left alone, where a
+slow peer may still be in R. Release keeps reads before p's store, acquire keeps my writes after my
+load. Lines and small slots alternate between two places; one would not do. Large slots follow each
+other in the ring: ``take_slots`` moves on by at least what the last one had, and begins anew, at
+least one slot before it, when the largest slot would not fit any more; the ring has room for three.
+Small and large ones do not meet. Nobody can be two epochs ahead: e+1 needs my e.
 
 This holds for any sequence of rounds, whatever they carry, so every algorithm may use the slot of
-the coming epoch after its wait, and needs no buffer or flag of its own. For the same reason, from
-O of e-1 until P of e, *all* ranks' slots of parity e & 1 are free; ``chain.py`` uses that.
+the coming epoch after its wait, and needs no buffer or flag of its own. ``chain.py`` uses those of
+all ranks at once, between two rounds.
 
 The signature: the first round of each collective carries a hash of what was called. Every rank
 compares those of all ranks with its own before it uses any payload; lengths, and so the number of
@@ -41,7 +44,14 @@ from typing import Any
 from cobre_shm import layout
 from cobre_shm.kernels import context
 from cobre_shm.kernels.atomics import exchange_seq_cst, load_plain, store_plain, store_release
-from cobre_shm.kernels.choices import choose, judge, offer, take_offer
+from cobre_shm.kernels.choices import (
+    choose,
+    offer,
+    pause_measuring,
+    resume_measuring,
+    stop_measuring,
+    take_offer,
+)
 from cobre_shm.kernels.copying import streaming_fence
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.switches import is_probing
@@ -51,6 +61,7 @@ from cobre_shm.kernels.waiting import arrival_line, publish_arrival, wait_all_ar
 __all__ = [
     "begin",
     "claim",
+    "coming_slot",
     "end",
     "next_round",
     "observe",
@@ -58,6 +69,7 @@ __all__ = [
     "publish",
     "recorded_wait",
     "slot",
+    "take_slots",
 ]
 
 # Rounds after which a large collective lets Python look for signals.
@@ -70,9 +82,29 @@ _K1, _K2, _K3 = 0x6A09E667F3BCC909, 0x3B67AE8584CAA73B, 0x3C6EF372FE94F82B
 
 
 @inlined
-def slot(ctx: Any, epoch: int, rank: int) -> int:
-    """Address of ``rank``'s slot of the parity of ``epoch``."""
-    return ctx[context.SLOTS] + (2 * rank + (epoch & 1)) * ctx[context.SLOT_BYTES]
+def take_slots(ctx: Any, nbytes: int) -> None:
+    """Choose the place of the slots of the coming round, ``nbytes`` each; once, on all ranks."""
+    if nbytes <= layout.SMALL_SLOT_BYTES:
+        ctx[context.COMING] = ((ctx[context.EPOCH] + 1) & 1) * layout.SMALL_SLOT_BYTES
+        return
+    place = ctx[context.POSITION]
+    after = place + ((nbytes + layout.LINE_BYTES - 1) & -layout.LINE_BYTES)
+    if after + ctx[context.SLOT_BYTES] > ctx[context.RING_BYTES]:
+        after = layout.SMALL_SLOTS_BYTES
+    ctx[context.COMING] = place
+    ctx[context.POSITION] = after
+
+
+@inlined
+def coming_slot(ctx: Any, rank: int) -> int:
+    """Address of ``rank``'s slot of the coming round, after :func:`take_slots`."""
+    return ctx[context.RINGS] + rank * ctx[context.RING_BYTES] + ctx[context.COMING]
+
+
+@inlined
+def slot(ctx: Any, rank: int) -> int:
+    """Address of ``rank``'s slot of the round that was published last."""
+    return ctx[context.RINGS] + rank * ctx[context.RING_BYTES] + ctx[context.CURRENT]
 
 
 @inlined
@@ -98,8 +130,7 @@ def begin(ctx: Any, what: int, tag: int, count: int, nbytes: int) -> int:
     if claim(ctx, 0) != context.READY:
         return context.TAKEN
     # A rank without the heap that the others have would take their probe for a payload.
-    signature = what * _K1 ^ tag * _K2 ^ count * _K3 ^ is_probing(ctx, nbytes)
-    store_plain(own_line(ctx) + layout.SIGNATURE, signature)
+    ctx[context.SIGNATURE] = what * _K1 ^ tag * _K2 ^ count * _K3 ^ is_probing(ctx, nbytes)
     choose(ctx, what, nbytes)
     sequence = ctx[context.SEQUENCE] + 1
     ctx[context.SEQUENCE] = sequence
@@ -135,7 +166,7 @@ def end(ctx: Any, nbytes: int) -> int:
     else:
         # It ended while spinning: as far as the coarse clock can tell, at once.
         now = load_plain(entry + layout.ENTRY_START)
-    judge(ctx)
+    stop_measuring(ctx)
     store_release(entry + layout.ENTRY_END, now)
     store_release(entry + layout.ENTRY_STATUS, context.READY)
     ctx[context.STAGE] = context.IDLE
@@ -149,9 +180,14 @@ def publish(ctx: Any) -> int:
     if ctx[context.STREAMS_IN]:
         streaming_fence()
     if ctx[context.COMPARED] == 0:
-        offer(ctx, own_line(ctx))
+        # Late, so that a peer that waits already does not take the line away between two stores.
+        line = own_line(ctx)
+        offer(ctx, line)
+        store_plain(line + layout.SIGNATURE, ctx[context.SIGNATURE])
     status = publish_arrival(ctx)
     if status == context.READY:
+        ctx[context.CURRENT] = ctx[context.COMING]
+        pause_measuring(ctx)
         ctx[context.STAGE] = context.WAIT
     return status
 
@@ -162,11 +198,13 @@ def observe(ctx: Any) -> int:
     before = ctx[context.YIELD_SINCE]
     status = wait_all_arrived(ctx)
     recorded_wait(ctx, before)
-    if status == context.READY and ctx[context.COMPARED] == 0:
-        if not _calls_agree(ctx):
-            return context.MISMATCH
-        ctx[context.COMPARED] = 1
-        take_offer(ctx)
+    if status == context.READY:
+        resume_measuring(ctx)
+        if ctx[context.COMPARED] == 0:
+            if not _calls_agree(ctx):
+                return context.MISMATCH
+            ctx[context.COMPARED] = 1
+            take_offer(ctx)
     return status
 
 
@@ -186,7 +224,7 @@ def recorded_wait(ctx: Any, before: int) -> None:
 @inlined
 def _calls_agree(ctx: Any) -> bool:
     epoch = ctx[context.EPOCH]
-    own = load_plain(arrival_line(ctx, epoch, ctx[context.RANK]) + layout.SIGNATURE)
+    own = ctx[context.SIGNATURE]
     agree = True
     for rank in range(ctx[context.SIZE]):
         line = arrival_line(ctx, epoch, rank)

@@ -60,8 +60,8 @@ def is_direct(ctx: Any, nbytes: int) -> bool:
 
 @inlined
 def streams_directly(ctx: Any, nbytes: int) -> bool:
-    """Whether a large allreduce is a sequence of such rounds."""
-    return ctx[context.SIZE] <= _word(ctx, tuning.STREAM_RANKS) and is_streaming(ctx, nbytes)
+    """Whether a larger allreduce is a sequence of such rounds."""
+    return ctx[context.SIZE] <= _word(ctx, tuning.STREAM_RANKS)
 
 
 @inlined

@@ -76,6 +76,8 @@ YIELD_NS = 1_000_000
 SLICE_NS = 20_000_000
 OWNER_DIED = 0x40000000
 
+# Turns without a pause at the beginning: a pause is as long as a short collective's last leg.
+EAGER_TURNS = 24
 SPIN_STEP = 2
 LONELY_STEP = 16
 # A yield that nobody takes returns within half of this, clock included; one switch to another
@@ -191,7 +193,8 @@ def _climb(ctx: Any, word: int, target: int, peer: int) -> int:
         if ctx[context.SPUN] < limit:
             ctx[context.SPUN] += 1
             fail_at(ctx, SPIN)
-            pause()
+            if ctx[context.SPUN] > EAGER_TURNS:
+                pause()
             continue
         if ctx[context.HOLDING]:
             return context.LONGER
@@ -211,12 +214,12 @@ def _yield_or_sleep(ctx: Any, word: int, target: int, peer: int) -> int:
     now = monotonic_ns()
     if ctx[context.YIELD_SINCE] == 0:
         ctx[context.YIELD_SINCE] = now
-    elif now - ctx[context.LAST_YIELD] > CROWDED_NS:
-        ctx[context.CROWDED] += 1
     if ctx[context.ASLEEP] == 0 and now - ctx[context.YIELD_SINCE] < YIELD_NS:
-        ctx[context.LAST_YIELD] = now
-        ctx[context.YIELDS] += 1
         yield_processor()
+        ctx[context.YIELDS] += 1
+        # At once: most waits end with their first yield.
+        if monotonic_ns() - now > CROWDED_NS:
+            ctx[context.CROWDED] += 1
         return context.READY
     if _some_rank_died(ctx):
         if load_acquire(word) >= target:  # <SYNC arrived> <SYNC steps>
@@ -225,7 +228,6 @@ def _yield_or_sleep(ctx: Any, word: int, target: int, peer: int) -> int:
     ctx[context.ASLEEP] = 1
     # Of a wait as long as this it tells nothing that somebody else has run meanwhile.
     ctx[context.CROWDED] = 0
-    ctx[context.LAST_YIELD] = now + SLICE_NS
     waiters = ctx[context.CONTROL] + peer * layout.CONTROL_BYTES + layout.WAITERS
     fetch_add_seq_cst_u32(waiters, 1)  # <SYNC waiters>
     seen = load_seq_cst(word)  # <SYNC arrived> <SYNC steps>

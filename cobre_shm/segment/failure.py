@@ -9,14 +9,16 @@ from cobre_shm import layout
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, CollectiveTimeout, RankFailed
 from cobre_shm.segment.last_words import read_last_words
 from cobre_shm.segment.poison import Poison
-from cobre_shm.segment.process import is_alive
+from cobre_shm.segment.process import is_alive, state_of
 from cobre_shm.segment.recorder import last_entry
 from cobre_shm.segment.segment import Segment
 
-__all__ = ["exit_text", "failure", "mismatch", "missing_ranks"]
+__all__ = ["exit_text", "failure", "mismatch", "missing_ranks", "named_ranks"]
 
 # A launcher reaps within milliseconds; freeing gigabytes of a dead rank may take some hundred.
 _EXIT_REPORT_SECS = 0.5
+# Ranks that a message describes; the others are counted.
+_NAMED = 8
 
 
 def missing_ranks(segment: Segment, epoch: int, steps: int = 0) -> list[int]:
@@ -30,6 +32,19 @@ def missing_ranks(segment: Segment, epoch: int, steps: int = 0) -> list[int]:
         return behind
     done = [segment.steps(rank) for rank in range(segment.size)]
     return [done.index(min(done))] if min(done) < steps else []
+
+
+def named_ranks(segment: Segment, late: list[int]) -> str:
+    """The late ranks with what each is doing, and has called last."""
+    named = ", ".join(_describe(segment, rank) for rank in late[:_NAMED])
+    more = f" and {len(late) - _NAMED} more" if len(late) > _NAMED else ""
+    return f"{named}{more}"
+
+
+def _describe(segment: Segment, rank: int) -> str:
+    pid = segment.words.load(segment.control(rank) + layout.PID)
+    did = last_entry(segment, rank) or "has called nothing yet"
+    return f"rank {rank} (pid {pid}, {state_of(pid)}; {did})"
 
 
 def mismatch(segment: Segment) -> CollectiveMismatch:
@@ -64,13 +79,9 @@ def exit_text(code: int) -> str:
 def _timed_out(segment: Segment, rank: int, timeout: float) -> CollectiveTimeout:
     epochs = [segment.arrived(r) for r in range(segment.size)]
     missing = missing_ranks(segment, max(epochs), steps=1 << 62)
-    did = "; ".join(
-        f"rank {r} (pid {segment.words.load(segment.control(r) + layout.PID)}) "
-        f"{last_entry(segment, r) or 'has called nothing yet'}"
-        for r in missing[:8]
-    )
+    named = named_ranks(segment, missing)
     return CollectiveTimeout(
-        f"Nothing moved for {timeout:g} s; rank {rank} gave up waiting for {did}",
+        f"Nothing moved for {timeout:g} s; rank {rank} gave up waiting for {named}",
         missing_ranks=missing,
         seconds=timeout,
         suggestion="Set COBRE_SHM_TIMEOUT_SECS above the longest time between two collectives.",

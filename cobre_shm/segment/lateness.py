@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from cobre_shm import layout
-from cobre_shm.segment.failure import missing_ranks
-from cobre_shm.segment.process import state_of
+from cobre_shm.segment.failure import missing_ranks, named_ranks
 from cobre_shm.segment.recorder import last_entry
 from cobre_shm.segment.segment import Segment
 
 __all__ = ["lateness"]
 
-_NAMED = 8
-
 
 def lateness(segment: Segment, rank: int, epoch: int, steps: int, seconds: float) -> str:
     """Return one line on the ranks that keep ``rank`` waiting for ``epoch`` (see missing_ranks)."""
     late = missing_ranks(segment, epoch, steps)
-    named = ", ".join(_describe(segment, peer) for peer in late[:_NAMED])
-    more = f" and {len(late) - _NAMED} more" if len(late) > _NAMED else ""
+    named = named_ranks(segment, late)
     waiting = segment.size - len(late)
     entry = last_entry(segment, rank)
     where = f"collective {entry.sequence}, {entry.call}" if entry else "a collective"
-    return f"cobre_shm: {waiting} rank(s) have waited {seconds:.0f} s in {where}, for {named}{more}"
-
-
-def _describe(segment: Segment, rank: int) -> str:
-    pid = segment.words.load(segment.control(rank) + layout.PID)
-    entry = last_entry(segment, rank)
-    did = f"{entry}" if entry else "has called nothing yet"
-    return f"rank {rank} (pid {pid}, {state_of(pid)}; {did})"
+    return f"cobre_shm: {waiting} rank(s) have waited {seconds:.0f} s in {where}, for {named}"

@@ -74,7 +74,7 @@ class GroupFacts:
     Attributes:
         name: Of its segment, which may have been removed long ago.
         launcher: Pid of the launcher; None without one.
-        program: Command line of a rank that runs.
+        program: Command line of the launcher or, without one, of a rank that runs.
         size: Number of ranks.
         has_joined: Whether all ranks have come together.
         has_ended: Whether no rank takes part any more, nor will.
@@ -114,9 +114,10 @@ def has_ended(segment: Segment) -> bool:
 
 
 def command_line(segment: Segment) -> list[str]:
-    """What the first rank that runs was started with; empty when that cannot be told."""
-    for rank in range(segment.size):
-        pid, start = _process(segment, rank)
+    """What the launcher, or else the first rank that runs, was started with; empty if unknown."""
+    processes = [_process(segment, rank) for rank in range(segment.size)]
+    # Ranks that were forked show the command line of what they were forked from.
+    for pid, start in [segment.creator, *processes] if segment.launched else processes:
         if is_alive(pid, start):
             try:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -15,10 +15,10 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cobre_shm.selection.env import variables_of
 from cobre_shm.selection.kinds import LocalConfig, MpiConfig, ShmConfig, TcpConfig
 from cobre_shm.selection.launchers import LAUNCHER_VARIABLES
 from cobre_shm.selection.registry import BackendSpec, Capabilities
+from cobre_shm.selection.variables import variables_of
 
 __all__ = ["LOCAL", "MPI", "SHM", "TCP"]
 

@@ -27,9 +27,10 @@ from cobre_shm.errors import (
     InitializationFailed,
     InvalidBackend,
 )
-from cobre_shm.selection.env import BACKEND_VARIABLE, VARIABLES, unknown_variables
+from cobre_shm.selection.env import unknown_variables
 from cobre_shm.selection.kinds import BackendConfig, BackendKind, LocalConfig, MpiConfig
 from cobre_shm.selection.registry import BackendSpec, Registry, read_registry
+from cobre_shm.selection.variables import BACKEND_VARIABLE, VARIABLES
 
 if TYPE_CHECKING:
     from cobre_shm.communicator import Communicator

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from cobre_shm.errors import BackendError
-from cobre_shm.selection.env import VARIABLES, unknown_variables
+from cobre_shm.selection.env import unknown_variables
 from cobre_shm.selection.factory import choose, detect, start_failure
 from cobre_shm.selection.registry import BackendSpec, Registry, has_module, read_registry
+from cobre_shm.selection.variables import VARIABLES
 
 __all__ = ["describe_selection"]
 

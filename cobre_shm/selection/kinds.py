@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
-from cobre_shm.selection.env import Variable, check_value, read_settings, variables_of
+from cobre_shm.selection.env import check_value, read_settings
 from cobre_shm.selection.values import Integer, split_address
+from cobre_shm.selection.variables import Variable, variables_of
 
 __all__ = [
     "BackendConfig",

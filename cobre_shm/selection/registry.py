@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from cobre_shm.selection.env import Variable
+from cobre_shm.selection.variables import Variable
 
 __all__ = [
     "BackendSpec",

@@ -57,8 +57,10 @@ def new_context(segment: Segment, rank: int, scratch: Array) -> Array:
     state[context.RANK] = rank
     state[context.SIZE] = size
     state[context.CONTROL] = address + layout.CONTROL
-    state[context.SLOTS] = address + layout.slots_offset(size)
+    state[context.RINGS] = address + layout.rings_offset(size)
     state[context.SLOT_BYTES] = segment.slot_bytes
+    state[context.RING_BYTES] = layout.ring_bytes(size, segment.slot_bytes)
+    state[context.POSITION] = layout.SMALL_SLOTS_BYTES
     state[context.POISON] = address + layout.HEADER_POISON
     state[context.RECORDER] = address + layout.recorder_offset(size) + rank * layout.RECORDER_BYTES
     state[context.SPIN_LIMIT_MAX] = _SPIN_LIMIT_MAX

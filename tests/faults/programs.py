@@ -1,9 +1,11 @@
 """What ranks run in the fault tests: named ways to work, to die, and to misbehave."""
 
+import atexit
 import ctypes
 import mmap
 import os
 import signal
+import sys
 import tempfile
 import time
 
@@ -41,13 +43,13 @@ def later_error(comm):
     return None
 
 
-def depart(comm, victim, how, elements=1):
+def depart(comm, victim, how, turns=20):
     """After some work the victim leaves in the given way; the others go on until they notice."""
-    assert work_until_failure(comm, elements, turns=20) is None
+    assert work_until_failure(comm, 1, turns) is None
     if comm.rank == victim:
         time.sleep(0.05)
         WAYS[how](comm)
-    return work_until_failure(comm, elements)
+    return work_until_failure(comm, 1)
 
 
 def exit_zero(comm):
@@ -150,7 +152,7 @@ def interrupted_while_waiting(comm, interrupted):
     return None
 
 
-def work_under_signals(comm, turns):
+def work_under_signals(comm, seconds):
     """Collectives while a timer signal arrives every millisecond."""
     hits = 0
 
@@ -160,8 +162,12 @@ def work_under_signals(comm, turns):
 
     signal.signal(signal.SIGALRM, count)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    failed, deadline, is_time = None, time.monotonic() + seconds, np.zeros(1)
     try:
-        failed = work_until_failure(comm, 50_000, turns)
+        while failed is None and not is_time[0]:
+            failed = work_until_failure(comm, 50_000, turns=10)
+            is_time[0] = time.monotonic() > deadline
+            comm.broadcast(is_time)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return failed, hits
@@ -185,6 +191,20 @@ def use_after_fork(comm):
     os.close(reader)
     value = float(comm.allreduce(np.ones(1))[0])
     return told, value
+
+
+def fork_a_child_that_fails(comm):
+    """Whether the child ended as expected, and what the group reduces afterwards."""
+    comm.barrier()
+    pid = os.fork()
+    if pid == 0:
+        # As the interpreter does for an exception that nobody caught, and for open "with" blocks.
+        sys.last_value = ValueError("the child's own")
+        comm.__exit__(ValueError, sys.last_value, None)
+        atexit._run_exitfuncs()
+        os._exit(5)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) == 5, float(comm.allreduce(np.ones(1))[0])
 
 
 def wait_with_a_warning(comm, name, late, stick):

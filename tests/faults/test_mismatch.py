@@ -99,8 +99,11 @@ def make_odd_calls(comm, cases_of_group):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_any_single_difference_is_a_mismatch_on_every_rank(size):
-    @settings(max_examples=9)
+@pytest.mark.parametrize(
+    "groups", [9, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+def test_any_single_difference_is_a_mismatch_on_every_rank(size, groups):
+    @settings(max_examples=groups)
     @given(st.lists(cases(size), min_size=CASES_PER_GROUP, max_size=CASES_PER_GROUP))
     def check(cases_of_group):
         told = results_of(run_ranks(make_odd_calls, size, "shm", cases_of_group))

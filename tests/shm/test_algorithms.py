@@ -30,13 +30,15 @@ SMALL = {
     "direct_bytes": 0,
     "chain_min_bytes": NEVER,
     "stream_bytes": NEVER,
+    "stream_ranks": 0,
     "share_bytes": 64,
 }
 ALGORITHMS = {
     "direct": {**SMALL, "direct_bytes": NEVER},
     "scatter": SMALL,
-    "scatter past the caches": {**SMALL, "stream_bytes": 0, "stream_ranks": 0},
-    "streaming": {**SMALL, "stream_bytes": 0, "stream_ranks": 1024},
+    "scatter past the caches": {**SMALL, "stream_bytes": 0},
+    "streaming": {**SMALL, "stream_ranks": 1024},
+    "streaming past the caches": {**SMALL, "stream_bytes": 0, "stream_ranks": 1024},
     "chain": {**SMALL, "chain_min_bytes": 0, "chain_max_bytes": NEVER},
 }
 # Around lines, pieces and chunks of 8-byte elements, and beyond the room of a chain.

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from tests import faults
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = (ROOT / "cobre_shm", ROOT / "cobre_net")
 PROTOCOL = (ROOT / "cobre_shm/kernels", ROOT / "cobre_shm/segment")
@@ -48,3 +50,11 @@ def test_no_workload_word_in_the_interface():
     for name in ("communicator", "validate", "heap", "local", "layout", "errors"):
         text = (ROOT / f"cobre_shm/{name}.py").read_text()
         assert not words.search(text), name
+
+
+def test_list_of_faults_names_tests_that_exist():
+    listed = re.findall(r"([a-z_]+/test_\w+\.py)(?:::(\w+))?", faults.__doc__)
+    assert len(listed) > 40
+    for path, test in listed:
+        text = (ROOT / "tests" / path).read_text()
+        assert f"def {test or 'test_'}" in text, (path, test)

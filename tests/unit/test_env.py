@@ -8,14 +8,9 @@ import pytest
 import cobre_shm
 from cobre_shm import failpoints
 from cobre_shm.errors import InitializationFailed, MissingConfiguration
-from cobre_shm.selection.env import (
-    VARIABLES,
-    markdown_table,
-    read_settings,
-    unknown_variables,
-    variables_of,
-)
+from cobre_shm.selection.env import read_settings, unknown_variables
 from cobre_shm.selection.kinds import ShmConfig, TcpConfig
+from cobre_shm.selection.variables import VARIABLES, markdown_table, variables_of
 
 REPOSITORY = Path(cobre_shm.__file__).parents[1]
 SHM = {"COBRE_SHM_NAME": "run", "COBRE_SHM_RANK": "1", "COBRE_SHM_SIZE": "4"}

@@ -75,12 +75,12 @@ def test_what_waiting_ranks_poll_has_cache_lines_of_its_own():
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 1024])
 def test_parts_follow_each_other_without_overlap(size):
     assert layout.recorder_offset(size) == layout.CONTROL + layout.CONTROL_BYTES * size
-    slots = layout.slots_offset(size)
+    slots = layout.rings_offset(size)
     assert slots % layout.PAGE_BYTES == 0
     words = layout.last_words_offset(size)
     assert words >= layout.recorder_offset(size) + layout.RECORDER_BYTES * size
     assert slots >= words + layout.LAST_WORDS_BYTES * size
-    assert layout.segment_bytes(size, 4096) == slots + 2 * 4096 * size
+    assert layout.segment_bytes(size, 4096) == slots + size * layout.ring_bytes(size, 4096)
 
 
 def test_poison_word_keeps_kind_rank_and_signed_value():

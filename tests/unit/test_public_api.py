@@ -54,7 +54,7 @@ def test_import_of_the_package_loads_neither_numpy_nor_numba():
 
 
 @pytest.mark.parametrize(
-    "module", ["env", "values", "kinds", "launchers", "registry", "builtin", "factory"]
+    "module", ["env", "variables", "values", "kinds", "launchers", "registry", "builtin", "factory"]
 )
 def test_import_of_selection_loads_no_backend(module):
     loaded = loaded_after(f"import cobre_shm.selection.{module}")

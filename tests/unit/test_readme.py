@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cobre_shm.selection.env import VARIABLES, markdown_table
+from cobre_shm.selection.variables import VARIABLES, markdown_table
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()

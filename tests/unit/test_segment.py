@@ -74,8 +74,9 @@ def test_open_returns_none_when_absent():
     assert Segment.open("/cobre-test-no-such-segment") is None
 
 
-def test_open_refuses_a_truncated_segment(segment, name):
-    os.truncate(path_of(name), segment.nbytes - 4096)
+@pytest.mark.parametrize("pages", [-1, 1])
+def test_open_refuses_a_segment_that_was_cut_off_or_made_longer(segment, name, pages):
+    os.truncate(path_of(name), segment.nbytes + pages * layout.PAGE_BYTES)
     with pytest.raises(InitializationFailed, match="segment bytes"):
         Segment.open(name)
 

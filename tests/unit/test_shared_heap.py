@@ -18,9 +18,11 @@ def heap_of(comm, areas=None):
     return comm._new_heap(comm.size if areas is None else areas)
 
 
-def offset_of(heap, array, area):
-    """Where an array lies in its area, as the kernels find it."""
-    return array.ctypes.data - heap.address(area, 0)
+def offset_of(heap, array):
+    """Where an array of this rank begins in its area."""
+    offset = array.ctypes.data - heap.address(heap._own_area, 0)
+    assert 0 <= offset <= heap.nbytes - array.nbytes
+    return offset
 
 
 def ints_at(address, count):
@@ -45,8 +47,7 @@ def read_each_other(comm):
         # The first growth, and more; every rank asks for another size.
         array = heap.array((100_000 * (turn % 4) + 1 + comm.rank,), np.dtype("i8"))
         array[:] = 100 * turn + comm.rank
-        offset = offset_of(heap, array, comm.rank)
-        assert 0 <= offset <= heap.nbytes - array.nbytes
+        offset = offset_of(heap, array)
         comm.barrier()
         for rank in range(comm.size):
             ends = ints_at(heap.address(rank, offset), array.size - comm.rank + rank)
@@ -70,7 +71,7 @@ def share_one(comm):
     array[comm.rank] = comm.rank
     comm.barrier()
     assert array.tolist() == list(range(comm.size))
-    assert offset_of(heap, array, 0) == block.offset
+    assert offset_of(heap, array) == block.offset
     comm.barrier()
     return block.offset
 
@@ -84,7 +85,7 @@ def drop_at_different_times(comm):
     heap = heap_of(comm)
     dtype = np.dtype("i8")
     kept = heap.array((1000,), dtype)
-    first = offset_of(heap, kept, comm.rank)
+    first = offset_of(heap, kept)
     view = kept[10:20][::2]
     del kept
     places = []
@@ -92,7 +93,7 @@ def drop_at_different_times(comm):
         if comm.rank == rank:
             del view  # so far a view has kept it
         other = heap.array((1000,), dtype)
-        places.append(offset_of(heap, other, comm.rank))
+        places.append(offset_of(heap, other))
         del other
     return [place == first for place in places]
 
@@ -190,7 +191,7 @@ def exhaust(comm, refuse):
     again = heap.array((5 << 20,), np.dtype("u1"))
     again[:] = 1
     assert (kept == comm.rank).all()
-    return offset_of(heap, again, comm.rank), str(caught.value)
+    return offset_of(heap, again), str(caught.value)
 
 
 def _refuse(*args, **kwargs):

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cobre_shm import BackendSpec, Capabilities
-from cobre_shm.selection.env import Variable, read_settings
+from cobre_shm.selection.env import read_settings
 from cobre_shm.selection.values import Integer, Seconds
+from cobre_shm.selection.variables import Variable
 
 
 class Directory:
