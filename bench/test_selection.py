@@ -11,11 +11,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.remeasure import first_within
 from cobre_shm import (
     Communicator,
     LocalConfig,
@@ -24,7 +25,6 @@ from cobre_shm import (
     create_communicator,
 )
 
-ATTEMPTS = 3
 ROUNDS = 41
 CALLS = 2000
 STARTS = 9
@@ -100,14 +100,6 @@ def ratio_of_starts(*arguments: str) -> float:
         numpys.append(seconds_of_start("-c", "import numpy"))
         own.append(seconds_of_start(*arguments))
     return min(own) / min(numpys)
-
-
-def first_within(measure: Callable[[], float], is_within: Callable[[float], bool]) -> list[float]:
-    """Measure until a ratio is within the limit, or all attempts are spent."""
-    ratios: list[float] = []
-    while len(ratios) < ATTEMPTS and not (ratios and is_within(ratios[-1])):
-        ratios.append(measure())
-    return ratios
 
 
 def test_call_through_the_chosen_object_costs_as_much_as_directly(

@@ -4,6 +4,7 @@ Which algorithm serves a payload is data, so a tuning file forces each of them, 
 or two pages, so that small payloads already take many chunks.
 """
 
+import ctypes
 import json
 import secrets
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from cobre_shm import layout
 from cobre_shm.datatypes import ReduceOp
+from cobre_shm.kernels import context
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.testing.conformance.expect import assert_same_bytes, assert_same_numbers
 from cobre_shm.testing.conformance.payloads import filled, numbers, records, reduced, reductions
@@ -109,22 +112,69 @@ def test_algorithm_gives_the_bits_of_the_plain_loop(tmp_path, algorithm, shared,
     run_tuned(tmp_path, ALGORITHMS[algorithm], all_lengths, size, shared)
 
 
-def all_types(comm):
+def rounds_and_parts(comm, shared, length):
+    """How many exchange rounds an allreduce takes, and how many parts of a chain."""
+    send, recv = buffers(comm, shared, np.float64, length)
+    send[:] = comm.rank
+    block = int(comm._context[context.CONTROL]) + comm.rank * layout.CONTROL_BYTES
+    parts = ctypes.c_int64.from_address(block + layout.STEPS)
+    comm.barrier()
+    before = int(comm._context[context.EPOCH]), parts.value
+    comm.allreduce(send, recv)
+    return int(comm._context[context.EPOCH]) - before[0], parts.value - before[1]
+
+
+# An allreduce of a slot, 8192 bytes, is two chunks. What is said of rounds is said of the
+# algorithms in ``kernels/allreduce.py``; of them, only a chain counts parts.
+ROUNDS = {"direct": 1, "scatter": 3, "scatter past the caches": 3, "streaming": 2}
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_tuning_forces_the_algorithm(tmp_path, algorithm, size):
+    found = run_tuned(tmp_path, ALGORITHMS[algorithm], rounds_and_parts, size, False, 1024)
+    if algorithm == "chain":
+        assert found == [(found[0][0], 2)] * size
+    else:
+        assert found == [(ROUNDS[algorithm], 0)] * size
+    inline = run_tuned(tmp_path, ALGORITHMS[algorithm], rounds_and_parts, size, False, 6)
+    assert inline == [(1, 0)] * size
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_shared_arrays_take_as_many_rounds_for_any_payload(tmp_path, size):
+    short, long = (
+        run_tuned(tmp_path, ALGORITHMS["scatter"], rounds_and_parts, size, True, length)
+        for length in (1024, 9 * 1024)
+    )
+    assert short == long
+
+
+def all_types(comm, shared):
     for dtype, op in reductions():
-        for length in (3, 1500):
+        # In the line of the arrival word, in one slot, in many chunks.
+        for length in (3, 8192 // dtype.itemsize, 1500):
             blocks = [numbers(dtype, length, 3, length, rank) for rank in range(comm.size)]
-            result = comm.allreduce(blocks[comm.rank], filled(dtype, length), op)
+            send = buffers(comm, shared, dtype, length)[0]
+            send[:] = blocks[comm.rank]
+            result = comm.allreduce(send, filled(dtype, length), op)
             expected = reduced(op, blocks)
             signs = op in (ReduceOp.SUM, ReduceOp.PROD)
             what = f"{length} x {dtype} {op.name}"
             assert_same_numbers(result, expected, what, sign_of_zero=signs)
-            shared = comm.allreduce_shared(blocks[comm.rank], op)
-            assert_same_numbers(shared, expected, f"{what} shared", sign_of_zero=signs)
+            result = comm.allreduce_shared(send, op)
+            assert_same_numbers(result, expected, f"{what} shared", sign_of_zero=signs)
 
 
+@pytest.mark.parametrize("size", [2, 3, 5])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_algorithm_reduces_every_dtype_and_operation(tmp_path, algorithm):
-    run_tuned(tmp_path, ALGORITHMS[algorithm], all_types, 3)
+def test_algorithm_reduces_every_dtype_and_operation(tmp_path, algorithm, size):
+    run_tuned(tmp_path, ALGORITHMS[algorithm], all_types, size, False)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_every_dtype_and_operation_is_reduced_where_it_lies(tmp_path, size):
+    run_tuned(tmp_path, ALGORITHMS["scatter"], all_types, size, True)
 
 
 def mixed_buffers(comm):
