@@ -3,10 +3,11 @@
     scripts/bench peers --out bench-results
     python bench/readme.py [bench-results]
 
-Reads ``peers.json`` of that folder and writes what belongs between ``<!-- bench:peers -->`` and
-``<!-- /bench:peers -->``: when and where it was measured, a table for each number of ranks, and the
-plots, which are copied to ``bench/pictures``. Nothing else of README is touched; nothing is
-measured. ``--check`` writes nothing and fails if README is not what would be written.
+Reads ``peers.json`` of that folder (``bench/report.py`` makes it) and writes what belongs between
+``<!-- bench:peers -->`` and ``<!-- /bench:peers -->``: when and where it was measured, a table for
+each number of ranks, and the plots, which are copied to ``bench/pictures``. Nothing else of README
+is touched; nothing is measured. ``--check`` writes nothing and fails if README is not what would be
+written.
 """
 
 import argparse
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PICTURES = ROOT / "bench/pictures"
 OPERATIONS = ("allreduce", "allgatherv", "broadcast")
-KINDS = {"shm": "private", "shm-shared": "shared"}
+KINDS = {"shm": "private", "shm-plan": "plan", "shm-shared": "shared"}
 # A row for each of these that was measured, in bytes.
 PAYLOADS = (8, 64, 1 << 10, 8 << 10, 64 << 10, 512 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20)
 

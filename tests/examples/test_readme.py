@@ -69,8 +69,10 @@ HELP, UNDER_MPI = "asked for its help", "run on one rank, where there is an MPI"
 TEXT_COMMANDS = {
     "scripts/train -n 4 -m cobre_shm.sddp CASE": Elsewhere("tests/spawn/test_scripts.py", "train"),
     "scripts/mpi mpich 4 -m cobre_shm.sddp": Elsewhere("tests/mpi/conftest.py", "scripts/mpi"),
-    "scripts/bench peers": Elsewhere("scripts/bench", "peers)"),
+    "scripts/bench peers": Elsewhere("scripts/bench", "peers | safety"),
     "scripts/bench gates": Elsewhere("scripts/bench", "gates)"),
+    "scripts/bench safety": Elsewhere("scripts/bench", "| safety"),
+    "scripts/bench jitted": Elsewhere("scripts/bench", "| jitted"),
     "python -m cobre_shm.spawn -n N [options] PROGRAM [arguments]": HELP,
     "python -m cobre_shm.spawn -n 4 x.py": HELP,
     "python -m cobre_shm.spawn --nproc-per-node 4 x.py": HELP,
