@@ -1,21 +1,27 @@
-"""What the mpi backend adds to mpi4py, and where its reductions change their way.
+"""What the mpi backend adds to mpi4py, what determinism costs, and what shared memory gains.
 
-    scripts/mpi openmpi 2 bench/mpi_cost.py [switch]
+    scripts/mpi openmpi 2 bench/mpi_cost.py layer|determinism|levels|switch [--rounds N]
 
 Every line compares two things in one run, in rounds that alternate; shown are the medians over
-the rounds of the slowest rank's time, and the median of the rounds' ratios.
+the rounds of the slowest rank's time, the median of the rounds' ratios with its interval (95 %, by
+order statistics, so nothing is assumed of the noise), and the median of their differences.
 
-Without an argument: our call against the bare call of mpi4py that does the same, and the price of
-determinism: our reduction in rank order against MPI's own. With ``switch``: a reduction in one
-step against one in three, which tells SMALL_BYTES.
+layer        our call, flat, against the bare call of mpi4py that does the same. Ends with 1 if it
+             costs more than 0.5 us at 8 bytes, or more than 1 % from 1 MiB on: if the whole
+             interval lies beyond, three times.
+determinism  our reduction in rank order against MPI's own
+levels       ranks of one node in shared memory (hierarchical="auto") against mpi4py
+switch       a reduction in one step against one in three, which tells SMALL_BYTES
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from mpi4py import MPI
@@ -23,8 +29,22 @@ from mpi4py import MPI
 from cobre_shm import MpiConfig, create_communicator
 
 WORLD = MPI.COMM_WORLD
-ROUNDS = 9
+SIZE = WORLD.Get_size()
 SIZES = (8, 1 << 10, 1 << 16, 1 << 20, 1 << 24)
+# Of one loop, and of one round of the large ones, whose single call takes longer.
+LOOP_SECS = 0.01
+LIMIT_US, LIMIT_RATIO = 0.5, 1.01
+SMALL, LARGE = 8, 1 << 20
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Medians and intervals of one line; times in microseconds."""
+
+    ours: float
+    other: float
+    ratio: tuple[float, float, float]
+    difference: tuple[float, float, float]
 
 
 def seconds(call: Callable[[], object], repeat: int) -> float:
@@ -36,89 +56,158 @@ def seconds(call: Callable[[], object], repeat: int) -> float:
     return WORLD.allreduce((time.perf_counter() - begin) / repeat, MPI.MAX)
 
 
-def compare(name: str, nbytes: int, ours: Callable[[], object], bare: Callable[[], object]) -> None:
-    """Print one line."""
-    repeat = max(1, WORLD.bcast(int(0.02 / max(seconds(bare, 3), 1e-6))))
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Return the lower end, the median and the upper end of its interval."""
+    ordered = sorted(values)
+    # Normal approximation of the binomial distribution of the number of values below the median.
+    reach = round(0.98 * len(ordered) ** 0.5)
+    middle = len(ordered) // 2
+    low, high = max(0, middle - reach), min(len(ordered) - 1, middle + reach)
+    return ordered[low], statistics.median(ordered), ordered[high]
+
+
+def compare(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> Compared:
+    """Time two calls in turn."""
+    longer = max(seconds(ours, 3), seconds(other, 3))
+    repeat = max(1, WORLD.bcast(int(LOOP_SECS / max(longer, 1e-6))))
     pairs = []
-    for turn in range(ROUNDS):
-        if turn % 2:
-            first = seconds(ours, repeat)
-            pairs.append((first, seconds(bare, repeat)))
-        else:
-            first = seconds(bare, repeat)
-            pairs.append((seconds(ours, repeat), first))
-    if WORLD.Get_rank() == 0:
-        left, right = (statistics.median(times) * 1e6 for times in zip(*pairs, strict=True))
-        ratio = statistics.median(a / b for a, b in pairs)
-        more = statistics.median(a - b for a, b in pairs) * 1e6
-        print(
-            f"| {name} | {nbytes} | {left:.2f} | {right:.2f} | {ratio:.3f} | {more:+.2f} |",
-            flush=True,
-        )
+    for turn in range(rounds):
+        first, second = (ours, other) if turn % 2 else (other, ours)
+        before, after = seconds(first, repeat), seconds(second, repeat)
+        pairs.append((before, after) if turn % 2 else (after, before))
+    left, right = (statistics.median(times) * 1e6 for times in zip(*pairs, strict=True))
+    return Compared(
+        left,
+        right,
+        interval([a / b for a, b in pairs]),
+        interval([(a - b) * 1e6 for a, b in pairs]),
+    )
 
 
 def heading(left: str, right: str) -> None:
     if WORLD.Get_rank() == 0:
-        print(MPI.Get_library_version().split("\n")[0], f"{WORLD.Get_size()} ranks")
-        print(f"| | bytes | {left} us | {right} us | ratio | difference us |")
-        print("| --- | --- | --- | --- | --- | --- |")
+        library = " ".join(MPI.Get_library_version().split("\n")[0].split(",")[0].split())
+        print(f"\n{library}, {SIZE} ranks\n")
+        print(f"| | bytes | {left} us | {right} us | ratio (95 %) | difference us |")
+        print("| --- | --- | --- | --- | --- | --- |", flush=True)
 
 
-def cost_of_layer() -> None:
-    size = WORLD.Get_size()
+def show(name: str, nbytes: int, found: Compared) -> None:
+    if WORLD.Get_rank() == 0:
+        low, ratio, high = found.ratio
+        print(
+            f"| {name} | {nbytes} | {found.ours:.2f} | {found.other:.2f} "
+            f"| {ratio:.3f} ({low:.3f}-{high:.3f}) | {found.difference[1]:+.2f} |",
+            flush=True,
+        )
+
+
+def mpi4py_allgatherv(
+    comm: MPI.Comm, send: np.ndarray, recv: np.ndarray, counts: np.ndarray, displs: np.ndarray
+) -> Callable[[], object]:
+    return partial(comm.Allgatherv, send, [recv, (counts, displs), MPI.DOUBLE])
+
+
+def pairs_of_calls(ours, reducing, sizes):
+    """Yield name, bytes, our call and that of mpi4py; ``reducing`` is the one for allreduce."""
     bare = WORLD.Dup()
+    yield "barrier", 0, ours.barrier, bare.Barrier
+    for nbytes in sizes:
+        count = nbytes // 8
+        send, recv, every = np.ones(count), np.empty(count), np.ones(SIZE * count)
+        # Vectors, which the roads of both backends take; shm's takes no lists.
+        layout = np.full(SIZE, count), np.arange(SIZE) * count
+        yield "broadcast", nbytes, partial(ours.broadcast, send), partial(bare.Bcast, send)
+        yield (
+            "allgatherv",
+            nbytes,
+            partial(ours.allgatherv, send, every, *layout),
+            mpi4py_allgatherv(bare, send, every, *layout),
+        )
+        yield (
+            "allreduce",
+            nbytes,
+            partial(reducing.allreduce, send, recv),
+            partial(bare.Allreduce, send, recv),
+        )
+
+
+def is_beyond(nbytes: int, found: Compared) -> bool:
+    """Whether the whole interval is beyond the limit."""
+    if nbytes <= SMALL:
+        return found.difference[0] > LIMIT_US
+    return nbytes >= LARGE and found.ratio[0] > LIMIT_RATIO
+
+
+def cost_of_layer(sizes: list[int], rounds: int) -> int:
     exact = create_communicator(MpiConfig(hierarchical=False))
     fast = create_communicator(MpiConfig(hierarchical=False, deterministic=False))
     heading("ours", "mpi4py")
-    compare("barrier", 0, exact.barrier, bare.Barrier)
-    for nbytes in SIZES:
-        a = np.ones(nbytes // 8)
-        b = np.empty_like(a)
-        counts = [nbytes // 8] * size
-        displs = [rank * (nbytes // 8) for rank in range(size)]
-        every = np.ones(size * (nbytes // 8))
-        message = [every, (counts, displs), MPI.DOUBLE]
-        compare("broadcast", nbytes, lambda a=a: exact.broadcast(a), lambda a=a: bare.Bcast(a))
-        compare(
-            "allgatherv",
-            nbytes,
-            lambda a=a, every=every, c=counts, d=displs: exact.allgatherv(a, every, c, d),
-            lambda a=a, message=message: bare.Allgatherv(a, message),
-        )
-        compare(
-            "allreduce, MPI's own",
-            nbytes,
-            lambda a=a, b=b: fast.allreduce(a, b),
-            lambda a=a, b=b: bare.Allreduce(a, b),
-        )
+    failures = []
+    for name, nbytes, ours, bare in pairs_of_calls(exact, fast, sizes):
+        for _ in range(3):
+            found = compare(ours, bare, rounds)
+            show(name, nbytes, found)
+            if not WORLD.bcast(is_beyond(nbytes, found)):
+                break
+        else:
+            failures.append(f"{name} {nbytes}")
+    if failures and WORLD.Get_rank() == 0:
+        print("Beyond the limit:", ", ".join(failures))
+    return int(bool(failures))
+
+
+def price_of_determinism(sizes: list[int], rounds: int) -> int:
+    exact = create_communicator(MpiConfig(hierarchical=False))
+    fast = create_communicator(MpiConfig(hierarchical=False, deterministic=False))
     heading("in rank order", "MPI's own")
-    for nbytes in SIZES:
-        a = np.ones(nbytes // 8)
-        b = np.empty_like(a)
-        compare(
-            "allreduce",
-            nbytes,
-            lambda a=a, b=b: exact.allreduce(a, b),
-            lambda a=a, b=b: fast.allreduce(a, b),
-        )
+    for nbytes in sizes:
+        send, recv = np.ones(nbytes // 8), np.empty(nbytes // 8)
+        calls = partial(exact.allreduce, send, recv), partial(fast.allreduce, send, recv)
+        show("allreduce", nbytes, compare(*calls, rounds))
+    return 0
 
 
-def switch_point() -> None:
+def gain_of_levels(sizes: list[int], rounds: int) -> int:
+    ours = create_communicator(MpiConfig(hierarchical="auto"))
+    assert SIZE == 1 or ours.levels == "one node", ours.levels
+    heading("shared memory", "mpi4py")
+    for name, nbytes, mine, bare in pairs_of_calls(ours, ours, sizes):
+        show(name, nbytes, compare(mine, bare, rounds))
+    return 0
+
+
+def switch_point(sizes: list[int], rounds: int) -> int:
     one = create_communicator(MpiConfig(hierarchical=False))
     three = create_communicator(MpiConfig(hierarchical=False))
     one._flat.small_bytes, three._flat.small_bytes = 1 << 62, 0
-    one._direct = three._direct = None
+    one._fast.close()
+    three._fast.close()
     heading("one step", "three steps")
-    for shift in range(10, 21):
-        a = np.ones(1 << (shift - 3))
-        b = np.empty_like(a)
-        compare(
-            "allreduce",
-            a.nbytes,
-            lambda a=a, b=b: one.allreduce(a, b),
-            lambda a=a, b=b: three.allreduce(a, b),
-        )
+    for nbytes in (1 << shift for shift in range(10, 21)):
+        send, recv = np.ones(nbytes // 8), np.empty(nbytes // 8)
+        calls = partial(one.allreduce, send, recv), partial(three.allreduce, send, recv)
+        show("allreduce", nbytes, compare(*calls, rounds))
+    return 0
+
+
+MODES = {
+    "layer": cost_of_layer,
+    "determinism": price_of_determinism,
+    "levels": gain_of_levels,
+    "switch": switch_point,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Cost of the mpi backend, beside mpi4py.")
+    parser.add_argument("modes", nargs="*", choices=[*MODES, []], default=["layer"])
+    parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes (default: 16 MiB)")
+    parser.add_argument("--rounds", type=int, default=31, help="(default: 31)")
+    options = parser.parse_args()
+    sizes = [nbytes for nbytes in SIZES if nbytes <= options.largest]
+    return max(MODES[mode](sizes, options.rounds) for mode in options.modes)
 
 
 if __name__ == "__main__":
-    switch_point() if "switch" in sys.argv else cost_of_layer()
+    raise SystemExit(main())

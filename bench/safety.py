@@ -92,7 +92,13 @@ class Body:
 Edit = Drop | Swap | Body
 FEATURES: dict[str, list[Edit]] = {
     "signature": [
-        Drop("rounds.py", "begin", "layout.SIGNATURE"),
+        Drop("rounds.py", "begin", "context.SIGNATURE"),
+        Swap(
+            "rounds.py",
+            "publish",
+            "store_plain(line + layout.SIGNATURE, ctx[context.SIGNATURE])",
+            "pass",
+        ),
         Body("rounds.py", "_calls_agree", "return True"),
     ],
     "poison": [

@@ -8,7 +8,9 @@ What a run costs is what it costs beyond its first iteration, in CPU time of all
 ranks, so that starting, reading and writing do not count on either side.
 
 A ratio above 1 means that we are faster. The table says how loaded the machine was: wall times,
-and so everything with two ranks, mean something only on two idle cores.
+and so everything with two ranks, mean something only on two idle cores. How much two cores can do
+together, where they share caches, memory and maybe more, is told by two trainings of one rank that
+know nothing of each other.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,17 @@ def run(python: str, *arguments: str, ranks: int = 1) -> dict[str, float]:
     return figures
 
 
+def run_apart(python: str, *arguments: str) -> dict[str, float]:
+    """Run two measurements of one rank at once; the figures of both together."""
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: run(python, *arguments), range(2))
+    return {
+        "cpu": one["cpu"] + other["cpu"],
+        "wall": (one["wall"] + other["wall"]) / 2,
+        "lps": one["lps"] + other["lps"],
+    }
+
+
 def measure(arguments: list[str]) -> None:
     """Be the process of one measurement."""
     program, case, iterations, threads = arguments
@@ -138,6 +152,8 @@ def compare(case: Path, iterations: int, options: argparse.Namespace, cobre: boo
                 ranks=width if program == "ours" else 1,
             )
             taken[name].append(figures)
+        words = ("ours", str(case), str(iterations), "1")
+        taken.setdefault("apart", []).append(run_apart(sys.executable, *words))
 
     def median(name: str, key: str) -> float:
         return statistics.median(figures[key] / figures["lps"] * 1e6 for figures in taken[name])
@@ -151,6 +167,7 @@ def compare(case: Path, iterations: int, options: argparse.Namespace, cobre: boo
     cells.append(f"{median('cobre', 'cpu'):.0f}" if cobre else "-")
     cells.append(f"{ratio('cobre', 'one', 'cpu'):.2f}" if cobre else "-")
     cells.append(f"{ratio('one', 'two', 'wall'):.2f}")
+    cells.append(f"{ratio('one', 'apart', 'wall'):.2f}")
     cells.append(f"{ratio('cobre two', 'two', 'wall'):.2f}" if cobre else "-")
     print("| " + " | ".join(cells) + " |", flush=True)
     return ratio("cobre", "one", "cpu") if cobre else None
@@ -184,7 +201,8 @@ def main() -> int:
     if not cobre:
         print("no Cobre: give --cobre-python, an interpreter with cobre-python==0.5.1 and pyarrow")
     print(f"{os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}\n")
-    header = ("case, iterations", "our CPU us/LP", "Cobre's", "ratio", "2 ranks / 1", "2 / Cobre 2")
+    header = ("case, iterations", "our CPU us/LP", "Cobre's", "ratio", "2 ranks / 1")
+    header += ("2 apart / 1", "2 / Cobre 2")
     print("| " + " | ".join(header) + " |\n" + "| --- " * len(header) + "|", flush=True)
     failed = False
     with tempfile.TemporaryDirectory() as folder:

@@ -59,9 +59,10 @@ class Raw:
         self._socks = [link.sock for link in comm._star.links]  # type: ignore[union-attr]
         self._is_centre = comm.rank == 0
         self._nbytes = nbytes
-        self._source = memoryview(bytearray(nbytes + HEAD_BYTES))
+        # Written, as all pages that never were are one, which is always in the cache.
+        self._source = memoryview(bytearray(b"\1") * (nbytes + HEAD_BYTES))
         # One for each peer: the parts have to be somewhere.
-        self._targets = [memoryview(bytearray(nbytes + HEAD_BYTES)) for _ in self._socks]
+        self._targets = [memoryview(bytearray(b"\0") * (nbytes + HEAD_BYTES)) for _ in self._socks]
 
     def __call__(self) -> None:
         if self._nbytes > SMALL_ROAD:

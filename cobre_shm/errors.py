@@ -238,6 +238,7 @@ class WorkerError(CobreError):
         exit_code: How it ended: its exit code, or minus the signal that ended it, as
             ``subprocess`` has it; None if it had to be ended after it had raised.
         signal: Number of the signal that ended it, or None.
+        cause: What else is known of why it died, such as a lack of memory; or None.
         inner: The exception that it raised, whose ``__cause__`` shows the traceback in the
             worker; None if it died without one.
     """
@@ -253,6 +254,7 @@ class WorkerError(CobreError):
         exit_code: int | None = None,
         signal: int | None = None,
         inner: BaseException | None = None,
+        cause: str | None = None,
     ) -> None:
         context: dict[str, Any] = {
             "rank": rank,
@@ -260,6 +262,8 @@ class WorkerError(CobreError):
             "exit_code": exit_code,
             "signal": signal,
         }
+        if cause is not None:
+            context["cause"] = cause
         if inner is not None:
             context["inner"] = (
                 inner.to_dict()
@@ -271,6 +275,7 @@ class WorkerError(CobreError):
         self.pid = pid
         self.exit_code = exit_code
         self.signal = signal
+        self.cause = cause
         self.inner = inner
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import ctypes
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.kernels import context, known, python_c, road
-from cobre_shm.kernels.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, Kernel
+from cobre_shm.kernels.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST
 from cobre_shm.kernels.jit import integer_function
 
 __all__ = [
@@ -39,11 +39,18 @@ _SIGNATURES = {
     "allreduce": "($self, send, recv=None, op=0)",
     "allgatherv": "($self, send, recv=None, counts=None, displs=None)",
 }
-_OPERATIONS: dict[str, tuple[Callable[..., Any], int, Kernel]] = {
-    "barrier": (road.barrier_call, 2, BARRIER),
-    "broadcast": (road.broadcast_call, 4, BROADCAST),
-    "allreduce": (road.allreduce_call, 4, ALLREDUCE),
-    "allgatherv": (road.allgatherv_call, 4, ALLGATHERV),
+# By operation: the road, and the address of the kernel that it calls.
+_ROADS: dict[str, Callable[..., Any]] = {
+    "barrier": road.barrier_call,
+    "broadcast": road.broadcast_call,
+    "allreduce": road.allreduce_call,
+    "allgatherv": road.allgatherv_call,
+}
+_KERNELS = {
+    "barrier": BARRIER.address,
+    "broadcast": BROADCAST.address,
+    "allreduce": ALLREDUCE.address,
+    "allgatherv": ALLGATHERV.address,
 }
 
 
@@ -132,15 +139,21 @@ def is_installed(cls: type) -> bool:
     return getattr(cls, "_slow_barrier", cls.barrier) is not cls.barrier  # type: ignore[attr-defined]
 
 
-def install(cls: type) -> None:
-    """Replace the methods of ``cls`` by the fast road; ``remove`` undoes it."""
+def install(cls: type, roads: Mapping[str, Callable[..., Any]] = _ROADS) -> None:
+    """Replace the methods of ``cls`` by the fast road; ``remove`` undoes it.
+
+    Args:
+        cls: Has methods of these names, and ``_finish_...`` for each.
+        roads: The functions by operation; by default those of shared memory.
+    """
     new_method = ctypes.pythonapi.PyDescr_NewMethod
     new_method.restype, new_method.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
-    for name, (function, arguments, _) in _OPERATIONS.items():
-        address = integer_function(function, arguments)
+    for name, function in roads.items():
+        has_arguments = name != "barrier"
+        address = integer_function(function, 4 if has_arguments else 2)
         method = getattr(cls, name)
         doc = f"{name}{_SIGNATURES[name]}\n--\n\n{method.__doc__}"
-        flags = NOARGS if arguments == 2 else _FASTCALL_KEYWORDS
+        flags = _FASTCALL_KEYWORDS if has_arguments else NOARGS
         definition = method_definition(name, address, flags, doc)
         setattr(cls, f"_slow_{name}", method)
         setattr(cls, name, new_method(cls, definition))
@@ -148,11 +161,17 @@ def install(cls: type) -> None:
 
 def remove(cls: type) -> None:
     """Put the Python methods back."""
-    for name in _OPERATIONS:
+    for name in _ROADS:
         setattr(cls, name, getattr(cls, f"_slow_{name}"))
 
 
-def serve(cls: type, state: Any, displs: Any, arguments: Any) -> None:
+def serve(
+    cls: type,
+    state: Any,
+    displs: Any,
+    arguments: Any,
+    kernels: Mapping[str, int] = _KERNELS,
+) -> None:
     """Write into a communicator's state what the fast road needs.
 
     Args:
@@ -160,12 +179,13 @@ def serve(cls: type, state: Any, displs: Any, arguments: Any) -> None:
         state: The communicator's context.
         displs: Room for one 64-bit integer per rank.
         arguments: Room for three.
+        kernels: By operation the address that its road calls.
     """
-    for name, (_, _, kernel) in _OPERATIONS.items():
-        state[getattr(context, f"{name.upper()}_KERNEL")] = kernel.address
+    for name, address in kernels.items():
+        state[getattr(context, f"{name.upper()}_KERNEL")] = address
     if not is_installed(cls):
         return
-    for name in _OPERATIONS:
+    for name in _ROADS:
         upper = name.upper()
         state[getattr(context, f"{upper}_METHOD")] = id(getattr(cls, f"_slow_{name}"))
         state[getattr(context, f"{upper}_FINISH")] = id(getattr(cls, f"_finish_{name}"))

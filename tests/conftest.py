@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.backends import BACKENDS, why_missing
+from tests.support.memory import limited_group as limited_group
 from tests.support.ranks import server_residue
 from tests.support.residue import Residue, of_this_run, snapshot
 

@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cobre_net.mpi import ending
-from cobre_net.mpi.direct import Direct
+from cobre_net.mpi import ending, fast
 from cobre_net.mpi.failure import failed
 from cobre_net.mpi.flat import Flat
 from cobre_net.mpi.grouping import Grouping
@@ -49,7 +48,7 @@ _DELEGATED = (
 )
 
 
-class MpiCommunicator(Communicator):
+class MpiCommunicator(fast.State, Communicator):
     """Ranks that an MPI launcher started.
 
     Construction is collective over ``config.comm``. Where the ranks of a node can share memory
@@ -77,6 +76,8 @@ class MpiCommunicator(Communicator):
     def __init__(self, config: MpiConfig) -> None:
         check_started(os.environ)
         self._unusable: CollectiveFailed | InvalidCommunicator | None = None
+        self._fast: fast.Fast | None = None
+        self._context = _closed
         self._config = config
         source = MPI.COMM_WORLD if config.comm is None else config.comm
         try:
@@ -95,8 +96,10 @@ class MpiCommunicator(Communicator):
         self._engine = self._grouping.engine
         self._group = self._grouping.whole
         # Only while the communicator is usable, flat, and compares nothing.
-        is_direct = self._engine is self._flat and not config.check
-        self._direct = Direct(self._flat) if is_direct else None
+        if self._engine is self._flat and not config.check:
+            self._fast = fast.open_road(MpiCommunicator, self._flat)
+            if self._fast is not None:
+                self._context = self._fast.state
         if self._group is not None:
             for name in _DELEGATED:
                 setattr(self, name, getattr(self._group, name))
@@ -116,12 +119,6 @@ class MpiCommunicator(Communicator):
         displs: Counts | None = None,
     ) -> Array:
         """See :meth:`Communicator.allgatherv`."""
-        try:
-            direct = self._direct
-            if direct is not None and direct.allgatherv(send, recv, counts, displs):
-                return recv  # type: ignore[return-value]
-        except MPI.Exception as error:
-            self._fail(error)
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
         if counts is None:
@@ -135,6 +132,7 @@ class MpiCommunicator(Communicator):
             self._engine.allgatherv(*plan)
         except MPI.Exception as error:
             self._fail(error)
+        self._learn(plan.send.dtype)
         return plan.recv
 
     def _gather_counts(self, send: Array) -> Array:
@@ -151,12 +149,6 @@ class MpiCommunicator(Communicator):
         self, send: Array, recv: Array | None = None, op: ReduceOp | str = ReduceOp.SUM
     ) -> Array:
         """See :meth:`Communicator.allreduce`."""
-        try:
-            direct = self._direct
-            if direct is not None and direct.allreduce(send, recv, op):
-                return recv  # type: ignore[return-value]
-        except MPI.Exception as error:
-            self._fail(error)
         self._check_usable()
         send, recv, op = check_allreduce(send, recv, op)
         if self._config.check:
@@ -165,16 +157,11 @@ class MpiCommunicator(Communicator):
             self._engine.allreduce(send, recv, op)
         except MPI.Exception as error:
             self._fail(error)
+        self._learn(send.dtype, op)
         return recv
 
     def broadcast(self, buf: Array, root: int = 0) -> Array:
         """See :meth:`Communicator.broadcast`."""
-        try:
-            direct = self._direct
-            if direct is not None and direct.broadcast(buf, root):
-                return buf
-        except MPI.Exception as error:
-            self._fail(error)
         self._check_usable()
         array = check_broadcast(self.size, self.rank, buf, root)
         if self._config.check:
@@ -184,6 +171,7 @@ class MpiCommunicator(Communicator):
             self._engine.broadcast(array, int(root))
         except MPI.Exception as error:
             self._fail(error)
+        self._learn(array.dtype)
         return array
 
     def barrier(self) -> None:
@@ -270,7 +258,20 @@ class MpiCommunicator(Communicator):
     def _lose(self, reason: CollectiveFailed | InvalidCommunicator) -> None:
         """Be of no use from now on."""
         self._unusable = reason
-        self._direct = None
+        if self._fast is not None:
+            self._fast.close()
+
+    def _learn(self, dtype: np.dtype[Any], op: ReduceOp | None = None) -> None:
+        """Such a call takes the fast road from now on."""
+        if self._fast is not None:
+            self._fast.learn(dtype, op)
+
+    def _finish(self, *_: object, **__: object) -> NoReturn:
+        """Go on where a function of MPI has failed on the fast road."""
+        assert self._fast is not None
+        self._fail(self._fast.failure())
+
+    _finish_barrier = _finish_broadcast = _finish_allreduce = _finish_allgatherv = _finish
 
     def _fail(self, error: Any) -> NoReturn:
         reason = failed(error, self.rank)
@@ -304,3 +305,4 @@ def _disown_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_disown_in_child)
+_closed = fast.install(MpiCommunicator)

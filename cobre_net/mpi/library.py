@@ -122,7 +122,12 @@ def _check_launcher(env: Mapping[str, str]) -> None:
 
 def _remedy(variable: str, size: int) -> str:
     if variable.startswith("SLURM"):
-        return "See which interfaces there are (srun --mpi=list) and name one: srun --mpi=pmix"
+        # MPICH and its kin speak PMI-2; Open MPI from version 5 on PMIx only.
+        interface = "pmix" if MPI.get_vendor()[0] == "Open MPI" else "pmi2"
+        return (
+            "See which interfaces there are (srun --mpi=list) and name that of this MPI, "
+            f"likely: srun --mpi={interface}"
+        )
     for library in loaded_libraries():
         launcher = Path(library).parent.parent / "bin" / "mpiexec"
         if os.access(launcher, os.X_OK):
@@ -131,7 +136,7 @@ def _remedy(variable: str, size: int) -> str:
 
 
 def _library_name() -> str:
-    return str(MPI.Get_library_version()).split("\n")[0].split(",")[0].strip()
+    return " ".join(str(MPI.Get_library_version()).split("\n")[0].split(",")[0].split())
 
 
 def _facts() -> dict[str, Any]:

@@ -3,15 +3,22 @@
     wire          the frames: their layout, tags, limits, and what each may contain
     handshake     who is there: the two-way challenge, without sockets
     secret        where the secret comes from, and where none is needed
-    rendezvous    how the connections come about
+    listening     the coordinator's socket
+    reception     how the ranks come together there
+    joining       how a rank finds it
     link          one connection: what of a frame has been sent and received
     call          what a collective is, in words that are compared
     reducing      the reduction kernels, by address
     flows         payloads in frames: streams with places to come from and to go to
-    coordinator   rank 0's side of every collective
+    patience      time limits, warnings
+    centre        rank 0's view of the group, and what went wrong
+    centre_small  rank 0's side of small collectives
+    coordinator   rank 0's side of large ones
     worker        the side of the others
     failure       the first failure of a group, on the wire and as an exception
     sentinel      the thread of rank 0 that notices a lost peer between collectives
+    membership    joining, entering a collective, failing, leaving
+    plans         small collectives prepared once
     communicator  the contract
 
 ``cobre_net/DESIGN.md`` says who may wait for whom.

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import json
-import os
-import sys
-import threading
-import traceback
-import weakref
 import zlib
-from functools import partial
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cobre_net.tcp import coordinator, worker
 from cobre_net.tcp.call import (
     ALLGATHERV,
     ALLREDUCE,
@@ -30,18 +19,16 @@ from cobre_net.tcp.call import (
     Call,
 )
 from cobre_net.tcp.coordinator import Coordinator
-from cobre_net.tcp.failure import Failure, Lost
 from cobre_net.tcp.flows import CHUNK_BYTES, Block
-from cobre_net.tcp.link import PAYLOAD, SLICE_SECS, FrameBuffer, Link, say_last
+from cobre_net.tcp.link import PAYLOAD, Link
+from cobre_net.tcp.membership import Membership
+from cobre_net.tcp.plans import SmallReduce, payload
 from cobre_net.tcp.reducing import fold_function
-from cobre_net.tcp.rendezvous import gather, join, own_identity
-from cobre_net.tcp.secret import read_secret
-from cobre_net.tcp.sentinel import Sentinel
-from cobre_net.tcp.wire import HEAD_BYTES, SHUTDOWN, SMALL_BYTES, frame
+from cobre_net.tcp.wire import HEAD_BYTES, SMALL_BYTES
 from cobre_net.tcp.worker import Worker
-from cobre_shm.communicator import Array, Communicator, Counts
+from cobre_shm.communicator import Array, Counts
 from cobre_shm.datatypes import ReduceOp, dtype_tag
-from cobre_shm.errors import AllocationFailed, CollectiveFailed, InvalidCommunicator
+from cobre_shm.errors import AllocationFailed
 from cobre_shm.heap import HeapRegion
 from cobre_shm.selection.kinds import TcpConfig
 from cobre_shm.validate import (
@@ -58,36 +45,9 @@ _BARRIER = Call(BARRIER)
 _SPLIT = Call(SPLIT)
 _INT64 = np.dtype(np.int64)
 _MAX_PLANS = 256
-_LAST_WORDS = 4096
-
-_living: weakref.WeakSet[TcpCommunicator] = weakref.WeakSet()
 
 
-class _SmallReduce:
-    """A small allreduce of one dtype, operation and number of elements, ready to be done again."""
-
-    def __init__(self, star: Coordinator | Worker, send: Array, op: ReduceOp) -> None:
-        call = Call(ALLREDUCE, int(op), 0, dtype_tag(send.dtype), send.size)
-        self.part = _payload(star.out, send.dtype, send.size)
-        if isinstance(star, Coordinator):
-            self.result = self.part
-            fold, address, count = fold_function(send.dtype, op), star.out.address, send.size
-            prepared = coordinator.Prepared(
-                star,
-                call,
-                send.nbytes,
-                send.nbytes,
-                lambda link: fold(address, address, link.buffer.address, count, 1),
-            )
-            self.run = partial(star.exchange_prepared, prepared)
-        else:
-            self.result = _payload(star.links[0].buffer, send.dtype, send.size)
-            self.run = partial(
-                star.exchange_prepared, worker.Prepared(star, call, send.nbytes, send.nbytes)
-            )
-
-
-class TcpCommunicator(Communicator):
+class TcpCommunicator(Membership):
     """Ranks on any hosts, in a star around rank 0.
 
     Construction is collective: it returns when all ranks are connected. ``wire.py`` draws the
@@ -109,36 +69,11 @@ class TcpCommunicator(Communicator):
         InitializationFailed: The group did not come together.
     """
 
-    backend = "tcp"
-    is_leader = True
     slot_bytes = CHUNK_BYTES
 
     def __init__(self, config: TcpConfig) -> None:
-        self.rank = config.rank
-        self.size = config.size
-        self._config = config
-        self._unusable: CollectiveFailed | InvalidCommunicator | None = None
-        self._lock = threading.Lock()
-        # Set while the sentinel's thread wants or holds the lock, which it never keeps for long.
-        self._is_watched = False
-        self._plans: dict[tuple[np.dtype[Any], ReduceOp, int], _SmallReduce] = {}
-        self._star: Coordinator | Worker | None = None
-        self._sentinel: Sentinel | None = None
-        if config.size > 1:
-            self._connect(config)
-        _living.add(self)
-
-    def _connect(self, config: TcpConfig) -> None:
-        key = read_secret(config)
-        slice_secs = min(SLICE_SECS, config.timeout_secs / 4)
-        times = config.timeout_secs, config.stall_warn_secs
-        if config.rank == 0:
-            links = gather(config, key, slice_secs)
-            self._star = Coordinator(links, *times)
-            if config.size > 2:
-                self._sentinel = Sentinel(links, self._on_hangup)
-        else:
-            self._star = Worker(config.rank, join(config, key, slice_secs), *times)
+        self._plans: dict[tuple[np.dtype[Any], int, int], SmallReduce] = {}
+        super().__init__(config)
 
     def __repr__(self) -> str:
         return f"<TcpCommunicator rank {self.rank} of {self.size}>"
@@ -222,13 +157,14 @@ class TcpCommunicator(Communicator):
     ) -> Array:
         """See :meth:`Communicator.allreduce`."""
         self._check_usable()
-        send, recv, op = check_allreduce(send, recv, op)
-        if send.nbytes > SMALL_BYTES or self._star is None:
-            self._reduce_large(send, recv, op)
-            return recv
-        plan = self._plans.get((send.dtype, op, send.size))
+        plan = self._known_plan(send, recv, op)
         if plan is None:
-            plan = self._new_plan(send, op)
+            send, recv, op = check_allreduce(send, recv, op)
+            if send.nbytes > SMALL_BYTES or self._star is None:
+                self._reduce_large(send, recv, op)
+                return recv
+            plan = self._plans.get((send.dtype, int(op), send.size)) or self._new_plan(send, op)
+        assert recv is not None
         # As _Round does it, spelled out: this is the call whose own cost is seen most.
         if not self._lock.acquire(False):
             self._enter_slowly()
@@ -248,11 +184,33 @@ class TcpCommunicator(Communicator):
             self._lock.release()
         return recv
 
-    def _new_plan(self, send: Array, op: ReduceOp) -> _SmallReduce:
+    def _known_plan(
+        self, send: Array, recv: Array | None, op: ReduceOp | str
+    ) -> SmallReduce | None:
+        """A plan that is there already, for arrays in which ``check_allreduce`` finds no fault.
+
+        It finds faults in others, and does more than these few comparisons; they are a tenth of
+        a round trip.
+        """
+        if type(send) is not np.ndarray or type(recv) is not np.ndarray or type(op) is not ReduceOp:
+            return None
+        flags = recv.flags
+        if (
+            recv.dtype is not send.dtype
+            or recv.shape != send.shape
+            or not (flags.c_contiguous and flags.writeable and send.flags.c_contiguous)
+            or np.may_share_memory(send, recv)
+        ):
+            return None
+        return self._plans.get((send.dtype, int(op), send.size))
+
+    def _new_plan(self, send: Array, op: ReduceOp) -> SmallReduce:
         if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
         assert self._star is not None
-        plan = self._plans[send.dtype, op, send.size] = _SmallReduce(self._star, send, op)
+        plan = SmallReduce(self._star, send, op)
+        # Not by op itself: to hash an enumeration takes longer than to send eight bytes.
+        self._plans[send.dtype, int(op), send.size] = plan
         return plan
 
     def _reduce_large(self, send: Array, recv: Array, op: ReduceOp) -> None:
@@ -349,16 +307,16 @@ class TcpCommunicator(Communicator):
         with self._round() as star:
             if star is None:
                 return int(is_refused)
-            part = _payload(star.out, _INT64, 1)
+            part = payload(star.out, _INT64, 1)
             part[0] = is_refused
             if isinstance(star, Worker):
                 star.exchange(call, 8, 8)
-                part = _payload(star.links[0].buffer, _INT64, 1)
+                part = payload(star.links[0].buffer, _INT64, 1)
             else:
                 total = part
 
                 def combine(link: Link) -> None:
-                    total[0] += _payload(link.buffer, _INT64, 1)[0]
+                    total[0] += payload(link.buffer, _INT64, 1)[0]
 
                 star.exchange_equal(call, 8, 8, combine)
             return int(part[0])
@@ -368,151 +326,6 @@ class TcpCommunicator(Communicator):
         self._check_usable()
         self._meet(_SPLIT)
         return TcpCommunicator(TcpConfig(self._config.coordinator, rank=0, size=1))
-
-    def abort(self, code: int = 1) -> NoReturn:
-        """See :meth:`Communicator.abort`."""
-        if self._unusable is None:
-            self._fail(self._own("aborted", value=int(code)))
-        raise SystemExit(code)
-
-    def close(self) -> None:
-        """See :meth:`Communicator.close`. A collective that runs in another thread goes on."""
-        if isinstance(self._unusable, InvalidCommunicator):
-            return
-        if not self._take_lock():
-            raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
-        is_whole = self._unusable is None
-        self._unusable = InvalidCommunicator(
-            "The communicator is closed", context={"backend": "tcp", "rank": self.rank}
-        )
-        self._lock.release()
-        _living.discard(self)
-        if self._sentinel is not None:
-            self._sentinel.stop()
-        if self._star is not None:
-            if is_whole:
-                say_last(self._star.links, frame(SHUTDOWN))
-            for link in self._star.links:
-                link.close()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close; leaving by an exception tells the peers of it first."""
-        if error is not None and not isinstance(error, SystemExit):
-            self._tell_peers(error)
-        self.close()
-
-    def _tell_peers(self, error: BaseException) -> None:
-        """Fail the group for an exception of this rank's program, unless it has failed already."""
-        if self._unusable is None:
-            text = "".join(traceback.format_exception(error))[-_LAST_WORDS:]
-            self._fail(self._own("raised", text=text))
-
-    def _check_usable(self) -> None:
-        if self._unusable is not None:
-            # A fresh traceback each time: the exception object is kept for its values.
-            raise self._unusable.with_traceback(None)
-
-    def _round(self) -> _Round:
-        return _Round(self)
-
-    def _enter_slowly(self) -> None:
-        """Take the lock that somebody has."""
-        if not self._take_lock():
-            raise InvalidCommunicator(
-                "Another thread is inside a collective of this communicator",
-                context={"backend": "tcp", "rank": self.rank},
-            )
-
-    def _fail_inside(self, error: BaseException) -> None:
-        """Draw the consequences of what was raised inside a collective.
-
-        Raises:
-            CollectiveFailed: In place of a ``Lost``.
-        """
-        if isinstance(error, Lost):
-            raise self._fail(error.failure) from error.__cause__
-        if self._unusable is None:
-            # A signal handler raised, or memory ran out: this rank is out of step for good.
-            self._fail(self._own("interrupted"))
-
-    def _take_lock(self) -> bool:
-        """Take the lock; False: another thread of the user holds it."""
-        if self._lock.acquire(blocking=False):
-            return True
-        return self._is_watched and self._lock.acquire()
-
-    def _own(self, kind: str, **fields: Any) -> Failure:
-        me = own_identity()
-        did = "had called nothing yet"
-        if self._star is not None and self._star.last is not None:
-            did = f"finished collective {self._star.sequence}, {self._star.last}"
-        return Failure(kind, self.rank, me.pid, me.host, did=did, **fields)
-
-    def _fail(self, failure: Failure) -> CollectiveFailed:
-        """Make the first failure of the group everybody's; return it as an exception."""
-        error = failure.to_error()
-        self._unusable = error
-        if self._star is not None:
-            say_last(self._star.links, failure.to_frame())
-        self._report(failure)
-        return error
-
-    def _report(self, failure: Failure) -> None:
-        """Tell the launcher, if there is one, which cannot look into connections."""
-        if self._config.report is None:
-            return
-        line = json.dumps(
-            {"rank": failure.rank, "kind": failure.kind, "value": failure.value}
-        ).encode()
-        with contextlib.suppress(OSError):
-            # One write of less than PIPE_BUF is never mixed with another rank's.
-            os.write(int(self._config.report.removeprefix("fd:")), line + b"\n")
-
-    def _on_hangup(self, link: Link) -> bool:
-        """Be the sentinel's thread: a peer is gone; whether to go on watching the others."""
-        self._is_watched = True
-        with self._lock:
-            try:
-                star = self._star
-                if self._unusable is not None or not isinstance(star, Coordinator):
-                    return False
-                failure = star.failure_of(link, "its connection ended")
-                if failure.kind != "left":
-                    self._fail(failure)
-                # If somebody still waits for one that closed, the next collective finds out.
-                return failure.kind == "left"
-            finally:
-                self._is_watched = False
-
-
-class _Round:
-    """One collective: the lock, and what a failure inside does to the communicator."""
-
-    def __init__(self, comm: TcpCommunicator) -> None:
-        self._comm = comm
-
-    def __enter__(self) -> Coordinator | Worker | None:
-        comm = self._comm
-        if not comm._lock.acquire(blocking=False):
-            comm._enter_slowly()
-        if comm._unusable is not None:
-            # The sentinel was faster.
-            comm._lock.release()
-            comm._check_usable()
-        return comm._star
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        comm = self._comm
-        try:
-            if error is not None:
-                comm._fail_inside(error)
-        finally:
-            comm._lock.release()
 
 
 def _nothing(link: Link) -> None:
@@ -525,35 +338,3 @@ def _bytes_of(array: Array) -> memoryview:
 
 def _address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
-
-
-def _payload(buffer: FrameBuffer, dtype: np.dtype[Any], count: int) -> Array:
-    return np.frombuffer(buffer.memory, dtype, count, PAYLOAD)
-
-
-def _disown_in_child() -> None:
-    """A forked child is not the rank: it may neither take part nor keep a connection open."""
-    for comm in list(_living):
-        comm._unusable = InvalidCommunicator(
-            "The communicator belongs to the parent process and cannot be used after fork",
-            context={"code": "ForkedCommunicator", "backend": "tcp", "rank": comm.rank},
-        )
-        if comm._sentinel is not None:
-            comm._sentinel.disown()
-        if comm._star is not None:
-            for link in comm._star.links:
-                with contextlib.suppress(OSError):
-                    link.sock.close()
-    _living.clear()
-
-
-def _tell_peers_at_exit() -> None:
-    """Tell the peers of an exception that nobody caught: Python keeps the one that it printed."""
-    error = getattr(sys, "last_value", None)
-    if isinstance(error, BaseException) and not isinstance(error, SystemExit):
-        for comm in list(_living):
-            comm._tell_peers(error)
-
-
-os.register_at_fork(after_in_child=_disown_in_child)
-atexit.register(_tell_peers_at_exit)

@@ -12,7 +12,7 @@ Who may wait for whom, and why that ends:
   nobody waits for that worker but the coordinator, which gets to it once those before it have
   come. Results are sent only when all parts are in, and each worker then does nothing but read.
 - Large: the coordinator waits for any connection on which something can move, and never for a
-  single one. It stops reading from a worker only while that one is ``Ring.CHUNKS`` ahead of the
+  single one. It stops reading from a worker only while that one is a whole ring ahead of the
   reduction; of the workers that the reduction waits for, the first in rank order is never
   ahead of it. Results stay in the user's memory until they are sent, so a slow reader holds up
   nobody's reduction.
@@ -30,229 +30,28 @@ import time
 from collections.abc import Callable, Sequence
 
 from cobre_net.tcp.call import Call
-from cobre_net.tcp.failure import Failure, Lost
-from cobre_net.tcp.flows import (
-    CHUNK_BYTES,
-    Block,
-    Different,
-    Inflow,
-    Outflow,
-    Ring,
-    Spoke,
-    look_for_word,
-)
-from cobre_net.tcp.link import PAYLOAD, START, Ended, FrameBuffer, Link
+from cobre_net.tcp.centre_small import SmallRounds
+from cobre_net.tcp.flows import CHUNK_BYTES, Block, Inflow, Outflow, Ring
+from cobre_net.tcp.link import HANGUP, Link
 from cobre_net.tcp.patience import Patience
 from cobre_net.tcp.reducing import Fold
-from cobre_net.tcp.wire import HEAD_BYTES, RESULT, SEND, BadFrame
+from cobre_net.tcp.wire import RESULT, SEND
 
 __all__ = ["Coordinator"]
 
-_SEND_TAGS = range(SEND, SEND + 16)
-_HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+# What is received at once, at most: each time costs a wake-up of the sender.
+_MIN_CHUNKS, _MAX_CHUNKS = 4, 16
+_ALL_RINGS_BYTES = 1 << 24
 
 
-class Prepared:
-    """A round with small payloads of equal length, ready to be done again and again.
-
-    Args:
-        star: Whose rounds.
-        call: What this rank calls.
-        part_bytes: Of the payload of every other rank.
-        result_bytes: Of the payload that every rank gets.
-        combine: Called for each rank in turn when its part is in ``link.buffer``.
-    """
-
-    def __init__(
-        self,
-        star: Coordinator,
-        call: Call,
-        part_bytes: int,
-        result_bytes: int,
-        combine: Callable[[Link], object],
-    ) -> None:
-        self.call, self.combine = call, combine
-        self.send_begin, self.send_end = call.template(SEND, part_bytes)
-        self.result_begin, self.result_end = call.template(RESULT, result_bytes)
-        self.send_bytes = HEAD_BYTES + part_bytes
-        self.result_bytes = HEAD_BYTES + result_bytes
-        self.result_frame = star.out.frame[: self.result_bytes]
-
-
-class Coordinator:
-    """The centre of the star.
-
-    Args:
-        links: The connections, of rank 1 first.
-        timeout: Seconds that nothing may move.
-        stall_warn: Seconds after which a late rank is named.
-
-    Attributes:
-        sequence: Of the last collective begun.
-        out: The frame buffer of small results; its payload is where rank 0's part goes first.
-        links: See above.
-    """
+class Coordinator(SmallRounds):
+    """The centre of the star."""
 
     def __init__(self, links: Sequence[Link], timeout: float, stall_warn: float) -> None:
-        self.links = list(links)
-        self.sequence = 0
-        self.out = FrameBuffer()
-        self._timeout, self._stall_warn = timeout, stall_warn
-        self._call = Call(0)
-        self.last: Call | None = None
+        super().__init__(links, timeout, stall_warn)
         self._rings: list[bytearray] = []
-        self._has_agreed: Callable[[int], bool] = _nobody
-
-    # Small payloads
-
-    def exchange_prepared(self, plan: Prepared) -> None:
-        """Do a round of ``plan``, whose parts are all of one length: the short road.
-
-        Everything is done beforehand that can be: for a few bytes, what Python does around the
-        system calls is a large part of the time.
-        """
-        self._call = plan.call
-        self.sequence = sequence = self.sequence + 1
-        number = sequence.to_bytes(8)
-        expected = plan.send_begin + number + plan.send_end
-        total, combine = plan.send_bytes, plan.combine
-        for link in self.links:
-            buffer = link.buffer
-            try:
-                count = link.receive(buffer.frame, total)
-            except OSError:
-                count = -1
-            if count != total or not buffer.memory.startswith(expected, START):
-                self._receive_slowly(link, count, expected, total)
-            combine(link)
-        self.out.memory[START:PAYLOAD] = plan.result_begin + number + plan.result_end
-        frame = plan.result_frame
-        for link in self.links:
-            try:
-                count = link.send(frame)
-            except OSError:
-                count = 0
-            if count != plan.result_bytes:
-                self._send_slowly(link, frame[count:])
-        self.last = plan.call
-
-    def exchange_equal(
-        self, call: Call, part_bytes: int, result_bytes: int, combine: Callable[[Link], object]
-    ) -> None:
-        """Do a round in which every rank sends ``part_bytes``; the result is in ``out``.
-
-        Args:
-            call: What this rank calls.
-            part_bytes: Of the payload of every other rank.
-            result_bytes: Of the payload that every rank gets.
-            combine: Called for each rank in turn when its part is in ``link.buffer``.
-        """
-        self.exchange_prepared(Prepared(self, call, part_bytes, result_bytes, combine))
-
-    def exchange_parts(
-        self,
-        call: Call,
-        part_bytes: Sequence[int],
-        result_bytes: int,
-        combine: Callable[[Link], object],
-    ) -> None:
-        """Do the same where rank ``r`` sends ``part_bytes[r]``."""
-        self._begin(call)
-        for link in self.links:
-            nbytes = part_bytes[link.rank]
-            self._receive_slowly(
-                link, 0, call.head(SEND, self.sequence, nbytes), HEAD_BYTES + nbytes
-            )
-            combine(link)
-        self._send_result(call, result_bytes)
-
-    def _begin(self, call: Call) -> None:
-        self._call = call
-        self.sequence += 1
-
-    def _send_result(self, call: Call, result_bytes: int) -> None:
-        out = self.out
-        total = HEAD_BYTES + result_bytes
-        out.memory[START:PAYLOAD] = call.head(RESULT, self.sequence, result_bytes)
-        frame = out.frame[:total]
-        for link in self.links:
-            try:
-                count = link.sock.send(frame)
-            except OSError:
-                count = 0
-            if count != total:
-                self._send_slowly(link, frame[count:])
-        self.last = call
-
-    def _receive_slowly(self, link: Link, count: int, expected: bytes, total: int) -> None:
-        """Receive the rest of a part that did not come whole, or find out what came instead."""
-        buffer = link.buffer
-        buffer.received = max(count, 0)
-        self._has_agreed = lambda rank: rank < link.rank
-        patience: Patience | None = None
-        while True:
-            with self._blamed(link):
-                look_for_word(link)
-                if buffer.received >= HEAD_BYTES and not buffer.memory.startswith(expected, START):
-                    raise Different
-                if buffer.received == total:
-                    buffer.received = 0
-                    return
-                more = link.take(buffer.frame[buffer.received : total], 0)
-            buffer.received += more
-            if not more:
-                patience = patience or self._patience()
-                self._wait(link, patience)
-
-    def _send_slowly(self, link: Link, rest: memoryview) -> None:
-        patience = self._patience()
-        while rest:
-            link.unsent = len(rest)
-            with self._blamed(link):
-                count = link.put([rest])
-            rest = rest[count:]
-            if count:
-                patience.moved()
-            else:
-                patience.look([link.rank], str(self._call))
-        link.unsent = 0
-
-    def _wait(self, link: Link, patience: Patience) -> None:
-        """Wait until something comes from ``link``, with an eye on all others."""
-        poller = select.poll()
-        by_descriptor = {each.sock.fileno(): each for each in self.links}
-        for descriptor, each in by_descriptor.items():
-            poller.register(descriptor, _HANGUP | (select.POLLIN if each is link else 0))
-        known = -1
-        while True:
-            ready = poller.poll(patience.beat * 1000)
-            for descriptor, _ in ready:
-                if by_descriptor[descriptor] is not link:
-                    self._ended(by_descriptor[descriptor])
-            if ready:
-                return
-            missing = self._missing(link)
-            if len(missing) != known:
-                known = len(missing)
-                patience.moved()
-            patience.look(missing, str(self._call))
-            for each in self.links:
-                if each.rank not in missing:
-                    each.heartbeat()
-
-    def _missing(self, link: Link) -> list[int]:
-        """The ranks from which nothing of this round has come; ``link`` is read next."""
-        poller = select.poll()
-        for each in self.links[self.links.index(link) :]:
-            poller.register(each.sock, select.POLLIN)
-        here = {descriptor for descriptor, _ in poller.poll(0)}
-        return [
-            each.rank
-            for each in self.links[self.links.index(link) :]
-            if each.sock.fileno() not in here and not each.buffer.received
-        ]
-
-    # Large payloads
+        chunks = _ALL_RINGS_BYTES // CHUNK_BYTES // len(self.links)
+        self._ring_bytes = CHUNK_BYTES * max(_MIN_CHUNKS, min(_MAX_CHUNKS, chunks))
 
     def reduce(
         self, call: Call, total: int, itemsize: int, own: int, result: memoryview, fold: Fold
@@ -325,7 +124,7 @@ class Coordinator:
     def _ring(self, index: int, total: int) -> Ring:
         # Kept: fresh memory would cost more than the reduction.
         while len(self._rings) <= index:
-            self._rings.append(bytearray(Ring.CHUNKS * CHUNK_BYTES))
+            self._rings.append(bytearray(self._ring_bytes))
         memory = self._rings[index]
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         return Ring(memoryview(memory), address, total)
@@ -350,7 +149,7 @@ class Coordinator:
             link.begin_stream()
         while open_flows:
             for descriptor, (inflow, outflow) in list(open_flows.items()):
-                wanted = _HANGUP
+                wanted = HANGUP
                 if inflow.has_room():
                     wanted |= select.POLLIN
                 if inflow.has_called and outflow.has_work():
@@ -371,7 +170,7 @@ class Coordinator:
                 with self._blamed(inflow.link):
                     if events & select.POLLIN:
                         moved |= inflow.pull() > 0
-                    elif events & _HANGUP:
+                    elif events & HANGUP:
                         self._ended(inflow.link)
                     if events & select.POLLOUT:
                         moved |= outflow.push() > 0
@@ -406,104 +205,3 @@ class Coordinator:
                 self._blame(flow.link, "its host does not answer")
             if flow.has_called:
                 flow.link.heartbeat()
-
-    # What went wrong
-
-    def describe(self, rank: int) -> str:
-        """A rank in words."""
-        if rank == 0:
-            return "rank 0"
-        peer = self.links[rank - 1].peer
-        return f"rank {rank} (pid {peer.pid} on {peer.host}; it {self._did(rank)})"
-
-    def _patience(self) -> Patience:
-        return Patience(0, self._timeout, self._stall_warn, self.describe)
-
-    def _did(self, rank: int) -> str:  # noqa: ARG002 - all ranks have done the same
-        if self.last is None:
-            return "had called nothing yet"
-        return f"finished collective {self.sequence - 1}, {self.last}"
-
-    def _blamed(self, link: Link) -> _Blame:
-        return _Blame(self, link)
-
-    def _blame(self, link: Link, why: str) -> None:
-        raise Lost(self.failure_of(link, why))
-
-    def failure_of(self, link: Link, why: str) -> Failure:
-        """The failure of a peer whose connection has ended: its own word, or ``why``."""
-        ending = link.ending()
-        if ending.failure is not None:
-            return ending.failure
-        kind = "left" if ending.left else "died"
-        return Failure(
-            kind, link.rank, link.peer.pid, link.peer.host, text=why, did=self._did(link.rank)
-        )
-
-    def _ended(self, link: Link) -> None:
-        self._blame(link, "its connection ended")
-
-    def spoke(self, link: Link, failure: Failure | None) -> Failure:
-        """The failure behind a peer's last word."""
-        if failure is not None:
-            return failure
-        peer = link.peer
-        return Failure("left", link.rank, peer.pid, peer.host, did=self._did(link.rank))
-
-    def damage(self, link: Link, why: str) -> Failure:
-        """The failure of a peer that does not keep to the protocol."""
-        return Failure(
-            "damaged", link.rank, link.peer.pid, link.peer.host, text=why, did=self._did(link.rank)
-        )
-
-    def mismatch(self, link: Link) -> Failure:
-        """What each rank calls in this round, which ``link``'s rank does not call as we do."""
-        calls = [self._call, *(self._called(each) for each in self.links)]
-        if all(each == self._call for each in calls):
-            return self.damage(link, "a frame of another length or of another collective")
-        return Failure("mismatch", calls=tuple(map(str, calls)))
-
-    def _called(self, link: Link) -> Call:
-        """What a rank calls in this round, waited for if need be."""
-        if self._has_agreed(link.rank):
-            return self._call
-        buffer = link.buffer
-        patience = self._patience()
-        while True:
-            with self._blamed(link):
-                look_for_word(link)
-                if buffer.received >= HEAD_BYTES:
-                    break
-                more = link.take(buffer.frame[buffer.received : HEAD_BYTES])
-            buffer.received += more
-            if not more:
-                self._wait(link, patience)
-        head = buffer.head()
-        if head.tag not in _SEND_TAGS or head.sequence != self.sequence:
-            raise Lost(self.damage(link, f"tag {head.tag} of collective {head.sequence}"))
-        return Call.of(head)
-
-
-def _nobody(rank: int) -> bool:  # noqa: ARG001 - nobody
-    return False
-
-
-class _Blame:
-    """Turns what a connection raises into the failure of the rank at its end."""
-
-    def __init__(self, star: Coordinator, link: Link) -> None:
-        self._star, self._link = star, link
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        star, link = self._star, self._link
-        if isinstance(error, Ended):
-            raise Lost(star.failure_of(link, str(error))) from error
-        if isinstance(error, Spoke):
-            raise Lost(star.spoke(link, error.failure)) from None
-        if isinstance(error, BadFrame):
-            raise Lost(star.damage(link, str(error))) from error
-        if isinstance(error, Different):
-            raise Lost(star.mismatch(link)) from None

@@ -83,14 +83,12 @@ class Block:
 
 
 class Ring:
-    """Bytes of one rank on their way into a reduction.
+    """Bytes of one rank on their way into a reduction, in memory of some whole chunks.
 
     Attributes:
         ready: How many have come since the beginning.
         folded: How many of them have been used; their room is free again.
     """
-
-    CHUNKS = 4
 
     def __init__(self, memory: memoryview, address: int, total: int) -> None:
         self._memory, self.address, self._total = memory, address, total

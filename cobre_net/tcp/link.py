@@ -47,8 +47,19 @@ from cobre_net.tcp.wire import (
     frame,
 )
 
-__all__ = ["PAYLOAD", "SLICE_SECS", "START", "Ended", "Ending", "FrameBuffer", "Link", "say_last"]
+__all__ = [
+    "HANGUP",
+    "PAYLOAD",
+    "SLICE_SECS",
+    "START",
+    "Ended",
+    "Ending",
+    "FrameBuffer",
+    "Link",
+    "say_last",
+]
 
+HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 SLICE_SECS = 0.1
 SILENCE_SECS = 8
 _KEEPALIVE_IDLE_SECS = 3
@@ -222,6 +233,11 @@ def tune(sock: socket.socket) -> None:
     }
     for option, value in tcp.items():
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    if sock.getpeername()[0] == sock.getsockname()[0]:
+        # Nothing is lost and nothing queues inside one host. The kernel's choice may be BBR, which
+        # paces what it sends by timers, and they cost more than the bytes.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 
 def last_word(data: bytes, skip: int) -> Ending:

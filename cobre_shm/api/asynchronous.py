@@ -35,8 +35,9 @@ async def train_async(
     """Train as :func:`cobre_shm.train` does, without keeping the event loop from its work.
 
     The call runs in a thread of its own, and so does ``progress_callback``. When the awaiting task
-    is cancelled, workers are ended within a second; a training in this process ends after the
-    iteration that it is in. Only then is the cancellation raised: nothing is left behind.
+    is cancelled, workers are ended within a second, and a training in this process after the
+    problem that it solves; what waits for ranks that are started elsewhere waits for them, or for
+    their time limit. Only then is the cancellation raised: nothing is left behind.
 
     Args:
         case: As for :func:`cobre_shm.train`, like everything else.
@@ -72,6 +73,7 @@ async def train_async(
                 output_dir,
                 options,
                 cancellation,
+                cancellation.check,
             )
             try:
                 return await asyncio.shield(future)

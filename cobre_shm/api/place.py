@@ -13,9 +13,9 @@ The environment chooses nothing, with one exception: for several workers, ``"aut
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.process
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +34,11 @@ from cobre_shm.spawn.tcp import TcpMeeting
 __all__ = ["Place", "find_place"]
 
 _COORDINATOR = "COBRE_TCP_COORDINATOR"
+# Loaded with the first process, lock, queue, pool or shared value.
+_SETS_START_METHOD = {
+    f"multiprocessing.{name}"
+    for name in ("popen_fork", "synchronize", "queues", "pool", "sharedctypes")
+}
 
 
 @dataclass(frozen=True)
@@ -150,14 +155,8 @@ def _coordinator_of_environment() -> str | None:
 
 
 def _check_start_method() -> None:
-    """Refuse a process whose user has chosen fork: what it then expects is not what happens.
-
-    Starting a process by any context sets the global method to the default, which is fork on
-    Linux before Python 3.14. So where processes have been started it says nothing of the user.
-    """
-    # Without allow_none, asking would set it.
-    chosen = multiprocessing.get_start_method(allow_none=True)
-    if chosen == "fork" and not _has_started_processes():
+    """Refuse a process whose user has chosen fork: what it then expects is not what happens."""
+    if _has_chosen_fork():
         raise IncompatibleSettings(
             "The start method of multiprocessing is 'fork', which workers cannot use: threads and "
             "locks of this process would be copied in any state",
@@ -166,10 +165,21 @@ def _check_start_method() -> None:
         )
 
 
-def _has_started_processes() -> bool:
-    # Its next number: multiprocessing keeps no other trace of processes that have ended.
-    counter = getattr(multiprocessing.process, "_process_counter", None)
-    return counter is not None and repr(counter) != "count(1)"
+def _has_chosen_fork() -> bool:
+    """Whether the user has called ``set_start_method("fork")``, as far as that can be told.
+
+    Where fork is the default (Linux before Python 3.14), the first process, lock or queue that
+    anybody makes sets the global method to it, whatever context it is of: a process of a context
+    of its own tells the child the global method, and asking for it sets it. Nothing tells such a
+    "fork" from a chosen one. So it counts only while no such thing was made, which is known from
+    the modules of multiprocessing that are loaded for it. Workers are safe in any case: nothing
+    of ours is forked.
+    """
+    # Without allow_none, asking would set it.
+    if multiprocessing.get_start_method(allow_none=True) != "fork":
+        return False
+    is_default = multiprocessing.get_all_start_methods()[0] == "fork"
+    return not (is_default and sys.modules.keys() & _SETS_START_METHOD)
 
 
 def _refuse(message: str, setting: str) -> IncompatibleSettings:

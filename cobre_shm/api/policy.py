@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.sddp.cuts import StageCuts
-from cobre_shm.sddp.errors import MissingFile, OutOfRange, ParseError, SchemaViolation
+from cobre_shm.sddp.errors import OutOfRange
 
 if TYPE_CHECKING:
     from cobre_shm.sddp.training_result import TrainingResult
@@ -118,44 +117,10 @@ class Policy:
             SchemaViolation: The two files do not belong together.
             MissingDependency: pyarrow is not installed.
         """
-        from cobre_shm.sddp.results import read_table
+        from cobre_shm.sddp.policy_files import read_policy
 
-        root = Path(directory)
-        described = _read_state(root / "state.json")
-        columns = read_table(root / "cuts.parquet")
-        try:
-            components = [
-                (str(item["kind"]), int(item["hydro_id"]), int(item["lag"]), str(item["unit"]))
-                for item in described["components"]
-            ]
-            stages = [int(stage) for stage in described["stage_ids"]]
-            foreign = set(columns["stage_id"].tolist()) - set(stages)
-            if foreign:
-                raise ValueError(f"there are cuts of stage {min(foreign)}, which it has not")
-            of_stage, intercept = columns["stage_id"], columns["intercept"]
-            coefficients = np.empty((len(intercept), len(components)))
-            for j, item in enumerate(described["components"]):
-                coefficients[:, j] = columns[item["column"]]
-            if not (np.isfinite(intercept).all() and np.isfinite(coefficients).all()):
-                raise ValueError("a cut holds something that is no number")
-            cuts = [
-                StageCuts(
-                    intercept=intercept[rows],
-                    coefficients=coefficients[rows],
-                    iteration=columns["iteration"][rows].astype(np.int64),
-                    scenario=columns["scenario"][rows].astype(np.int64),
-                )
-                for rows in (np.flatnonzero(of_stage == stage) for stage in stages)
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise SchemaViolation(
-                f"{root}: not a policy: {type(error).__name__}: {error}",
-                context={
-                    "file": str(root),
-                    "expected": "cuts.parquet and state.json",
-                },
-            ) from error
-        return cls(stages, cuts, components)
+        stored = read_policy(directory)
+        return cls(stored.stages, stored.cuts, stored.components)
 
     def _position(self, stage: int) -> int:
         try:
@@ -166,16 +131,3 @@ class Policy:
                 f"there is no stage {stage!r}: the policy has the stages {listed}",
                 context={"field": "stage", "value": repr(stage), "expected": list(self.stages)},
             ) from None
-
-
-def _read_state(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingFile(
-            f"{path}: there is no such file",
-            context={"file": str(path)},
-            suggestion="Give the folder 'policy' of a training's output directory",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ParseError(f"{path}: not readable: {error}", context={"file": str(path)}) from error

@@ -18,19 +18,22 @@ from cobre_shm.api.worker import SimulationTask, TrainingTask
 from cobre_shm.communicator import Communicator
 from cobre_shm.errors import IncompatibleSettings
 from cobre_shm.local import LocalCommunicator
-from cobre_shm.sddp.case import Case, load_case, share_case
+from cobre_shm.sddp.case import Case, load_case, share_case, with_overrides
 from cobre_shm.sddp.cuts import StageCuts
+from cobre_shm.sddp.errors import CheckpointError
 from cobre_shm.sddp.results import prepare_output
 from cobre_shm.sddp.sharing import on_rank_zero
 from cobre_shm.sddp.simulation import SimulationResult
 from cobre_shm.sddp.simulation_results import write_simulation
+from cobre_shm.sddp.solver import Check
 from cobre_shm.sddp.training_result import Iteration
-from cobre_shm.spawn.workers import Cancellation, Cancelled, WorkerGroup
+from cobre_shm.spawn.workers import Cancellation, WorkerGroup
 
 __all__ = ["ProgressCallback", "simulate", "train"]
 
 ProgressCallback = Callable[[ProgressEvent], object]
 Overrides = Mapping[str, Any]
+PolicySource = TrainingResult | Policy | Sequence[StageCuts] | str | Path
 
 
 def train(
@@ -64,7 +67,7 @@ def train(
         size: Number of ranks of that group.
         comm: A communicator to use instead of all of these; it stays open.
         config_overrides: Values that replace those of the case's ``config.json``, nested as there:
-            ``{"training": {"forward_passes": 8}}``. For a case directory only.
+            ``{"training": {"forward_passes": 8}}``. A loaded case stays as it is.
         progress_callback: Called with a :class:`ProgressEvent` after every iteration, for every
             worker, in this thread. If it returns True, the training ends after the next iteration
             with the reason ``interrupted``; if it raises, the training is ended and the exception
@@ -99,7 +102,7 @@ def train(
 
 def simulate(
     case: Case | str | Path,
-    policy: TrainingResult | Policy | Sequence[StageCuts] | str | Path,
+    policy: PolicySource,
     *,
     scenarios: int | None = None,
     backend: str = "auto",
@@ -128,26 +131,13 @@ def simulate(
         output_dir: Where the results are written, in the folder ``simulation``.
 
     Raises:
-        ValueError: ``scenarios`` is below 1, or the policy does not fit the case.
+        ValueError: ``scenarios`` is below 1, or the cuts have another shape than the case.
+        CheckpointError: The policy is of other stages, plants or lags.
         CaseError, IncompatibleSettings, BackendError, WorkerError, SolverError, OutputError: As
             for :func:`train`.
     """
     place = find_place(backend, num_workers, coordinator, rank, size, comm)
-    cuts = _cuts_of(policy)
-    if place.workers:
-        loaded = load(case, config_overrides)
-        task = SimulationTask(loaded, cuts, scenarios)
-        (data, *_), _pids = _on_workers(place, task, None, None)
-        result: SimulationResult = replace(decode(data), case=loaded)
-        if output_dir is not None:
-            write_simulation(result, Path(output_dir))
-        return result
-    with place.communicator() as own:
-        loaded = load(case, config_overrides, own)
-        result = sddp.simulate(loaded, cuts, own, scenarios)
-        if output_dir is not None:
-            on_rank_zero(lambda: write_simulation(result, Path(output_dir)), own)
-    return result
+    return simulate_at(place, case, policy, scenarios, config_overrides, output_dir)
 
 
 def train_at(
@@ -158,6 +148,7 @@ def train_at(
     output_dir: str | Path | None,
     options: dict[str, Any],
     cancellation: Cancellation | None = None,
+    check: Check | None = None,
 ) -> TrainingResult:
     """Train where ``place`` says; see :func:`train`.
 
@@ -168,13 +159,16 @@ def train_at(
         callback: For progress.
         output_dir: Where the results are written.
         options: What the trainer is told beside that.
-        cancellation: Ends the training: workers at once, this process after its iteration.
+        cancellation: Ends the workers.
+        check: Called before every problem that this process solves; what it raises comes out.
 
     Raises:
         Cancelled: The cancellation was requested.
     """
     if not place.workers:
-        return _train_here(place, case, overrides, callback, output_dir, options, cancellation)
+        return _train_here(
+            place, case, overrides, callback, output_dir, {**options, "check": check}
+        )
     loaded = load(case, overrides)
     folder = None if output_dir is None else Path(output_dir).absolute()
     if folder is not None:
@@ -186,6 +180,42 @@ def train_at(
     return TrainingResult(details, worker_infos(details, pids))
 
 
+def simulate_at(
+    place: Place,
+    case: Case | str | Path,
+    policy: PolicySource,
+    scenarios: int | None,
+    overrides: Overrides | None,
+    output_dir: str | Path | None,
+    check: Check | None = None,
+) -> SimulationResult:
+    """Simulate where ``place`` says; see :func:`simulate`.
+
+    Args:
+        place: Where the ranks are.
+        case: As for :func:`simulate`, and so on.
+        policy: The policy.
+        scenarios: Number of trajectories.
+        overrides: Of the configuration.
+        output_dir: Where the results are written.
+        check: Called before every problem that this process solves; what it raises comes out.
+    """
+    if place.workers:
+        loaded = load(case, overrides)
+        task = SimulationTask(loaded, _cuts_of(policy, loaded), scenarios)
+        (data, *_), _pids = _on_workers(place, task, None, None)
+        result: SimulationResult = replace(decode(data), case=loaded)
+        if output_dir is not None:
+            write_simulation(result, Path(output_dir))
+        return result
+    with place.communicator() as own:
+        loaded = load(case, overrides, own)
+        result = sddp.simulate(loaded, _cuts_of(policy, loaded), own, scenarios, check=check)
+        if output_dir is not None:
+            on_rank_zero(lambda: write_simulation(result, Path(output_dir)), own)
+    return result
+
+
 def load(
     case: Case | str | Path, overrides: Overrides | None, comm: Communicator | None = None
 ) -> Case:
@@ -193,16 +223,9 @@ def load(
 
     Raises:
         CaseError: It cannot be used.
-        IncompatibleSettings: There are overrides for a case that is loaded already.
     """
     if isinstance(case, Case):
-        if overrides:
-            raise IncompatibleSettings(
-                "config_overrides are for a case directory, and this case is loaded already",
-                context={"setting": "config_overrides"},
-                suggestion="Give them to load_case(path, config_overrides), or pass the path here",
-            )
-        return case
+        return with_overrides(case, overrides) if overrides else case
     return load_case(case, overrides) if comm is None else share_case(case, comm, overrides)
 
 
@@ -256,7 +279,6 @@ def _train_here(
     callback: ProgressCallback | None,
     output_dir: str | Path | None,
     options: dict[str, Any],
-    cancellation: Cancellation | None,
 ) -> TrainingResult:
     is_stopping = False
     with place.communicator() as comm:
@@ -265,8 +287,6 @@ def _train_here(
 
         def tell(item: Iteration) -> None:
             nonlocal is_stopping
-            if cancellation is not None and cancellation.is_requested:
-                raise Cancelled
             if callback is not None:
                 event = ProgressEvent.of(item, comm.rank, limit)
                 is_stopping = callback(event) is True or is_stopping
@@ -282,11 +302,18 @@ def _train_here(
     return TrainingResult(details)
 
 
-def _cuts_of(
-    policy: TrainingResult | Policy | Sequence[StageCuts] | str | Path,
-) -> Sequence[StageCuts]:
+def _cuts_of(policy: PolicySource, case: Case) -> Sequence[StageCuts]:
     if isinstance(policy, TrainingResult):
         policy = policy.policy
     elif isinstance(policy, str | Path):
         policy = Policy.load(policy)
-    return policy.all_cuts() if isinstance(policy, Policy) else policy
+    if not isinstance(policy, Policy):
+        return policy
+    stages = tuple(stage.id for stage in case.horizon.stages)
+    if (policy.stages, list(policy.components)) != (stages, case.state_names()):
+        raise CheckpointError(
+            f"the policy does not fit the case {case.name}: their stages, plants or lags differ",
+            context={"stages": list(policy.stages), "expected": list(stages)},
+            suggestion="Give the policy of a training of the same plants and stages",
+        )
+    return policy.all_cuts()

@@ -19,6 +19,8 @@ __all__ = [
     "ARRAY_DIMS",
     "ARRAY_FLAGS",
     "ARRAY_NDIM",
+    "LIST_ITEMS",
+    "LIST_SIZE",
     "TUPLE_ITEMS",
     "TUPLE_SIZE",
     "TYPE",
@@ -35,11 +37,13 @@ __all__ = [
     "integer_of",
     "load_i32",
     "release_gil",
+    "store_i32",
     "take_gil",
 ]
 
 TYPE = 8
 TUPLE_SIZE, TUPLE_ITEMS = 16, 24
+LIST_SIZE, LIST_ITEMS = 16, 24
 ARRAY_DATA, ARRAY_NDIM, ARRAY_DIMS, ARRAY_DESCR, ARRAY_FLAGS = 16, 24, 32, 56, 64
 
 _I64 = ir.IntType(64)
@@ -70,6 +74,18 @@ def load_i32(typing_context: Any, address: Any) -> Any:
         return builder.sext(builder.load(builder.inttoptr(args[0], _I32.as_pointer())), _I64)
 
     return types.int64(types.int64), code
+
+
+@intrinsic
+def store_i32(typing_context: Any, address: Any, value: Any) -> Any:
+    """Store the lower half of ``value`` at ``address``."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], _I32.as_pointer())
+        builder.store(builder.trunc(args[1], _I32), place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
 
 
 @intrinsic

@@ -45,29 +45,40 @@ from cobre_shm.kernels.python_c import (
 )
 
 __all__ = [
+    "C_CONTIGUOUS",
     "STATE",
+    "WRITEABLE",
     "allgatherv_call",
     "allreduce_call",
     "barrier_call",
     "broadcast_call",
+    "context_of",
+    "element_count",
+    "is_free",
+    "is_integers",
+    "is_layout",
+    "is_plain",
+    "known_entry",
+    "overlap",
     "plan_call",
 ]
 
 # Where ``_context`` lies in a communicator: right behind the head, see ``shm/membership.py``.
 STATE = 16
 
-_C_CONTIGUOUS, _WRITEABLE = 0x1, 0x400
+C_CONTIGUOUS, WRITEABLE = 0x1, 0x400
 # Payloads up to this size are exchanged with the GIL held, as long as nobody is late.
 _HOLD_BYTES = 16384
 
 
 @inlined
-def _context_of(instance: int) -> Any:
+def context_of(instance: int) -> Any:
+    """The words of a communicator."""
     return as_words(load_plain(load_plain(instance + STATE) + ARRAY_DATA))
 
 
 @inlined
-def _is_plain(ctx: Any, obj: int, flags: int) -> bool:
+def is_plain(ctx: Any, obj: int, flags: int) -> bool:
     """Whether it is an exact numpy array with all of ``flags``."""
     if load_plain(obj + TYPE) != ctx[context.ARRAY_TYPE]:
         return False
@@ -75,7 +86,8 @@ def _is_plain(ctx: Any, obj: int, flags: int) -> bool:
 
 
 @inlined
-def _elements(array: int) -> int:
+def element_count(array: int) -> int:
+    """Elements of a numpy array."""
     count = 1
     dims = load_plain(array + ARRAY_DIMS)
     for axis in range(load_i32(array + ARRAY_NDIM)):
@@ -84,7 +96,7 @@ def _elements(array: int) -> int:
 
 
 @inlined
-def _known(ctx: Any, descr: int, op: int) -> int:
+def known_entry(ctx: Any, descr: int, op: int) -> int:
     """Address of what is known of a dtype and reduction; 0: nothing."""
     entry = ctx[context.KNOWN]
     for _ in range(ctx[context.KNOWN_COUNT]):
@@ -95,7 +107,8 @@ def _known(ctx: Any, descr: int, op: int) -> int:
 
 
 @inlined
-def _overlap(a: int, b: int, nbytes: int) -> bool:
+def overlap(a: int, b: int, nbytes: int) -> bool:
+    """Whether two pieces of memory of ``nbytes`` have a byte in common."""
     return a < b + nbytes and b < a + nbytes
 
 
@@ -117,7 +130,7 @@ def _end_holding(ctx: Any, thread: int) -> None:
 
 
 @inlined
-def _is_free(ctx: Any) -> bool:
+def is_free(ctx: Any) -> bool:
     """Whether a collective may begin; otherwise the Python method says why not."""
     return load_acquire(ctx[context.SELF] + 8 * context.BUSY) == 0
 
@@ -125,8 +138,8 @@ def _is_free(ctx: Any) -> bool:
 @inlined
 def barrier_call(instance: int, unused: int) -> int:
     """METH_NOARGS."""
-    ctx = _context_of(instance)
-    if not _is_free(ctx):
+    ctx = context_of(instance)
+    if not is_free(ctx):
         return call_with_self(ctx[context.BARRIER_METHOD], instance, instance, 0, 0)
     own = ctx[context.SELF]
     kernel = ctx[context.BARRIER_KERNEL]
@@ -149,7 +162,7 @@ def barrier_call(instance: int, unused: int) -> int:
 @inlined
 def allreduce_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
     """METH_FASTCALL | METH_KEYWORDS: (send, recv=None, op=SUM)."""
-    ctx = _context_of(instance)
+    ctx = context_of(instance)
     method = ctx[context.ALLREDUCE_METHOD]
     op = ctx[context.SUM]
     if kwnames != 0:
@@ -162,14 +175,14 @@ def allreduce_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         op = load_plain(args + 8 * nargs)
     elif nargs == 3:
         op = load_plain(args + 16)
-    if nargs < 1 or nargs > 3 or not _is_free(ctx):
+    if nargs < 1 or nargs > 3 or not is_free(ctx):
         return call_with_self(method, instance, args, nargs, kwnames)
     send = load_plain(args)
     recv = load_plain(args + 8) if nargs > 1 else ctx[context.NONE]
-    if not _is_plain(ctx, send, _C_CONTIGUOUS):
+    if not is_plain(ctx, send, C_CONTIGUOUS):
         return call_with_self(method, instance, args, nargs, kwnames)
-    entry = _known(ctx, load_plain(send + ARRAY_DESCR), op)
-    count = _elements(send)
+    entry = known_entry(ctx, load_plain(send + ARRAY_DESCR), op)
+    count = element_count(send)
     if entry == 0 or count == 0:
         return call_with_self(method, instance, args, nargs, kwnames)
     item_bytes = load_plain(entry + known.ITEM_BYTES)
@@ -182,13 +195,13 @@ def allreduce_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
             return 0
         target = load_plain(recv + ARRAY_DATA)
     else:
-        if not _is_plain(ctx, recv, _C_CONTIGUOUS | _WRITEABLE):
+        if not is_plain(ctx, recv, C_CONTIGUOUS | WRITEABLE):
             return call_with_self(method, instance, args, nargs, kwnames)
         target = load_plain(recv + ARRAY_DATA)
         if (
             load_plain(recv + ARRAY_DESCR) != load_plain(send + ARRAY_DESCR)
-            or _elements(recv) != count
-            or (source != target and _overlap(source, target, nbytes))
+            or element_count(recv) != count
+            or (source != target and overlap(source, target, nbytes))
         ):
             return call_with_self(method, instance, args, nargs, kwnames)
     own = ctx[context.SELF]
@@ -223,7 +236,7 @@ def allreduce_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
 @inlined
 def broadcast_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
     """METH_FASTCALL | METH_KEYWORDS: (buf, root=0)."""
-    ctx = _context_of(instance)
+    ctx = context_of(instance)
     method = ctx[context.BROADCAST_METHOD]
     root = 0
     given = 0
@@ -237,7 +250,7 @@ def broadcast_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         given = load_plain(args + 8)
     elif nargs == 2:
         given = load_plain(args + 8)
-    if nargs < 1 or nargs > 2 or not _is_free(ctx):
+    if nargs < 1 or nargs > 2 or not is_free(ctx):
         return call_with_self(method, instance, args, nargs, kwnames)
     if given != 0:
         if load_plain(given + TYPE) != ctx[context.INT_TYPE]:
@@ -245,11 +258,11 @@ def broadcast_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         root = integer_of(given)
     buf = load_plain(args)
     entry = 0
-    if root >= 0 and root < ctx[context.SIZE] and _is_plain(ctx, buf, _C_CONTIGUOUS | _WRITEABLE):
-        entry = _known(ctx, load_plain(buf + ARRAY_DESCR), 0)
+    if root >= 0 and root < ctx[context.SIZE] and is_plain(ctx, buf, C_CONTIGUOUS | WRITEABLE):
+        entry = known_entry(ctx, load_plain(buf + ARRAY_DESCR), 0)
     if entry == 0:
         return call_with_self(method, instance, args, nargs, kwnames)
-    count = _elements(buf)
+    count = element_count(buf)
     nbytes = count * load_plain(entry + known.ITEM_BYTES)
     own = ctx[context.SELF]
     kernel = ctx[context.BROADCAST_KERNEL]
@@ -272,9 +285,9 @@ def broadcast_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
 
 
 @inlined
-def _is_integers(ctx: Any, obj: int) -> bool:
+def is_integers(ctx: Any, obj: int) -> bool:
     """Whether it is a vector of one 64-bit integer per rank."""
-    if not _is_plain(ctx, obj, _C_CONTIGUOUS):
+    if not is_plain(ctx, obj, C_CONTIGUOUS):
         return False
     if load_plain(obj + ARRAY_DESCR) != ctx[context.INT64] or load_i32(obj + ARRAY_NDIM) != 1:
         return False
@@ -282,7 +295,7 @@ def _is_integers(ctx: Any, obj: int) -> bool:
 
 
 @inlined
-def _is_layout(ctx: Any, counts: int, displs: int, send: int, recv: int) -> bool:
+def is_layout(ctx: Any, counts: int, displs: int, send: int, recv: int) -> bool:
     """Whether the blocks lie in ``recv`` in rank order without an overlap; fills packed ones.
 
     ``counts`` and ``displs`` are addresses of integers, ``send`` and ``recv`` numbers of elements.
@@ -304,27 +317,27 @@ def _is_layout(ctx: Any, counts: int, displs: int, send: int, recv: int) -> bool
 @inlined
 def allgatherv_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
     """METH_FASTCALL | METH_KEYWORDS: (send, recv, counts, displs=None)."""
-    ctx = _context_of(instance)
+    ctx = context_of(instance)
     method = ctx[context.ALLGATHERV_METHOD]
-    if kwnames != 0 or nargs < 3 or nargs > 4 or not _is_free(ctx):
+    if kwnames != 0 or nargs < 3 or nargs > 4 or not is_free(ctx):
         return call_with_self(method, instance, args, nargs, kwnames)
     send, recv, lengths = load_plain(args), load_plain(args + 8), load_plain(args + 16)
     if (
-        not _is_plain(ctx, send, _C_CONTIGUOUS)
-        or not _is_plain(ctx, recv, _C_CONTIGUOUS | _WRITEABLE)
+        not is_plain(ctx, send, C_CONTIGUOUS)
+        or not is_plain(ctx, recv, C_CONTIGUOUS | WRITEABLE)
         or load_plain(recv + ARRAY_DESCR) != load_plain(send + ARRAY_DESCR)
-        or not _is_integers(ctx, lengths)
+        or not is_integers(ctx, lengths)
     ):
         return call_with_self(method, instance, args, nargs, kwnames)
     displs = ctx[context.DISPLS]
     if nargs == 4 and load_plain(args + 24) != ctx[context.NONE]:
-        if not _is_integers(ctx, load_plain(args + 24)):
+        if not is_integers(ctx, load_plain(args + 24)):
             return call_with_self(method, instance, args, nargs, kwnames)
         displs = load_plain(load_plain(args + 24) + ARRAY_DATA)
     counts = load_plain(lengths + ARRAY_DATA)
-    entry = _known(ctx, load_plain(send + ARRAY_DESCR), 0)
-    room = _elements(recv)
-    if entry == 0 or not _is_layout(ctx, counts, displs, _elements(send), room):
+    entry = known_entry(ctx, load_plain(send + ARRAY_DESCR), 0)
+    room = element_count(recv)
+    if entry == 0 or not is_layout(ctx, counts, displs, element_count(send), room):
         return call_with_self(method, instance, args, nargs, kwnames)
     item_bytes = load_plain(entry + known.ITEM_BYTES)
     source, target = load_plain(send + ARRAY_DATA), load_plain(recv + ARRAY_DATA)
@@ -364,7 +377,7 @@ def plan_call(plan: int, unused: int) -> int:
     """METH_NOARGS of a plan, whose ``self`` is a tuple that begins with its words."""
     words = as_words(load_plain(load_plain(plan + TUPLE_ITEMS) + ARRAY_DATA))
     ctx = as_words(words[plans.CONTEXT])
-    if not _is_free(ctx):
+    if not is_free(ctx):
         return call_with_self(words[plans.START], plan, plan, 0, 0)
     thread = _begin_holding(ctx, words[plans.NBYTES])
     status = _run_plan(words, 0)

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.kernels.copying import call_reduction, copy_bytes
-from cobre_shm.kernels.jit import integer_function
+from cobre_shm.kernels.jit import inlined, integer_function
 from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
 
-__all__ = ["address_of", "reduce_at", "reduce_rows"]
+__all__ = ["address_of", "reduce_at_addresses", "reduce_rows"]
 
 # The part of the accumulator that stays in the first-level cache while the rows stream by.
 _PART_BYTES = 8192
 
 
-def _reduce(
+@inlined
+def reduce_at_addresses(
     reduction: int,
     target: int,
     rows: int,
@@ -33,6 +34,7 @@ def _reduce(
     count: int,
     item_bytes: int,
 ) -> int:
+    """Reduce ``size`` rows of ``count`` elements, ``row_bytes`` apart, to ``target``."""
     part = _PART_BYTES // item_bytes
     first = 0
     while first < count:
@@ -52,7 +54,7 @@ def _reduce(
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., int]:
     words = [ctypes.c_int64] * 7
-    return ctypes.CFUNCTYPE(ctypes.c_int64, *words)(integer_function(_reduce, 7))
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *words)(integer_function(reduce_at_addresses, 7))
 
 
 def reduce_rows(op: ReduceOp, rows: NDArray[Any], target: NDArray[Any]) -> None:
@@ -66,22 +68,14 @@ def reduce_rows(op: ReduceOp, rows: NDArray[Any], target: NDArray[Any]) -> None:
     size = len(rows)
     reduction = reduction_address(rows.dtype, op)
     if reduction:
-        reduce_at(reduction, address_of(rows), size, target)
+        place, nbytes = address_of(target), target.nbytes
+        _compiled()(reduction, place, address_of(rows), nbytes, size, target.size, target.itemsize)
         return
     accumulator = rows[0]
     with np.errstate(all="ignore"):
         for row in rows[1:]:
             reduce_with_numpy(op, accumulator, row)
     target[...] = accumulator
-
-
-def reduce_at(reduction: int, rows: int, size: int, target: Any) -> None:
-    """The same for a kernel of ``reduction_address`` and rows at an address, of ``target``'s size.
-
-    Without any look at the arguments: for callers that have made sure of them.
-    """
-    place, nbytes = address_of(target), target.nbytes
-    _compiled()(reduction, place, rows, nbytes, size, target.size, target.itemsize)
 
 
 def address_of(array: Any) -> int:

@@ -3,7 +3,7 @@
 Every answer is the workload's envelope, as structured content and as text; a failure is a tool
 error whose ``errors`` are records of kind, message, context and suggestion. Work runs in threads,
 one training or simulation at a time, so the server answers while it trains. A call that the client
-cancels ends after the iteration that it is in.
+cancels ends after the problem that it solves.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def make_server(session: Session) -> MCPServer[Any]:
         log_level="WARNING",
     )
     work = anyio.CapacityLimiter(1)
+    check = anyio.from_thread.check_cancelled
 
     async def answer(
         command: str, function: Callable[[], Values], limiter: anyio.CapacityLimiter | None = None
@@ -93,7 +94,6 @@ def make_server(session: Session) -> MCPServer[Any]:
         """Train a policy. Tells progress after every iteration; the answer names the result."""
 
         def tell(event: ProgressEvent) -> None:
-            anyio.from_thread.check_cancelled()
             message = f"lower bound {event.lower_bound:.6g} $, gap {event.gap_percent:.2f} %"
             anyio.from_thread.run(
                 ctx.report_progress, event.iteration, event.iteration_limit, message
@@ -101,7 +101,7 @@ def make_server(session: Session) -> MCPServer[Any]:
 
         return await answer(
             "train",
-            lambda: session.train(case, config_overrides, output_dir, resume, tell),
+            lambda: session.train(case, config_overrides, output_dir, resume, tell, check),
             work,
         )
 
@@ -115,7 +115,7 @@ def make_server(session: Session) -> MCPServer[Any]:
         """Run a policy on random scenarios; the answer sums up the cost and names the result."""
         return await answer(
             "simulate",
-            lambda: session.simulate(case, policy, scenarios, config_overrides),
+            lambda: session.simulate(case, policy, scenarios, config_overrides, check),
             work,
         )
 

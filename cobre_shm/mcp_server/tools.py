@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-import cobre_shm
+from cobre_shm.api.place import Place
 from cobre_shm.api.policy import Policy
 from cobre_shm.api.result import ProgressEvent, TrainingResult
+from cobre_shm.api.training import simulate_at, train_at, trainer_options
 from cobre_shm.communicator import Communicator
 from cobre_shm.errors import CobreError
 from cobre_shm.mcp_server.folders import Folders
@@ -27,6 +28,7 @@ from cobre_shm.sddp.errors import CaseError, MissingFile, OutOfRange
 from cobre_shm.sddp.results import read_table, write_training
 from cobre_shm.sddp.simulation import SimulationResult
 from cobre_shm.sddp.simulation_results import summary, write_simulation
+from cobre_shm.sddp.solver import Check
 
 __all__ = ["Findings", "Session"]
 
@@ -55,7 +57,7 @@ class Session:
     """
 
     def __init__(self, comm: Communicator, folders: Folders) -> None:
-        self._comm = comm
+        self._place = Place(comm=comm)
         self._folders = folders
         self._results: OrderedDict[str, TrainingResult | SimulationResult] = OrderedDict()
         self._numbers = itertools.count(1)
@@ -106,34 +108,34 @@ class Session:
         output_dir: str | None,
         resume: bool,
         tell: Callable[[ProgressEvent], object],
+        check: Check,
     ) -> Values:
-        """Train a policy, and keep the result."""
+        """Train a policy, and keep the result.
+
+        ``check`` is called before every problem; what it raises ends the training.
+        """
         folder = None if output_dir is None else self._folders.output(output_dir)
         loaded = load_case(self._case_path(case), config_overrides)
         if loaded.config.policy_mode != "fresh":
             # The case names a directory as well.
             self._folders.policy(str((folder or Path()) / loaded.config.policy_path))
-        result = cobre_shm.train(
-            loaded,
-            comm=self._comm,
-            progress_callback=tell,
-            output_dir=folder,
-            resume=resume,
-        )
+        options = trainer_options(resume, folder)
+        result = train_at(self._place, loaded, None, tell, folder, options, check=check)
         name = self._keep("train", result)
         return {"result": name, **_training(result)}
 
     def simulate(
-        self, case: str, policy: str, scenarios: int | None, config_overrides: Values | None
+        self,
+        case: str,
+        policy: str,
+        scenarios: int | None,
+        config_overrides: Values | None,
+        check: Check,
     ) -> Values:
-        """Run a policy on random scenarios, and keep the result."""
-        result = cobre_shm.simulate(
-            self._case_path(case),
-            self._policy(policy),
-            scenarios=scenarios,
-            comm=self._comm,
-            config_overrides=config_overrides,
-        )
+        """Run a policy on random scenarios, and keep the result; ``check`` as for a training."""
+        loaded = load_case(self._case_path(case), config_overrides)
+        found = self._policy(policy)
+        result = simulate_at(self._place, loaded, found, scenarios, None, None, check)
         return {"result": self._keep("simulate", result), "total_cost": summary(result)}
 
     # Results

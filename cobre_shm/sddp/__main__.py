@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cobre_shm import create_communicator
 from cobre_shm.errors import BackendError, CobreError, CommError
 from cobre_shm.sddp import shipped_case_path
+from cobre_shm.sddp.envelope import envelope
 from cobre_shm.sddp.errors import CaseError, SolverError
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output-format",
         choices=("text", "json"),
         default="text",
-        help="json: a JSON object a line, one for each iteration and the last for the summary; "
-        "errors as JSON on stderr (default: text)",
+        help="json: a JSON object a line, one for each iteration and the last for the summary or "
+        "the error, which stderr has as well (default: text)",
     )
     return parser
 
@@ -124,16 +125,17 @@ def _positive(text: str) -> int:
 def _run_command(name: str, arguments: Sequence[str]) -> int:
     """Run a command that needs no communicator, and so runs on one process."""
     command = importlib.import_module(_COMMANDS[name])
-    parser = argparse.ArgumentParser(
-        f"python -m cobre_shm.sddp {name}", description=command.__doc__
-    )
+    parser = _Parser(prog=f"python -m cobre_shm.sddp {name}", description=command.__doc__)
     command.add_arguments(parser)
-    options = parser.parse_args(arguments)
+    try:
+        options = parser.parse_args(arguments)
+    except _UsageError as error:
+        print(error, file=sys.stderr)
+        return BAD_ARGUMENTS
     try:
         return int(command.run(options))
     except CobreError as error:
-        _print_error(error, options.output_format == "json")
-        return _exit_code(error)
+        return _report_error(error, name, options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,17 +147,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(arguments)
     except _UsageError as error:
         return _report_usage(str(error))
-    as_json = options.output_format == "json"
     rank = 0
     try:
         with create_communicator() as comm:
             rank = comm.rank
             return _run(options, comm)
     except CobreError as error:
-        # Errors of the case are raised on every rank; only the others belong to one.
-        if rank == 0 or isinstance(error, CommError | BackendError):
-            _print_error(error, as_json)
-        return _exit_code(error)
+        return _report_error(error, "train", options, rank)
 
 
 def _report_usage(text: str) -> int:
@@ -169,9 +167,23 @@ def _report_usage(text: str) -> int:
     return BAD_ARGUMENTS
 
 
-def _print_error(error: CobreError, as_json: bool) -> None:
-    text = json.dumps(error.to_dict()) if as_json else f"cobre_shm.sddp: error: {error}"
-    print(text, file=sys.stderr, flush=True)
+def _report_error(
+    error: CobreError, command: str, options: argparse.Namespace, rank: int = 0
+) -> int:
+    """Print an error and return the exit code.
+
+    As JSON, standard output ends with the answer of the command, of which the error is a part,
+    just as it ends with the summary where there is none; standard error gets the error's record.
+    """
+    code, as_json = _exit_code(error), options.output_format == "json"
+    if as_json and rank == 0:
+        print(json.dumps(envelope(command, code, errors=[error]), default=str), flush=True)
+    # Errors of the case are raised on every rank; only the others belong to one.
+    if rank == 0 or isinstance(error, CommError | BackendError):
+        record = json.dumps(error.to_dict(), default=str)
+        text = record if as_json else f"cobre_shm.sddp: error: {error}"
+        print(text, file=sys.stderr, flush=True)
+    return code
 
 
 def _exit_code(error: CobreError) -> int:
@@ -271,7 +283,6 @@ def _summary(
     options: argparse.Namespace,
     code: int,
 ) -> str:
-    from cobre_shm.sddp.envelope import envelope
     from cobre_shm.sddp.simulation_results import summary
 
     last = result.history[-1]

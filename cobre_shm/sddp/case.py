@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.communicator import Communicator
-from cobre_shm.sddp.case_files import CaseFiles
+from cobre_shm.sddp.case_files import CaseFiles, digest_of
 from cobre_shm.sddp.config import Config, parse_config
 from cobre_shm.sddp.constraints import GenericConstraint, parse_constraints
-from cobre_shm.sddp.documents import decode, encode, read_documents, with_config
+from cobre_shm.sddp.documents import decode, encode, overridden, read_documents, with_config
 from cobre_shm.sddp.errors import OutOfRange, Unsupported
 from cobre_shm.sddp.fields import Positions, Record
 from cobre_shm.sddp.findings import Findings
@@ -42,6 +42,9 @@ from cobre_shm.sddp.system import (
 
 Floats = npt.NDArray[np.float64]
 
+# How long to go on may change while a training rests.
+_UNCOUNTED_TRAINING = ("stopping_rules", "stopping_mode")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -50,6 +53,7 @@ class Case:
     Attributes:
         name: Name of the case directory.
         config: The settings.
+        settings: ``config.json`` as it was read, with what was given in its place.
         horizon: The stages.
         buses: By position.
         lines: By position.
@@ -62,11 +66,12 @@ class Case:
         initial_state: float64, one value per state component: the storages in hm3, then for
             each lag, newest first, the past inflows in m3/s.
         warnings: What was read and has no effect.
-        digest: Hash over everything that the course of a training depends on.
+        data_digest: Hash over every file but ``config.json``.
     """
 
     name: str
     config: Config
+    settings: dict[str, Any]
     horizon: Horizon
     buses: tuple[Bus, ...]
     lines: tuple[Line, ...]
@@ -78,7 +83,17 @@ class Case:
     statistics: Statistics
     initial_state: Floats
     warnings: tuple[str, ...]
-    digest: str
+    data_digest: str
+
+    @property
+    def digest(self) -> str:
+        """Hash over everything that the course of a training depends on.
+
+        How long it goes on, what is simulated and what is written do not count.
+        """
+        training = self.settings.get("training", {})
+        counted = {k: v for k, v in training.items() if k not in _UNCOUNTED_TRAINING}
+        return digest_of([self.data_digest, counted, self.settings.get("modeling")])
 
     @property
     def stages(self) -> int:
@@ -222,6 +237,7 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
     return Case(
         name=name,
         config=config,
+        settings=dict(files.record("config.json").data),
         horizon=horizon,
         buses=buses,
         lines=lines,
@@ -233,7 +249,7 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
         statistics=statistics,
         initial_state=initial_state,
         warnings=tuple(files.warnings),
-        digest=files.digest(),
+        data_digest=files.data_digest(),
     )
 
 
@@ -310,10 +326,27 @@ def _check_stage_bounds(
                 )
 
 
+def with_overrides(case: Case, config_overrides: Mapping[str, Any]) -> Case:
+    """Return ``case`` with other settings.
+
+    Args:
+        case: The case, which stays as it is.
+        config_overrides: As for :func:`load_case`.
+
+    Raises:
+        CaseError: A value is wrong.
+    """
+    findings = Findings()
+    settings = overridden(case.settings, config_overrides)
+    config = parse_config(Record(settings, "config.json", findings))
+    findings.check()
+    return replace(case, config=config, settings=settings)
+
+
 def with_iterations(case: Case, iterations: int) -> Case:
     """Return ``case`` with its iteration limits replaced by ``iterations``."""
-    rules = tuple(
-        replace(rule, limit=iterations) if rule.kind == "iteration_limit" else rule
-        for rule in case.config.stopping_rules
-    )
-    return replace(case, config=replace(case.config, stopping_rules=rules))
+    rules = [
+        {**rule, "limit": iterations} if rule["type"] == "iteration_limit" else rule
+        for rule in case.settings["training"]["stopping_rules"]
+    ]
+    return with_overrides(case, {"training": {"stopping_rules": rules}})

@@ -11,9 +11,6 @@ from cobre_shm.sddp.errors import SchemaViolation
 from cobre_shm.sddp.fields import Record
 from cobre_shm.sddp.findings import Findings
 
-# How long to go on may change while a training rests.
-_UNCOUNTED_TRAINING = ("stopping_rules", "stopping_mode")
-
 
 class CaseFiles:
     """What was read of a case directory.
@@ -63,24 +60,18 @@ class CaseFiles:
             row = dict(zip(names, values, strict=True))
             yield Record(row, file, self.findings, f"row {i}")
 
-    def digest(self) -> str:
-        """Return a hash over everything that the course of a training depends on.
-
-        How long it goes on, what is simulated and what is written do not count.
-        """
-        config = self._documents.get("config.json", {})
-        training = config.get("training", {})
-        counted = {
-            **self._documents,
-            "config.json": {
-                "training": {k: v for k, v in training.items() if k not in _UNCOUNTED_TRAINING},
-                "modeling": config.get("modeling"),
-            },
-        }
-        text = json.dumps(counted, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+    def data_digest(self) -> str:
+        """Return a hash over every file but ``config.json``."""
+        counted = {file: data for file, data in self._documents.items() if file != "config.json"}
+        return digest_of(counted)
 
     def columns_with_values(self, file: str) -> set[str]:
         """Return the names of the columns of a table that are not null throughout."""
         table = self._documents.get(file, {})
         return {name for name in table if any(value is not None for value in table[name])}
+
+
+def digest_of(value: object) -> str:
+    """Return a hash over a JSON value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cobre_shm.sddp.errors import MissingFile, ParseError, Unsupported, require
+from cobre_shm.sddp.errors import MissingFile, ParseError, TypeMismatch, Unsupported, require
 from cobre_shm.sddp.findings import Findings
 
 Documents = dict[str, Any]
@@ -110,7 +110,23 @@ def with_config(documents: Documents, overrides: Mapping[str, Any] | None) -> Do
     """
     if not overrides:
         return documents
-    return {**documents, "config.json": _merged(documents.get("config.json", {}), overrides)}
+    return {**documents, "config.json": overridden(documents.get("config.json", {}), overrides)}
+
+
+def overridden(settings: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of ``config.json`` with other values, nested as in it.
+
+    Raises:
+        TypeMismatch: They are no JSON values.
+    """
+    try:
+        json.dumps(overrides, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeMismatch(
+            f"config_overrides: must hold JSON values only: {error}",
+            context={"file": "config.json", "field": "config_overrides", "expected": "JSON values"},
+        ) from error
+    return _merged(settings, overrides)
 
 
 def _merged(base: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:

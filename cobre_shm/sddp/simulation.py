@@ -23,10 +23,13 @@ from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise import SIMULATION_SCENARIO_OFFSET
 from cobre_shm.sddp.scenarios import draw_opening
-from cobre_shm.sddp.solver import Place, StageSolver
+from cobre_shm.sddp.solver import Check, Place, StageSolver
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
 
 Floats = npt.NDArray[np.float64]
+
+# Key of the bases of the first scenario.
+_FIRST = "first"
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def simulate(
     scenarios: int | None = None,
     *,
     output_dir: str | Path | None = None,
+    check: Check | None = None,
 ) -> SimulationResult:
     """Run the policy. Collective: every rank calls it with equal arguments.
 
@@ -103,6 +107,7 @@ def simulate(
         comm: The communicator; it stays open.
         scenarios: Number of trajectories; by default what the case asks for.
         output_dir: Where a problem without solution is written; None writes none.
+        check: Called on this rank before every problem, as for :func:`cobre_shm.sddp.train`.
 
     Raises:
         SolverError: A stage problem has no solution; on every rank.
@@ -113,6 +118,12 @@ def simulate(
         raise ValueError(f"the number of scenarios must be at least 1, not {count}")
     if len(cuts) != case.stages:
         raise ValueError(f"cuts of {case.stages} stages are needed, not of {len(cuts)}")
+    for found in cuts:
+        if found.coefficients.shape != (len(found), case.state_size):
+            raise ValueError(
+                f"a cut of the case has {case.state_size} coefficients, "
+                f"not {found.coefficients.shape[1]}"
+            )
     scale = cost_scale(case)
     writer = None if output_dir is None else ProblemWriter(case, Path(output_dir) / "failed")
     node = NodeArrays(comm)
@@ -120,7 +131,7 @@ def simulate(
     stages = []
     for t, noise in enumerate(tree):
         lp = build_stage(case, t, scale)
-        solver = StageSolver(lp, node.noise_bounds(case, lp, noise), writer)
+        solver = StageSolver(lp, node.noise_bounds(case, lp, noise), writer, check)
         if len(cuts[t]):
             solver.add_cuts(cuts[t].intercept / scale, cuts[t].coefficients / scale)
         stages.append(_Stage(case, solver, scale))
@@ -144,8 +155,16 @@ def simulate(
 
     failure = None
     try:
+        if shares.mine:
+            # On every rank, alike: all others begin with the bases of the first one, so that
+            # nothing depends on what else their rank has solved.
+            first = np.empty(1 + sum(widths))
+            run(0, first)
         for i, scenario in enumerate(shares.mine):
-            run(scenario, gather.local[i])
+            if scenario == 0:
+                gather.local[i] = first
+            else:
+                run(scenario, gather.local[i])
     except SolverError as error:
         failure = error
     everything = gather.gather(failure)
@@ -203,7 +222,7 @@ class _Stage:
     ) -> tuple[Floats, float]:
         """Solve, write the outcome into ``record``, return the next state and the cost in $."""
         solver, lp, at = self.solver, self.lp, self.lp.layout
-        solver.begin(state)
+        solver.begin(state, _FIRST, keep=scenario == 0)
         objective = solver.solve(opening, Place(0, scenario))
         values, duals = solver.solution()
         future = lp.discount * values[at.theta]

@@ -15,7 +15,7 @@ from its cuts, after a pause or for a simulation, is the same problem to the las
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ except ImportError as _error:
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
 Statuses = npt.NDArray[np.int8]
+Check = Callable[[], object]
 
 _OPTIONS: dict[str, Any] = {
     "output_flag": False,
@@ -89,6 +90,10 @@ class Place(NamedTuple):
 _NOWHERE = Place(0, 0)
 
 
+def _go_on() -> None:
+    """The check where nobody asks for the end."""
+
+
 def _new_solver() -> Any:
     solver = highs._Highs()
     for name, value in _OPTIONS.items():
@@ -106,7 +111,11 @@ class StageSolver:
     """
 
     def __init__(
-        self, lp: StageLp, noise: NoiseBounds, writer: ProblemWriter | None = None
+        self,
+        lp: StageLp,
+        noise: NoiseBounds,
+        writer: ProblemWriter | None = None,
+        check: Check | None = None,
     ) -> None:
         """Take a problem and the noise of its openings.
 
@@ -114,15 +123,18 @@ class StageSolver:
             lp: The problem.
             noise: Bounds of its noise columns for every opening.
             writer: Keeps the problem that has no solution; None keeps none.
+            check: Called before every solve; what it raises comes out of there.
         """
         self.lp = lp
         self._writer = writer
+        self._check: Check = check or _go_on
         self.solves: int = 0
         self.retries: int = 0
         self._noise = noise
         self._highs = _new_solver()
         self._pass_model()
         # For its scale factors only; see above.
+        self._check()
         self._highs.run()
         self._answer = self._highs
         self._rows = len(lp.row_lower)
@@ -208,13 +220,14 @@ class StageSolver:
         basis.valid, basis.alien, basis.was_alien = True, False, False
         self._bases[key] = (basis, len(values) - columns)
 
-    def begin(self, state: Floats, key: Hashable = None) -> None:
+    def begin(self, state: Floats, key: Hashable = None, *, keep: bool = True) -> None:
         """Begin a chain at ``state``.
 
         Args:
             state: float64, one value per state component.
             key: Names the chain among those of this solver. The basis of the chain's first
                 solve is kept under it for the next chain of the same key; None keeps nothing.
+            keep: Whether it is; without, the basis that is there stays.
         """
         solver, columns = self._highs, self.lp.state_columns
         solver.clearSolver()
@@ -224,7 +237,7 @@ class StageSolver:
             if rows < self._rows:
                 basis.row_status = basis.row_status + [_BASIC] * (self._rows - rows)
             solver.setBasis(basis)
-        self._key, self._unsaved = key, key is not None
+        self._key, self._unsaved = key, keep and key is not None
         if self._states:
             solver.changeColsBounds(self._states, columns, state, state)
         noise = self._noise.inflow_noise
@@ -249,6 +262,7 @@ class StageSolver:
         Raises:
             SolverError: No attempt found an optimal solution.
         """
+        self._check()
         solver, columns = self._highs, self.lp.noise_columns
         if columns.size:
             solver.changeColsBounds(

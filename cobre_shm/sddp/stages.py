@@ -16,7 +16,21 @@ _NO_DATE = datetime.date(1, 1, 1)
 
 @dataclass(frozen=True, slots=True)
 class RiskMeasure:
-    """``(1 - weight) * expectation + weight * CVaR`` of the worst share ``tail``."""
+    """CVaR of the worst share ``1 / (1 - weight + weight / tail)`` of the openings.
+
+    That is the highest mean cost under weights that sum to 1 and of which none exceeds
+    ``(1 - weight) / n + weight / (n * tail)`` for ``n`` openings; of CVaR as such a maximum:
+    R. T. Rockafellar, S. Uryasev, "Conditional value-at-risk for general loss distributions",
+    Journal of Banking & Finance 26, 2002. The reference program means
+    ``(1 - weight) * expectation + weight * CVaR(tail)`` (A. Shapiro, "Analysis of stochastic dual
+    dynamic programming method", European Journal of Operational Research 209, 2011), whose
+    weights also have the lower limit ``(1 - weight) / n``; it leaves that out, and so do we. The
+    two are equal for a weight of 0 or 1, and otherwise ours is at least as high.
+
+    Attributes:
+        tail: Share of the openings, above 0 and at most 1.
+        weight: Of that tail against the expectation, 0 to 1.
+    """
 
     tail: float
     weight: float

@@ -10,7 +10,7 @@ makes every result equal, bit for bit, for any number of ranks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +26,18 @@ from cobre_shm.sddp.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from cobre_shm.sddp.cut_store import CutStore
-from cobre_shm.sddp.cuts import CutPool, average_cut, opening_weights, ordered_sum
-from cobre_shm.sddp.distribution import ItemGather, Shares, gather_items
+from cobre_shm.sddp.distribution import gather_items
 from cobre_shm.sddp.errors import SolverError
 from cobre_shm.sddp.failed_problem import ProblemWriter
-from cobre_shm.sddp.node_arrays import NodeArrays
-from cobre_shm.sddp.noise_bounds import noise_bounds
-from cobre_shm.sddp.opening_order import outwards, sorted_openings
+from cobre_shm.sddp.passes import Passes
 from cobre_shm.sddp.plan import INTERRUPTED, Plan, make_plan
-from cobre_shm.sddp.scenarios import draw_opening
 from cobre_shm.sddp.sharing import on_rank_zero, share_failure
-from cobre_shm.sddp.solver import Place, StageSolver
-from cobre_shm.sddp.stage_lp import build_stage, cost_scale
+from cobre_shm.sddp.solver import Check
 from cobre_shm.sddp.stopping import stop_reason
 from cobre_shm.sddp.training_result import (
     TIMING_COLUMNS,
     Iteration,
     TrainingResult,
-    mean_and_std,
 )
 from cobre_shm.sddp.warm_start import share_policy
 
@@ -66,6 +59,7 @@ def train(
     checkpoint_every: int | None = None,
     resume: bool | None = None,
     warm_start: str | Path | None = None,
+    check: Check | None = None,
 ) -> TrainingResult:
     """Train a policy. Collective: every rank calls it with equal arguments.
 
@@ -85,6 +79,9 @@ def train(
             case asks for.
         warm_start: A policy directory with cuts to begin with; by default what the case asks
             for. A training that resumes has its cuts already.
+        check: Called on this rank before every problem that it solves. What it raises ends
+            the training here and at once; the other ranks learn of it when this one's
+            communicator is closed.
 
     Raises:
         CaseError: The case directory cannot be used; on every rank.
@@ -107,7 +104,7 @@ def train(
         from cobre_shm.sddp.results import prepare_output, write_training
 
         prepare_output(output_dir, comm)
-    trainer = _Trainer(case, comm, plan)
+    trainer = _Trainer(case, comm, plan, check)
     trainer.resume()
     result = trainer.run(progress, should_stop)
     if output_dir is not None:
@@ -116,37 +113,11 @@ def train(
 
 
 class _Trainer:
-    def __init__(self, case: Case, comm: Communicator, plan: Plan) -> None:
+    def __init__(self, case: Case, comm: Communicator, plan: Plan, check: Check | None) -> None:
         self.case, self.comm, self.plan = case, comm, plan
-        horizon = case.horizon
-        passes, self.state_size = case.config.forward_passes, case.state_size
-        self.scale = cost_scale(case)
-        node = NodeArrays(comm)
-        self.tree = node.opening_tree(case)
-        lps = [build_stage(case, t, self.scale) for t in range(case.stages)]
         directory = plan.directory
         writer = None if directory is None else ProblemWriter(case, directory / "failed")
-        bounds = [
-            node.noise_bounds(case, lp, noise) for lp, noise in zip(lps, self.tree, strict=True)
-        ]
-        # The openings of each stage from the driest to the wettest.
-        self.orders = [sorted_openings(noise.upper[:, : len(case.hydros)]) for noise in bounds]
-        self.solvers = [
-            StageSolver(lp, noise, writer) for lp, noise in zip(lps, bounds, strict=True)
-        ]
-        self.bound_solver = (
-            StageSolver(lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True), writer)
-            if comm.rank == 0
-            else None
-        )
-        self.discounts = np.cumprod([1.0, *(stage.discount for stage in horizon.stages[:-1])])
-        self.shares = Shares(passes, comm)
-        # The opening of each of this rank's trajectories at each stage.
-        self.drawn = np.zeros((len(self.shares.mine), case.stages), dtype=np.int64)
-        self.trials = ItemGather(self.shares, case.stages * self.state_size + 1, comm)
-        self.found = ItemGather(self.shares, 1 + self.state_size, comm)
-        self.pool = CutPool([np.zeros((0, 1 + self.state_size))] * case.stages)
-        self.store = CutStore(comm, 1 + self.state_size)
+        self.passes = Passes(case, comm, writer, check)
         self.history: list[Iteration] = []
         self.timing: list[list[float]] = []
         self.retries = 0
@@ -161,7 +132,7 @@ class _Trainer:
                 return
         if self.plan.warm_start is not None:
             policy = share_policy(self.plan.warm_start, self.case, self.comm)
-            self._begin_with([cuts / self.scale for cuts in policy])
+            self.passes.begin_with([cuts / self.passes.scale for cuts in policy])
 
     def run(
         self, progress: Progress | None, should_stop: Callable[[], bool] | None
@@ -191,19 +162,13 @@ class _Trainer:
             seconds=seconds,
             lp_solves=sum(item.lp_solves for item in history),
             lp_retries=self.retries,
-            cuts=self.pool.policy(self.scale),
+            cuts=self.passes.pool.policy(self.passes.scale),
             history=tuple(history),
             timing=timing.reshape(self.comm.size, len(history), len(TIMING_COLUMNS)),
             ranks=self.comm.size,
             backend=self.comm.backend,
-            tree=tuple(self.tree),
+            tree=tuple(self.passes.tree),
         )
-
-    def _begin_with(self, given: Sequence[Floats]) -> None:
-        self.pool = CutPool([self.store.keep(cuts) for cuts in given])
-        for t, cuts in enumerate(given):
-            if len(cuts):
-                self._add_cuts(t, cuts)
 
     def _reason_to_rest(self, start: float) -> str:
         """Return why a training that resumes has nothing left to do, or nothing. Collective."""
@@ -225,43 +190,42 @@ class _Trainer:
 
     def _checkpoint(self) -> Callable[[], Checkpoint]:
         """Gather what the ranks know; return how rank 0 makes a checkpoint of it. Collective."""
-        width = sum(solver.basis_size for solver in self.solvers)
-        local = np.zeros((len(self.shares.mine), width), dtype=np.int8)
+        width = sum(solver.basis_size for solver in self.passes.solvers)
+        local = np.zeros((len(self.passes.shares.mine), width), dtype=np.int8)
         for i in range(len(local)):
-            local[i] = np.concatenate([solver.basis(i) for solver in self.solvers])
-        bases = gather_items(local, self.shares, self.comm)
+            local[i] = np.concatenate([solver.basis(i) for solver in self.passes.solvers])
+        bases = gather_items(local, self.passes.shares, self.comm)
         timing = self.comm.allgatherv(np.array(self.timing, dtype=np.float64).reshape(-1))
 
         def make() -> Checkpoint:
-            assert self.bound_solver is not None, "only rank 0 makes checkpoints"
+            assert self.passes.bound_solver is not None, "only rank 0 makes checkpoints"
             return Checkpoint(
                 history=tuple(self.history),
                 retries=self.retries,
-                given=self.pool.given,
-                cuts=tuple(self.pool.made(t) for t in range(self.case.stages)),
+                given=self.passes.pool.given,
+                cuts=tuple(self.passes.pool.made(t) for t in range(self.case.stages)),
                 bases=bases,
-                bound_basis=self.bound_solver.basis(0),
+                bound_basis=self.passes.bound_solver.basis(0),
                 timing=timing.reshape(self.comm.size, len(self.history), len(TIMING_COLUMNS)),
             )
 
         return make
 
     def _restore(self, saved: Checkpoint) -> None:
-        self._begin_with(saved.given)
+        self.passes.begin_with(saved.given)
         passes = self.case.config.forward_passes
         for t, cuts in enumerate(saved.cuts):
             # In the batches in which they came, so that the problem grows in the same way.
             for k in range(len(cuts) // passes):
                 batch = cuts[k * passes : (k + 1) * passes]
-                self.pool.add(t, k + 1, self.store.keep(batch))
-                self._add_cuts(t, batch)
-        ends = np.cumsum([solver.basis_size for solver in self.solvers])
-        for i, scenario in enumerate(self.shares.mine):
+                self.passes.add(t, k + 1, batch)
+        ends = np.cumsum([solver.basis_size for solver in self.passes.solvers])
+        for i, scenario in enumerate(self.passes.shares.mine):
             parts = np.split(saved.bases[scenario], ends[:-1])
-            for solver, statuses in zip(self.solvers, parts, strict=True):
+            for solver, statuses in zip(self.passes.solvers, parts, strict=True):
                 solver.restore_basis(i, statuses)
-        if self.bound_solver is not None:
-            self.bound_solver.restore_basis(0, saved.bound_basis)
+        if self.passes.bound_solver is not None:
+            self.passes.bound_solver.restore_basis(0, saved.bound_basis)
         self.history = list(saved.history)
         self.retries = saved.retries
         known = saved.timing[self.comm.rank : self.comm.rank + 1]
@@ -270,13 +234,13 @@ class _Trainer:
 
     def _iterate(self, start: float, should_stop: Callable[[], bool] | None) -> str:
         iteration = len(self.history) + 1
-        gathers = (self.trials, self.found)
+        gathers = (self.passes.trials, self.passes.found)
         before = [(gather.seconds, gather.nbytes) for gather in gathers]
-        solves_before, retries_before = self._counters()
+        solves_before, retries_before = self.passes.counters()
         clock = [time.perf_counter()]
-        mean, std = self._forward(iteration)
+        mean, std = self.passes.forward(iteration)
         clock.append(time.perf_counter())
-        self._backward(iteration)
+        self.passes.backward(iteration)
         clock.append(time.perf_counter())
         verdict, failure = self._judge(iteration, start)
         clock.append(time.perf_counter())
@@ -290,7 +254,7 @@ class _Trainer:
             for gather, (seconds, nbytes) in zip(gathers, before, strict=True)
         ]
         waited = clock[4] - clock[3] + sum(seconds for seconds, _ in waits)
-        solves, retries = self._counters()
+        solves, retries = self.passes.counters()
         counts = np.array(
             # Nanoseconds: whole numbers have one sum in any order.
             [solves - solves_before, retries - retries_before, round(1e9 * waited)],
@@ -326,7 +290,7 @@ class _Trainer:
                 upper_bound_std=std,
                 gap_percent=100.0 * (mean - lower) / max(1.0, abs(mean)),
                 cuts_added=added,
-                cuts_active=added * iteration + sum(len(cuts) for cuts in self.pool.given),
+                cuts_active=added * iteration + sum(len(cuts) for cuts in self.passes.pool.given),
                 lp_solves=int(counts_all[0]),
                 forward_seconds=float(peaks_all[0]),
                 backward_seconds=float(peaks_all[1]),
@@ -343,7 +307,7 @@ class _Trainer:
         verdict = np.zeros(2)
         if self.comm.rank == 0:
             try:
-                verdict[0] = self._lower_bound(iteration)
+                verdict[0] = self.passes.lower_bound(iteration)
             except SolverError as error:
                 verdict[0] = np.nan
                 return verdict, error
@@ -351,74 +315,3 @@ class _Trainer:
             reason = stop_reason(self.case.config, bounds, time.perf_counter() - start)
             verdict[1] = _REASONS.index(reason or "")
         return verdict, None
-
-    def _counters(self) -> tuple[int, int]:
-        solvers = [*self.solvers, *([self.bound_solver] if self.bound_solver else [])]
-        return sum(s.solves for s in solvers), sum(s.retries for s in solvers)
-
-    def _forward(self, iteration: int) -> tuple[float, float]:
-        """Run this rank's trajectories; return mean and deviation of all trajectory costs."""
-        failure = None
-        try:
-            self._run_trajectories(iteration)
-        except SolverError as error:
-            failure = error
-        return mean_and_std(self.trials.gather(failure)[:, -1])
-
-    def _run_trajectories(self, iteration: int) -> None:
-        size, config = self.state_size, self.case.config
-        for i, scenario in enumerate(self.shares.mine):
-            row = self.trials.local[i]
-            state, cost = self.case.initial_state, 0.0
-            for t, solver in enumerate(self.solvers):
-                opening = draw_opening(config.tree_seed, iteration, scenario, t, len(self.tree[t]))
-                self.drawn[i, t] = opening
-                solver.begin(state, i)
-                objective = solver.solve(opening, Place(iteration, scenario))
-                values, theta = solver.next_state()
-                cost += self.discounts[t] * (objective - solver.lp.discount * theta) * self.scale
-                state = row[t * size : (t + 1) * size]
-                state[:] = values
-            row[-1] = cost
-
-    def _backward(self, iteration: int) -> None:
-        for t in range(self.case.stages - 2, -1, -1):
-            failure = None
-            try:
-                self._find_cuts(t, iteration)
-            except SolverError as error:
-                failure = error
-            batch = self.found.gather(failure)
-            self.pool.add(t, iteration, self.store.keep(batch))
-            self._add_cuts(t, batch)
-
-    def _add_cuts(self, t: int, batch: Floats) -> None:
-        """Add cuts, (cuts, 1 + state components) in scaled $, to the problems of a stage."""
-        self.solvers[t].add_cuts(batch[:, 0].copy(), batch[:, 1:])
-        if t == 0 and self.bound_solver is not None:
-            self.bound_solver.add_cuts(batch[:, 0].copy(), batch[:, 1:])
-
-    def _find_cuts(self, t: int, iteration: int) -> None:
-        """Find the cut of stage ``t`` at each trial point of this rank."""
-        size, solver, openings = self.state_size, self.solvers[t + 1], len(self.tree[t + 1])
-        values, slopes = np.empty(openings), np.empty((openings, size))
-        risk = self.case.horizon.stages[t].risk
-        for i, scenario in enumerate(self.shares.mine):
-            state = self.trials.local[i, t * size : (t + 1) * size]
-            solver.begin(state, i)
-            # First the opening whose basis the forward pass has kept, then its neighbours.
-            for opening in outwards(self.orders[t + 1], int(self.drawn[i, t + 1])):
-                values[opening] = solver.solve(opening, Place(iteration, scenario))
-                slopes[opening] = solver.state_duals()
-            cut = self.found.local[i]
-            cut[0], cut[1:] = average_cut(values, slopes, state, risk)
-
-    def _lower_bound(self, iteration: int) -> float:
-        """Evaluate the first stage over all its openings; rank 0 only."""
-        solver, values = self.bound_solver, np.empty(len(self.tree[0]))
-        assert solver is not None
-        solver.begin(self.case.initial_state, 0)
-        for opening in self.orders[0]:
-            values[opening] = solver.solve(opening, Place(iteration, None))
-        weights = opening_weights(values, self.case.horizon.stages[0].risk)
-        return float(ordered_sum(weights * values) * self.scale)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.communicator import Communicator
 from cobre_shm.sddp.case import Case
-from cobre_shm.sddp.errors import CheckpointError, require
+from cobre_shm.sddp.errors import CaseError, CheckpointError
+from cobre_shm.sddp.policy_files import read_policy
 from cobre_shm.sddp.sharing import on_rank_zero
 
 Floats = npt.NDArray[np.float64]
@@ -36,7 +35,7 @@ def share_policy(directory: str | Path, case: Case, comm: Communicator) -> tuple
     width = 1 + case.state_size
 
     def read() -> bytes:
-        cuts = _read_policy(Path(directory), case)
+        cuts = _read_cuts(Path(directory), case)
         counts = np.array([len(values) for values in cuts], dtype=np.float64)
         return np.concatenate([counts, *(values.reshape(-1) for values in cuts)]).tobytes()
 
@@ -46,52 +45,25 @@ def share_policy(directory: str | Path, case: Case, comm: Communicator) -> tuple
     return tuple(np.split(values, np.cumsum(counts)[:-1]))
 
 
-def _read_policy(directory: Path, case: Case) -> list[Floats]:
-    state = _read_state(directory / "state.json")
-    ours = [
-        {"column": f"coef_{j}", "kind": kind, "hydro_id": hydro, "lag": lag, "unit": unit}
-        for j, (kind, hydro, lag, unit) in enumerate(case.state_names())
-    ]
-    if state.get("components") != ours:
+def _read_cuts(directory: Path, case: Case) -> list[Floats]:
+    try:
+        policy = read_policy(directory)
+    except CaseError as error:
+        raise _refusal(directory, error.message) from error
+    if list(policy.components) != case.state_names():
         raise _refusal(directory, "its state is not that of the case: other plants or lags")
-    path = directory / "cuts.parquet"
-    columns = _read_table(path)
-    names = ["intercept", *(f"coef_{j}" for j in range(len(ours)))]
-    missing = [name for name in ("stage_id", *names) if name not in columns]
-    if missing:
-        raise _refusal(path, f"it has no column {missing[0]!r}")
-    stage_ids = np.asarray(columns["stage_id"], dtype=np.int64)
-    values = np.column_stack([np.asarray(columns[name], dtype=np.float64) for name in names])
-    if not np.isfinite(values).all():
-        raise _refusal(path, "a cut holds something that is no number")
+    # After the last stage there is nothing to be worth anything.
     known = [stage.id for stage in case.horizon.stages[:-1]]
-    foreign = sorted(set(stage_ids.tolist()) - set(known))
+    cuts = {
+        stage: np.column_stack([found.intercept, found.coefficients])
+        for stage, found in zip(policy.stages, policy.cuts, strict=True)
+        if len(found)
+    }
+    foreign = sorted(set(cuts) - set(known))
     if foreign:
-        raise _refusal(path, f"it has cuts of stage {foreign[0]}, which the case has not")
-    last = values[:0]
-    return [*(values[stage_ids == stage] for stage in known), last]
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _refusal(path, f"it cannot be read: {error}") from error
-    return state if isinstance(state, dict) else {}
-
-
-def _read_table(path: Path) -> dict[str, list[Any]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise require("pyarrow") from error
-    try:
-        with path.open("rb") as file:
-            table = parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
-            columns: dict[str, list[Any]] = table.to_pydict()
-            return columns
-    except (OSError, ValueError) as error:
-        raise _refusal(path, f"it cannot be read: {str(error).splitlines()[0]}") from error
+        raise _refusal(directory, f"it has cuts of stage {foreign[0]}, which the case has not")
+    none = np.zeros((0, 1 + case.state_size))
+    return [*(cuts.get(stage, none) for stage in known), none]
 
 
 def _refusal(path: Path, reason: str) -> CheckpointError:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import sys
 import time
-import traceback
-import weakref
 from collections.abc import Callable
-from types import TracebackType
 from typing import NoReturn, Self
 
 import numpy as np
 
 from cobre_shm import fastcall, layout
-from cobre_shm.communicator import Array, Communicator
+from cobre_shm.communicator import Array
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import ENABLED, reach
 from cobre_shm.kernels import context
 from cobre_shm.kernels.entry import CLAIM, Kernel
+from cobre_shm.member import Member
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words
@@ -32,8 +27,6 @@ from cobre_shm.tuning import load_tuning
 
 __all__ = ["Membership"]
 
-_living: weakref.WeakSet[Membership] = weakref.WeakSet()
-
 
 class _ContextFirst:
     """The first base: it gives ``_context`` the place right behind the object's head.
@@ -45,7 +38,7 @@ class _ContextFirst:
     _context: Array
 
 
-class Membership(_ContextFirst, Communicator):
+class Membership(_ContextFirst, Member):
     """A communicator as far as it belongs to a group, without any operation.
 
     Args:
@@ -95,11 +88,11 @@ class Membership(_ContextFirst, Communicator):
         self._address = state.ctypes.data
         self._context = state
         self._unusable = None
-        _living.add(self)
+        self._enlist()
 
     def abort(self, code: int = 1) -> NoReturn:
         """See :meth:`Communicator.abort`."""
-        if not isinstance(self._unusable, InvalidCommunicator):
+        if not self._is_over():
             self._bar()
             first = poison(self._segment, layout.ABORTED, self.rank, int(code))
             self._unusable = self._failure(first)
@@ -107,38 +100,24 @@ class Membership(_ContextFirst, Communicator):
 
     def close(self) -> None:
         """See :meth:`Communicator.close`. A collective that runs in another thread goes on."""
-        if isinstance(self._unusable, InvalidCommunicator) or self._context is UNJOINED:
+        if self._is_over() or self._context is UNJOINED:
             return
         if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
             raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
-        self._unusable = InvalidCommunicator(
-            "The communicator is closed", context={"backend": "shm", "rank": self.rank}
-        )
-        _living.discard(self)
+        self._retire()
         self._give_back()
         leave(self._segment, self.rank, stay_mapped=self._is_occupied)
 
     def _give_back(self) -> None:
         """Release what this rank holds besides the segment, which goes next."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close; leaving by an exception tells the peers of it first."""
-        if error is not None and not isinstance(error, SystemExit):
-            self._tell_peers(error)
-        self.close()
+    def _fail_for(self, text: str) -> None:
+        write_last_words(self._segment, self.rank, text)
+        self._bar()
+        self._unusable = self._failure(poison(self._segment, layout.RAISED, self.rank))
 
-    def _tell_peers(self, error: BaseException) -> None:
-        """Fail the group for an exception of this rank's program, unless it has failed already."""
-        if self._unusable is None:
-            text = "".join(traceback.format_exception(error))
-            write_last_words(self._segment, self.rank, text)
-            self._bar()
-            self._unusable = self._failure(poison(self._segment, layout.RAISED, self.rank))
+    def _disown(self) -> None:
+        self._context[context.BUSY] = 1
 
     def _bar(self) -> None:
         """Let nobody begin a collective any more, and see whether a thread is inside one.
@@ -148,11 +127,6 @@ class Membership(_ContextFirst, Communicator):
         """
         if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
             self._is_occupied = True
-
-    def _check_usable(self) -> None:
-        if self._unusable is not None:
-            # A fresh traceback each time: the exception object is kept for its values.
-            raise self._unusable.with_traceback(None)
 
     def _run(self, kernel: Kernel, resume: int, *args: int) -> None:
         """Call a kernel; ``resume``: it has begun already and handed control back."""
@@ -168,10 +142,7 @@ class Membership(_ContextFirst, Communicator):
         """Go on with a collective that came back with another status than READY."""
         if status == context.TAKEN:
             self._check_usable()
-            raise InvalidCommunicator(
-                "Another thread is inside a collective of this communicator",
-                context={"backend": "shm", "rank": self.rank},
-            )
+            raise self._taken()
         self._complete(status, lambda: kernel.call(self._address, 1, *args))
 
     def _complete(self, status: int, resume: Callable[[], int]) -> None:
@@ -224,28 +195,3 @@ class Membership(_ContextFirst, Communicator):
 
     def _failure(self, first: Poison) -> CollectiveFailed:
         return failure(self._segment, first, self._config.timeout_secs)
-
-
-def _disown_in_child() -> None:
-    """A forked child is not the rank: it may neither take part nor give anything back."""
-    for comm in list(_living):
-        comm._context[context.BUSY] = 1
-        comm._unusable = InvalidCommunicator(
-            "The communicator belongs to the parent process and cannot be used after fork",
-            context={"code": "ForkedCommunicator", "backend": "shm", "rank": comm.rank},
-        )
-    _living.clear()
-
-
-def _tell_peers_at_exit() -> None:
-    """Tell the peers of an exception that nobody caught: Python keeps the one that it printed."""
-    for comm in list(_living):
-        reach("exit", comm.rank)
-    error = getattr(sys, "last_value", None)
-    if isinstance(error, BaseException) and not isinstance(error, SystemExit):
-        for comm in list(_living):
-            comm._tell_peers(error)
-
-
-os.register_at_fork(after_in_child=_disown_in_child)
-atexit.register(_tell_peers_at_exit)

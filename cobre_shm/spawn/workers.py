@@ -30,6 +30,7 @@ from cobre_shm.spawn.environment import common_environment
 from cobre_shm.spawn.errors import ProgramNotRunnable
 from cobre_shm.spawn.frames import Frame, FrameReader, encode_frame
 from cobre_shm.spawn.meeting import Meeting
+from cobre_shm.spawn.memory import MemoryGroup
 from cobre_shm.spawn.program import interpreter
 from cobre_shm.spawn.rank import Ending, look_at
 from cobre_shm.spawn.remote import decode_exception
@@ -57,7 +58,7 @@ OnEvent = Callable[[int, bytes], bool]
 
 
 class Cancelled(Exception):
-    """The group was ended because its :class:`Cancellation` asked for it."""
+    """The work was ended because its :class:`Cancellation` asked for it."""
 
 
 class Cancellation:
@@ -71,6 +72,11 @@ class Cancellation:
         """Ask for the end."""
         self.is_requested = True
         os.eventfd_write(self._descriptor, 1)
+
+    def check(self) -> None:
+        """Raise :class:`Cancelled` if the end has been asked for."""
+        if self.is_requested:
+            raise Cancelled
 
     def fileno(self) -> int:
         """Return a descriptor that is readable once the end has been asked for."""
@@ -96,6 +102,7 @@ class _Worker:
         self.result: bytes | None = None
         self.error: BaseException | None = None
         self.was_stopped = False
+        self.cause = ""
         self.is_streaming = True
         self.outbox = memoryview(encode_frame(Frame.TASK, task))
         self.reader = FrameReader()
@@ -200,6 +207,7 @@ class WorkerGroup:
         self._workers: list[_Worker] = []
         self._failed: list[_Worker] = []
         self._has_asked = False
+        self._memory = MemoryGroup()
         self._deadline: float | None = None
 
     @property
@@ -343,6 +351,8 @@ class WorkerGroup:
             pass
         self._stop_streaming(worker)
         ending = worker.ending
+        if ending.signal == signal.SIGKILL and not worker.was_stopped and self._memory.has_killed():
+            worker.cause = self._memory.describe()
         self._meeting.report_exit(worker.rank, exit_code=ending.exit_code, signal=ending.signal)
         if worker.has_failed:
             self._note_failure(worker)
@@ -370,7 +380,7 @@ class WorkerGroup:
         if error is not None:
             what = f"raised {type(error).__name__}: {error}"
         elif code:
-            what = str(ending)
+            what = f"{ending}: {first.cause}" if first.cause else str(ending)
         else:
             what = "ended without a result"
         return WorkerError(
@@ -380,6 +390,7 @@ class WorkerGroup:
             exit_code=code,
             signal=-code if code is not None and code < 0 else None,
             inner=error,
+            cause=first.cause or None,
         )
 
     def _first_failed(self) -> _Worker:

@@ -69,6 +69,7 @@ HELP, UNDER_MPI = "asked for its help", "run on one rank, where there is an MPI"
 TEXT_COMMANDS = {
     "scripts/train -n 4 -m cobre_shm.sddp CASE": Elsewhere("tests/spawn/test_scripts.py", "train"),
     "scripts/mpi mpich 4 -m cobre_shm.sddp": Elsewhere("tests/mpi/conftest.py", "scripts/mpi"),
+    "scripts/slurm FOLDER COMMAND...": Elsewhere("scripts/slurm", "slurmd"),
     "scripts/bench peers": Elsewhere("scripts/bench", "peers | safety"),
     "scripts/bench gates": Elsewhere("scripts/bench", "gates)"),
     "scripts/bench safety": Elsewhere("scripts/bench", "| safety"),

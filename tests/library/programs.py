@@ -84,6 +84,7 @@ _WAYS = {
     "exit": lambda: sys.exit(3),
     "leave": lambda: os._exit(0),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "fill": lambda: [b"x" * 10_000_000 for _ in range(1000)],
     "crash": lambda: ctypes.string_at(0),
 }
 

@@ -259,3 +259,24 @@ def test_stopped_worker_does_not_keep_the_others_errors_from_coming(tmp_path):
     assert "Worker 1 of 2" in text
     assert "SIGKILL" in text
     assert all_gone(pids)
+
+
+def test_worker_out_of_memory_is_told_with_peak_and_limit(limited_group):
+    def enter():
+        (limited_group / "cgroup.procs").write_text(str(os.getpid()))
+
+    code = (
+        "from cobre_shm import WorkerError, spawn\n"
+        "from tests.library import programs\n"
+        "for how in 'fill', 'kill':\n"
+        "    try: spawn.run(programs.end, 2, args=(1, how))\n"
+        "    except WorkerError as error:\n"
+        "        print(error.rank, error.signal, error.cause, error, sep='|')\n"
+    )
+    done = python("-c", code, preexec_fn=enter)
+    assert done.returncode == 0, done.stderr
+    starved, killed = (line.split("|") for line in done.stdout.splitlines())
+    assert starved[:2] == killed[:2] == ["1", "9"]
+    assert "a limit of 300 MiB" in starved[2]
+    assert starved[2] in starved[3]
+    assert killed[2] == "None"

@@ -1,54 +1,27 @@
-"""``train`` and ``simulate`` from a program: where they run, what they return, how they fail."""
+"""What ``train`` and ``simulate`` return, for a case in every form."""
 
-import asyncio
-import multiprocessing
 import os
-import socket
-import subprocess
 import sys
-import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cobre_shm
-from cobre_shm import IncompatibleSettings, LocalCommunicator, WorkerError
-from cobre_shm.errors import BackendNotAvailable, CobreError, InvalidBackend
+from cobre_shm import LocalCommunicator, sddp
+from cobre_shm.errors import CobreError
 from cobre_shm.sddp import load_case, series_digest
 from cobre_shm.sddp.errors import (
     CaseError,
+    CheckpointError,
     MissingFile,
     OutOfRange,
-    OutputError,
-    SchemaViolation,
-    SolverError,
+    TypeMismatch,
 )
-from cobre_shm.spawn.errors import InvalidArguments
 from tests.library.conftest import limit
-from tests.sddp.editing import hydro_plant, small_case
-from tests.sddp.test_stage_lp import hydros
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def variables():
-    # pytest itself notes the stage of a test there.
-    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-
-
-@pytest.fixture(autouse=True)
-def nothing_global_is_changed():
-    before = variables(), multiprocessing.get_start_method(allow_none=True), Path.cwd()
-    yield
-    after = variables(), multiprocessing.get_start_method(allow_none=True), Path.cwd()
-    assert after == before
-
-
-@pytest.fixture
-def alone(case_path):
-    """The result in this process."""
-    return cobre_shm.train(case_path, config_overrides=limit(3))
+pytestmark = pytest.mark.usefixtures("nothing_global_is_changed")
 
 
 def test_one_worker_is_this_process(alone):
@@ -91,25 +64,6 @@ def test_communicator_can_be_given(case_path, alone):
         result = cobre_shm.train(case_path, comm=comm, config_overrides=limit(3))
         comm.barrier()
     assert series_digest(result.details) == series_digest(alone.details)
-
-
-def test_group_of_one_over_shared_memory(case_path, alone):
-    result = cobre_shm.train(case_path, backend="shm", config_overrides=limit(3))
-    assert result.backend == "shm"
-    assert series_digest(result.details) == series_digest(alone.details)
-
-
-def test_environment_plays_no_part(case_path, monkeypatch):
-    for name, value in {
-        "COBRE_COMM_BACKEND": "nonsense",
-        "COBRE_SHM_NAME": "not/a/name",
-        "COBRE_SHM_RANK": "two",
-        "PMI_RANK": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
-    assert cobre_shm.train(case_path, config_overrides=limit(1)).backend == "local"
-    result = cobre_shm.train(case_path, num_workers=2, config_overrides=limit(1))
-    assert result.backend == "shm"
 
 
 def test_history_in_other_forms(alone):
@@ -192,72 +146,6 @@ def test_result_shows_itself(case_path, alone):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_true_from_the_callback_ends_the_training_after_the_next_iteration(case_path, workers):
-    result = cobre_shm.train(
-        case_path,
-        num_workers=workers,
-        config_overrides=limit(100_000),
-        progress_callback=lambda event: event.iteration == 2,
-    )
-    assert result.stop_reason == "interrupted"
-    assert result.iterations >= 3
-    if workers == 1:
-        assert result.iterations == 3
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_exception_in_the_callback_ends_the_training(case_path, workers):
-    class Enough(Exception):
-        pass
-
-    def callback(event):
-        raise Enough(event.iteration)
-
-    with pytest.raises(Enough, match="1"):
-        cobre_shm.train(
-            case_path,
-            num_workers=workers,
-            config_overrides=limit(100_000),
-            progress_callback=callback,
-        )
-
-
-def child_with(variable):
-    """The child of this thread with this in its environment."""
-    thread = Path(f"/proc/self/task/{threading.get_native_id()}/children")
-    (pid,) = [
-        int(child)
-        for child in thread.read_text().split()
-        if f"{variable}\0".encode() in Path(f"/proc/{child}/environ").read_bytes()
-    ]
-    return pid
-
-
-def test_death_of_a_worker_ends_the_training(case_path):
-    def kill(event):
-        if event.worker_id == 1 and event.iteration == 1:
-            os.kill(child_with("COBRE_SHM_RANK=1"), 9)
-
-    with pytest.raises(WorkerError) as caught:
-        cobre_shm.train(
-            case_path, num_workers=3, config_overrides=limit(100_000), progress_callback=kill
-        )
-    error = caught.value
-    assert (error.rank, error.signal, error.exit_code, error.inner) == (1, 9, -9, None)
-
-
-def test_exception_of_a_worker_is_its_own(tmp_path):
-    small = small_case(tmp_path / "small")
-    # More water must leave than there is, and nothing may fill it up.
-    hydros(small, hydro_plant(0), inflow=[-5.0])
-    with pytest.raises(WorkerError) as caught:
-        cobre_shm.train(small, num_workers=2)
-    assert isinstance(caught.value.inner, SolverError)
-    assert caught.value.inner.context["iteration"] == 1
-    assert "training.py" in str(caught.value.inner.__cause__)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
 def test_training_goes_on_from_a_checkpoint(case_path, tmp_path, alone, workers):
     checkpoints = {"checkpointing": {"enabled": True, "interval_iterations": 1}}
     first = cobre_shm.train(
@@ -280,234 +168,45 @@ def test_training_goes_on_from_a_checkpoint(case_path, tmp_path, alone, workers)
     assert series_digest(result.details) == series_digest(alone.details)
 
 
-def test_mistakes_of_the_case_are_found_before_anything_is_started(case_path, monkeypatch):
-    monkeypatch.setattr("cobre_shm.api.place.ShmMeeting", None)
-    with pytest.raises(MissingFile):
-        cobre_shm.train(case_path / "absent", num_workers=2)
-    with pytest.raises(SchemaViolation):
-        cobre_shm.train(
-            case_path, num_workers=2, config_overrides={"training": {"stopping_rules": []}}
-        )
-    file = case_path / "config.json"
-    with pytest.raises(OutputError):
-        cobre_shm.train(case_path, num_workers=2, output_dir=file)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"backend": "local", "num_workers": 2}, "shm"),
-        ({"backend": "mpi", "num_workers": 2}, "mpi"),
-        ({"backend": "tcp"}, "coordinator="),
-        ({"backend": "shm", "coordinator": "h", "rank": 0, "size": 2}, "tcp"),
-        ({"backend": "tcp", "coordinator": "h"}, "rank, size"),
-        ({"num_workers": 2, "rank": 0}, "rank="),
-        ({"backend": "shm", "num_workers": 2, "coordinator": "h"}, "coordinator="),
-        ({"resume": True}, "output_dir="),
-        ({"comm": LocalCommunicator(), "num_workers": 2}, "comm="),
-        ({"comm": LocalCommunicator(), "backend": "shm"}, "comm="),
-    ],
-)
-def test_arguments_that_do_not_go_together_are_refused(case_path, arguments, text):
-    with pytest.raises((IncompatibleSettings, BackendNotAvailable)) as caught:
-        cobre_shm.train(case_path, **arguments)
-    assert caught.value.kind == "IncompatibleSettings"
-    assert text in str(caught.value)
-
-
-def test_unknown_backend_and_number_are_refused(case_path):
-    with pytest.raises(InvalidBackend, match="shmm"):
-        cobre_shm.train(case_path, backend="shmm", num_workers=2)
-    with pytest.raises(InvalidBackend, match="shmm"):
-        cobre_shm.train(case_path, backend="shmm")
-    with pytest.raises(InvalidArguments, match="num_workers=0"):
-        cobre_shm.train(case_path, num_workers=0)
-
-
-def test_overrides_of_a_loaded_case_are_refused(case_path):
-    with pytest.raises(IncompatibleSettings, match=r"load_case\(path, config_overrides\)"):
-        cobre_shm.train(load_case(case_path), config_overrides=limit(1))
-
-
-def test_user_who_chose_fork_is_told(case_path):
-    code = (
-        "import multiprocessing, sys, cobre_shm\n"
-        "multiprocessing.set_start_method('fork')\n"
-        "try: cobre_shm.train(sys.argv[1], num_workers=2)\n"
-        "except cobre_shm.IncompatibleSettings as error: print(error)\n"
-        "print(cobre_shm.train(sys.argv[1]).backend, multiprocessing.get_start_method())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(case_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "set_start_method('spawn', force=True)" in done.stdout
-    assert done.stdout.endswith("local fork\n")
-
-
-def test_two_trainings_at_once_over_different_backends(case_path, alone):
-    found = {}
-
-    def call(workers):
-        found[workers] = cobre_shm.train(case_path, num_workers=workers, config_overrides=limit(3))
-
-    threads = [threading.Thread(target=call, args=(workers,)) for workers in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [found[workers].backend for workers in (1, 2)] == ["local", "shm"]
-    for result in found.values():
-        assert series_digest(result.details) == series_digest(alone.details)
-
-
-def test_asynchronous_training_leaves_the_loop_free(case_path, alone):
-    async def main():
-        turns = 0
-        task = asyncio.create_task(
-            cobre_shm.train_async(case_path, num_workers=2, config_overrides=limit(3))
-        )
-        while not task.done():
-            await asyncio.sleep(0.01)
-            turns += 1
-        return await task, turns
-
-    result, turns = asyncio.run(main())
-    assert series_digest(result.details) == series_digest(alone.details)
-    assert turns > 3
-
-
 @pytest.mark.parametrize("workers", [1, 2])
-def test_cancelled_training_leaves_nothing(case_path, workers):
-    """That nothing is left is seen by the fixture of every test."""
-
-    async def main():
-        started = threading.Event()
-        task = asyncio.create_task(
-            cobre_shm.train_async(
-                case_path,
-                num_workers=workers,
-                config_overrides=limit(100_000),
-                progress_callback=lambda event: started.set(),
-            )
-        )
-        while not started.is_set():
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
-
-
-def test_asynchronous_training_raises_what_the_other_raises(case_path):
-    with pytest.raises(MissingFile):
-        asyncio.run(cobre_shm.train_async(case_path / "absent"))
-    with pytest.raises(IncompatibleSettings):
-        asyncio.run(cobre_shm.train_async(case_path, backend="local", num_workers=2))
-
-
-def test_training_alone_imports_no_other_backend(case_path):
-    code = (
-        "import sys, cobre_shm\n"
-        "cobre_shm.train(sys.argv[1], config_overrides={'training': {'forward_passes': 1}})\n"
-        "print(*sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(case_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.split())
-    others = {"cobre_shm.shm", "cobre_shm.segment", "cobre_shm.kernels", "cobre_net"}
-    assert not loaded & (others | {"numba", "posix_ipc", "mpi4py", "pandas", "mcp"})
-
-
-@pytest.mark.parametrize("arguments", [{"backend": "tcp"}, {"coordinator": "127.0.0.1:0"}])
-def test_workers_over_tcp_find_the_same_bits(case_path, alone, arguments):
-    if arguments.get("coordinator"):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            arguments = {"coordinator": f"127.0.0.1:{probe.getsockname()[1]}"}
-    result = cobre_shm.train(case_path, num_workers=2, config_overrides=limit(3), **arguments)
-    assert (result.backend, result.ranks) == ("tcp", 2)
+def test_overrides_of_a_loaded_case_leave_it_as_it_is(case_path, alone, workers):
+    loaded = load_case(case_path)
+    limit_before = loaded.config.iteration_limit
+    result = cobre_shm.train(loaded, num_workers=workers, config_overrides=limit(3))
     assert series_digest(result.details) == series_digest(alone.details)
-    assert all(worker.backend == "tcp" for worker in result.workers)
+    assert result.case.config.iteration_limit == 3
+    assert loaded.config.iteration_limit == limit_before != 3
+    # What was given before holds on, beside what is given now.
+    seed = {"training": {"tree_seed": 7}}
+    again = cobre_shm.train(result.case, num_workers=workers, config_overrides=seed)
+    both = {"training": {**limit(3)["training"], **seed["training"]}}
+    other = cobre_shm.train(case_path, config_overrides=both)
+    assert series_digest(again.details) == series_digest(other.details)
+    assert again.case.digest == other.case.digest != loaded.digest
 
 
-def test_ranks_of_a_tcp_group_that_is_started_elsewhere(case_path, alone):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    found = {}
-
-    def be(rank):
-        found[rank] = cobre_shm.train(
-            case_path,
-            backend="tcp",
-            coordinator=address,
-            rank=rank,
-            size=2,
-            config_overrides=limit(3),
-        )
-
-    threads = [threading.Thread(target=be, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [found[rank].ranks for rank in range(2)] == [2, 2]
-    for result in found.values():
-        assert series_digest(result.details) == series_digest(alone.details)
+def test_wrong_overrides_of_a_loaded_case_are_refused(case_path):
+    loaded = load_case(case_path)
+    with pytest.raises(OutOfRange) as caught:
+        cobre_shm.train(loaded, config_overrides={"training": {"forward_passes": 0}})
+    assert caught.value.context["file"] == "config.json"
+    for case in (loaded, case_path):
+        with pytest.raises(TypeMismatch, match="JSON values only"):
+            cobre_shm.train(case, config_overrides={"training": {"forward_passes": {1, 2}}})
 
 
-def test_coordinator_of_the_environment_means_tcp_for_several_workers(case_path, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        monkeypatch.setenv("COBRE_TCP_COORDINATOR", "127.0.0.1")
-        monkeypatch.setenv("COBRE_TCP_PORT", str(probe.getsockname()[1]))
-    result = cobre_shm.train(case_path, num_workers=2, config_overrides=limit(1))
-    assert result.backend == "tcp"
-    assert cobre_shm.train(case_path, config_overrides=limit(1)).backend == "local"
+def test_simulation_of_a_loaded_case_takes_overrides(case_path, alone):
+    loaded = load_case(case_path)
+    few = {"simulation": {"enabled": True, "num_scenarios": 3}}
+    result = cobre_shm.simulate(loaded, alone, config_overrides=few)
+    assert len(result.total_cost) == 3
 
 
-def test_death_of_a_tcp_worker_ends_the_training(case_path):
-    def kill(event):
-        if event.worker_id == 1 and event.iteration == 1:
-            os.kill(child_with("COBRE_TCP_RANK=1"), 9)
-
-    with pytest.raises(WorkerError) as caught:
-        cobre_shm.train(
-            case_path,
-            backend="tcp",
-            num_workers=3,
-            config_overrides=limit(100_000),
-            progress_callback=kill,
-        )
-    assert (caught.value.rank, caught.value.signal) == (1, 9)
-
-
-def test_user_of_another_context_has_not_chosen_fork(case_path):
-    """Starting a process by a context of one's own sets the global method behind one's back."""
-    code = (
-        "import multiprocessing, os, sys, cobre_shm\n"
-        "if __name__ == '__main__':\n"
-        "    process = multiprocessing.get_context('spawn').Process(target=os.getpid)\n"
-        "    process.start(); process.join()\n"
-        "    print(cobre_shm.train(sys.argv[1], num_workers=2).backend)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(case_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.stdout == "shm\n", done.stderr
+def test_policy_of_another_case_is_not_simulated(case_path, alone):
+    with pytest.raises(CheckpointError, match="does not fit"):
+        cobre_shm.simulate(sddp.shipped_case_path(), alone, scenarios=1)
+    with pytest.raises(ValueError, match="stages"):
+        cobre_shm.simulate(case_path, alone.policy.all_cuts()[:1], scenarios=1)
+    narrow = [replace(cuts, coefficients=cuts.coefficients[:, :1]) for cuts in alone.details.cuts]
+    with pytest.raises(ValueError, match="coefficients"):
+        cobre_shm.simulate(case_path, narrow, scenarios=1)

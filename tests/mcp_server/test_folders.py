@@ -116,4 +116,4 @@ def test_case_that_names_a_policy_elsewhere_is_refused(allowed, outside, mode):
     session = Session(LocalCommunicator(), Folders([allowed]))
     overrides = {"policy": {"mode": mode, "path": str(outside)}}
     with pytest.raises(NotAllowed, match="outside"):
-        session.train(str(allowed / "case"), overrides, None, False, print)
+        session.train(str(allowed / "case"), overrides, None, False, print, list)

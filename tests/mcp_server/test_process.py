@@ -157,8 +157,9 @@ def test_server_imports_no_other_backend(allowed):
         "session = tools.Session(LocalCommunicator(), Folders([sys.argv[1]]))\n"
         "server.make_server(session)\n"
         "case = sys.argv[1] + '/case'\n"
-        "done = session.train(case, {'training': {'forward_passes': 1}}, None, False, print)\n"
-        "session.simulate(case, done['result'], 1, None)\n"
+        "few = {'training': {'forward_passes': 1}}\n"
+        "done = session.train(case, few, None, False, print, list)\n"
+        "session.simulate(case, done['result'], 1, None, list)\n"
         "print(*sys.modules)"
     )
     done = subprocess.run(

@@ -148,3 +148,25 @@ def test_cancelled_training_ends_and_the_server_goes_on(session, allowed):
         assert answer["iterations"] == 1
 
     session(use)
+
+
+@pytest.mark.parametrize("tool", ["train", "simulate"])
+def test_cancelled_work_ends_between_two_problems(session, allowed, tool):
+    """An iteration or a simulation that would take far longer than the test may."""
+    case = str(allowed / "case")
+    many = {"training": {"forward_passes": 500_000}}
+
+    async def use(client):
+        policy = (await call(client, "train", case=case, config_overrides=limit(1)))["result"]
+        arguments = {
+            "train": {"case": case, "config_overrides": many},
+            "simulate": {"case": case, "policy": policy, "scenarios": 200_000},
+        }[tool]
+        with anyio.move_on_after(1.0) as scope:
+            await client.call_tool(tool, arguments)
+        assert scope.cancelled_caught
+        answer = await call(client, "train", case=case, config_overrides=limit(1))
+        assert answer["iterations"] == 1
+        assert (await call(client, "query-convergence", result=answer["result"]))["iterations"] == 1
+
+    session(use, transport="stdio")

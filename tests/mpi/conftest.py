@@ -101,7 +101,7 @@ def _remove_left(segments: set[Path]) -> None:
 
 
 def _folder() -> Path:
-    return Path(sys.prefix) / "mpi"
+    return Path(os.environ.get("MPI_ENVIRONMENTS") or Path(sys.prefix) / "mpi")
 
 
 @functools.cache

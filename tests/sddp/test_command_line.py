@@ -156,3 +156,39 @@ def test_interrupt_ends_after_the_iteration_and_keeps_the_result(random_path, tm
     assert ": interrupted" in out
     assert err == ""
     assert (tmp_path / "out" / "policy" / "cuts.parquet").is_file()
+
+
+@pytest.mark.parametrize(
+    ("make", "command", "code", "kind"),
+    [
+        (lambda case: [str(case / "absent")], "train", 3, "MissingFile"),
+        (lambda case: [str(case), "--output-dir", str(case / "stages.json")], "train", 1, None),
+        (lambda case: ["report", str(case)], "report", 1, None),
+        (lambda case: ["validate", str(case / "absent")], "validate", 3, "MissingFile"),
+    ],
+)
+def test_error_as_json_is_an_answer_that_failed(random_path, capsys, make, command, code, kind):
+    assert main([*make(random_path), "--output-format", "json"]) == code
+    out, err = capsys.readouterr()
+    answer = json.loads(out if command == "validate" else out.splitlines()[-1])
+    assert (answer["command"], answer["success"], answer["exit_code"]) == (command, False, code)
+    (record,) = answer["errors"]
+    assert set(record) == {"kind", "message", "context", "suggestion"}
+    assert record["kind"] == (kind or "OutputError")
+    if command != "validate":
+        assert json.loads(err) == record
+
+
+def test_error_of_the_backend_as_json(random_path):
+    done = run(random_path, "--output-format", "json", COBRE_COMM_BACKEND="nonsense")
+    assert done.returncode == 4
+    answer = json.loads(done.stdout)
+    assert (answer["success"], answer["exit_code"]) == (False, 4)
+    assert answer["errors"] == [json.loads(done.stderr)]
+    assert answer["errors"][0]["kind"] == "IncompatibleSettings"
+
+
+@pytest.mark.parametrize("command", ["validate", "report"])
+def test_wrong_arguments_of_a_command_end_with_code_one(command, capsys):
+    assert main([command, "--unknown"]) == 1
+    assert capsys.readouterr().err.startswith(f"usage: python -m cobre_shm.sddp {command}")

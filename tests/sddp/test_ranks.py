@@ -17,8 +17,8 @@ from cobre_shm.sddp import (
     shipped_case_path,
     simulate,
     train,
-    training,
 )
+from cobre_shm.sddp.passes import Passes
 from tests.sddp.threads import run_ranks
 
 SIZES = (1, 2, 3, 4, 8)
@@ -95,20 +95,20 @@ def test_unwritable_output_ends_every_rank_before_training(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("step", ["_run_trajectories", "_find_cuts", "_lower_bound"])
+@pytest.mark.parametrize("step", ["_run_trajectories", "_find_cuts", "lower_bound"])
 def test_problem_without_solution_ends_every_rank_with_the_same_error(
     random_path, monkeypatch, size, step
 ):
-    original = getattr(training._Trainer, step)
+    original = getattr(Passes, step)
 
-    def fail(trainer, *arguments):
+    def fail(work, *arguments):
         iteration = arguments[-1]
         # The second trajectory fails: only one of several ranks knows.
-        if iteration == 2 and (step == "_lower_bound" or 1 in trainer.shares.mine):
+        if iteration == 2 and (step == "lower_bound" or 1 in work.shares.mine):
             raise SolverError("no solution", context={"iteration": iteration, "scenario": 1})
-        return original(trainer, *arguments)
+        return original(work, *arguments)
 
-    monkeypatch.setattr(training._Trainer, step, fail)
+    monkeypatch.setattr(Passes, step, fail)
     errors = run_ranks(size, lambda comm: train(random_path, comm, iterations=3))
     assert all(isinstance(error, SolverError) for error in errors)
     assert all(error.context == {"iteration": 2, "scenario": 1} for error in errors)

@@ -1,13 +1,7 @@
 """A rank that the kernel kills for want of memory, in a control group made for the test."""
 
 import os
-import secrets
-from contextlib import suppress
-from pathlib import Path
 
-import pytest
-
-LIMIT_BYTES = 300 << 20
 PROGRAM = """
 import os, time
 held = []
@@ -15,27 +9,6 @@ while os.environ["RANK"] == "1":
     held.append(b"x" * 10_000_000)
 time.sleep(600)
 """
-
-
-@pytest.fixture
-def limited_group():
-    """A control group with little memory."""
-    mount, name = Path("/sys/fs/cgroup"), f"cobre-test-{secrets.token_hex(4)}"
-    kinds = ((mount / "memory", "memory.limit_in_bytes"), (mount, "memory.max"))
-    folder = None
-    for parent, limit in kinds:
-        candidate = parent / name
-        with suppress(OSError):
-            candidate.mkdir()
-            if (candidate / limit).exists():
-                (candidate / limit).write_text(str(LIMIT_BYTES))
-                folder = candidate
-                break
-            candidate.rmdir()
-    if folder is None:
-        pytest.skip("no control group for memory can be made here")
-    yield folder
-    folder.rmdir()
 
 
 def test_rank_out_of_memory_is_named_with_peak_and_limit(spawn, limited_group):

@@ -13,7 +13,7 @@ import pytest
 
 from cobre_net.tcp import TcpCommunicator, wire
 from cobre_net.tcp.call import ALLREDUCE, BARRIER, Call
-from cobre_net.tcp.rendezvous import join
+from cobre_net.tcp.joining import join
 from cobre_net.tcp.wire import HEAD, HEAD_BYTES, SEND, frame
 from cobre_shm.datatypes import dtype_tag
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, RankFailed
@@ -138,7 +138,7 @@ def send_what_is_taken(sock, data):
 
 def test_worker_notices_a_coordinator_that_does_not_keep_to_the_protocol():
     """Roles exchanged: a raw coordinator, an honest worker."""
-    from cobre_net.tcp.rendezvous import gather
+    from cobre_net.tcp.reception import gather
 
     results = {
         "noise": b"\xff" * 100,

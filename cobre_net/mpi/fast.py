@@ -1,0 +1,147 @@
+"""The fast road from a call to the MPI library, past mpi4py: ``kernels/mpi_road.py`` put in place.
+
+mpi4py takes an array apart anew in each call, and the checks of ``validate`` come before that;
+either takes longer than a small message. The road does both in compiled code and calls the
+library's own functions with the handles that mpi4py has. The library is that which mpi4py itself
+is linked with: the functions are looked up through its extension module.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cobre_net.mpi.flat import BYTE, Flat, native_operation
+from cobre_net.mpi.library import MPI
+from cobre_shm import fastcall
+from cobre_shm.datatypes import ReduceOp
+from cobre_shm.kernels import context, mpi_road, python_c
+from cobre_shm.kernels.reduce import reduction_address
+
+__all__ = ["Fast", "State", "install", "open_road"]
+
+_ROADS: dict[str, Callable[..., Any]] = {
+    "barrier": mpi_road.barrier_call,
+    "broadcast": mpi_road.broadcast_call,
+    "allreduce": mpi_road.allreduce_call,
+    "allgatherv": mpi_road.allgatherv_call,
+}
+_FUNCTIONS = {
+    "barrier": "MPI_Barrier",
+    "broadcast": "MPI_Bcast",
+    "allreduce": "MPI_Allreduce",
+    "allgatherv": "MPI_Allgatherv",
+}
+
+
+class State:
+    """The first base of a communicator: it gives ``_context`` the place behind the head."""
+
+    __slots__ = ("_context",)
+    _context: Any
+
+
+def _closed_state() -> Any:
+    state = np.zeros(mpi_road.WORDS, np.int64)
+    state[context.SELF] = state.ctypes.data
+    state[context.BUSY] = 1
+    return state
+
+
+def install(cls: type) -> Any:
+    """Put the road in the place of ``cls``'s methods, where this Python allows it.
+
+    Returns:
+        The words of a communicator whose road is closed: all its calls take the Python methods.
+    """
+    state = _closed_state()
+    probe: Any = object.__new__(cls)
+    probe._context = state
+    sample = [1, 2]
+    words = [
+        ctypes.c_int64.from_address(id(sample) + offset).value
+        for offset in (python_c.LIST_SIZE, python_c.LIST_ITEMS)
+    ]
+    if fastcall.objects_are_as_expected(probe, state) and (
+        words[0] == 2 and ctypes.c_int64.from_address(words[1]).value == id(sample[0])
+    ):
+        fastcall.install(cls, _ROADS)
+        fastcall.serve(cls, state, np.zeros(0, np.int64), np.zeros(3), {})
+    return state
+
+
+def open_road(cls: type, flat: Flat) -> Fast | None:
+    """Return the open road of a communicator, or None where there is none."""
+    return Fast(cls, flat) if fastcall.is_installed(cls) else None
+
+
+class Fast:
+    """The words of one communicator, and what they point at.
+
+    Args:
+        cls: On which :func:`install` was called.
+        flat: Its collectives, for what the road does not take.
+
+    Attributes:
+        state: To be the communicator's ``_context``.
+    """
+
+    def __init__(self, cls: type, flat: Flat) -> None:
+        self._flat = flat
+        size = flat.size
+        integers = np.zeros(3 * size + 3, np.int64)
+        lengths = np.zeros(2 * size, np.int32)
+        room = np.empty(flat.small_bytes, np.uint8)
+        self._kept = integers, lengths, room
+        library = ctypes.CDLL(MPI.__file__)
+        displs, arguments, counts = np.split(integers, (size, size + 3))
+        state = _closed_state()
+        kernels = {name: _address(library, function) for name, function in _FUNCTIONS.items()}
+        fastcall.serve(cls, state, displs, arguments, kernels)
+        state[context.RANK], state[context.SIZE] = flat.rank, size
+        state[mpi_road.COMM] = _handle(flat.comm)
+        state[mpi_road.BYTE] = _handle(BYTE)
+        state[mpi_road.IN_PLACE] = int(MPI.IN_PLACE)
+        state[mpi_road.ALLGATHER] = _address(library, "MPI_Allgather")
+        state[mpi_road.PIECE_BYTES] = flat.piece_bytes
+        state[mpi_road.SMALL_BYTES] = flat.small_bytes
+        state[mpi_road.ROOM] = room.ctypes.data
+        state[mpi_road.COUNTS] = counts.ctypes.data
+        state[mpi_road.LENGTHS] = lengths.ctypes.data
+        state[mpi_road.LIST_TYPE] = id(list)
+        self.state = state
+        self._known = fastcall.Known(state)
+        state[context.BUSY] = 0
+
+    def learn(self, dtype: np.dtype[Any], op: ReduceOp | None = None) -> None:
+        """Take calls with this dtype, and this reduction, from now on."""
+        if op is None:
+            self._known.add(dtype, None, 0, 0, 0)
+            return
+        native = native_operation(dtype, op, deterministic=self._flat.deterministic)
+        if native is not None:
+            self._known.add(dtype, op, _handle(native[1]), _handle(native[0]), 0)
+        elif reduction := reduction_address(dtype, op):
+            self._known.add(dtype, op, 0, 0, reduction)
+
+    def failure(self) -> Any:
+        """Return the error of the function of MPI that failed last."""
+        return MPI.Exception(int(self.state[mpi_road.ERROR]))
+
+    def close(self) -> None:
+        """Leave all calls to the Python methods."""
+        self.state[context.BUSY] = 1
+
+
+def _handle(thing: Any) -> int:
+    # Some are 32-bit integers with the upper bit set, which mpi4py gives without a sign.
+    return ctypes.c_int64(int(MPI._handleof(thing))).value
+
+
+def _address(library: Any, name: str) -> int:
+    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    assert address is not None
+    return address

@@ -1,0 +1,153 @@
+"""Rank 0's side of small collectives: one frame from every rank, and one to every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cobre_net.tcp.call import Call
+from cobre_net.tcp.centre import Centre
+from cobre_net.tcp.flows import Different, look_for_word
+from cobre_net.tcp.link import PAYLOAD, START, Link
+from cobre_net.tcp.patience import Patience
+from cobre_net.tcp.wire import HEAD_BYTES, RESULT, SEND
+
+__all__ = ["Prepared", "SmallRounds"]
+
+
+class Prepared:
+    """A round with small payloads of equal length, ready to be done again and again.
+
+    Args:
+        star: Whose rounds.
+        call: What this rank calls.
+        part_bytes: Of the payload of every other rank.
+        result_bytes: Of the payload that every rank gets.
+        combine: Called for each rank in turn when its part is in ``link.buffer``.
+    """
+
+    def __init__(
+        self,
+        star: SmallRounds,
+        call: Call,
+        part_bytes: int,
+        result_bytes: int,
+        combine: Callable[[Link], object],
+    ) -> None:
+        self.call, self.combine = call, combine
+        self.send_begin, self.send_end = call.template(SEND, part_bytes)
+        self.result_begin, self.result_end = call.template(RESULT, result_bytes)
+        self.send_bytes = HEAD_BYTES + part_bytes
+        self.result_bytes = HEAD_BYTES + result_bytes
+        self.result_frame = star.out.frame[: self.result_bytes]
+
+
+class SmallRounds(Centre):
+    """The centre of the star in rounds with small payloads."""
+
+    def exchange_prepared(self, plan: Prepared) -> None:
+        """Do a round of ``plan``, whose parts are all of one length: the short road.
+
+        Everything is done beforehand that can be: for a few bytes, what Python does around the
+        system calls is a large part of the time.
+        """
+        self._call = plan.call
+        self.sequence = sequence = self.sequence + 1
+        number = sequence.to_bytes(8)
+        expected = plan.send_begin + number + plan.send_end
+        total, combine = plan.send_bytes, plan.combine
+        for link in self.links:
+            buffer = link.buffer
+            try:
+                count = link.receive(buffer.frame, total)
+            except OSError:
+                count = -1
+            if count != total or not buffer.memory.startswith(expected, START):
+                self._receive_slowly(link, count, expected, total)
+            combine(link)
+        self.out.memory[START:PAYLOAD] = plan.result_begin + number + plan.result_end
+        frame = plan.result_frame
+        for link in self.links:
+            try:
+                count = link.send(frame)
+            except OSError:
+                count = 0
+            if count != plan.result_bytes:
+                self._send_slowly(link, frame[count:])
+        self.last = plan.call
+
+    def exchange_equal(
+        self, call: Call, part_bytes: int, result_bytes: int, combine: Callable[[Link], object]
+    ) -> None:
+        """Do a round in which every rank sends ``part_bytes``; the result is in ``out``.
+
+        Args:
+            call: What this rank calls.
+            part_bytes: Of the payload of every other rank.
+            result_bytes: Of the payload that every rank gets.
+            combine: Called for each rank in turn when its part is in ``link.buffer``.
+        """
+        self.exchange_prepared(Prepared(self, call, part_bytes, result_bytes, combine))
+
+    def exchange_parts(
+        self,
+        call: Call,
+        part_bytes: Sequence[int],
+        result_bytes: int,
+        combine: Callable[[Link], object],
+    ) -> None:
+        """Do the same where rank ``r`` sends ``part_bytes[r]``."""
+        self._begin(call)
+        for link in self.links:
+            nbytes = part_bytes[link.rank]
+            self._receive_slowly(
+                link, 0, call.head(SEND, self.sequence, nbytes), HEAD_BYTES + nbytes
+            )
+            combine(link)
+        self._send_result(call, result_bytes)
+
+    def _send_result(self, call: Call, result_bytes: int) -> None:
+        out = self.out
+        total = HEAD_BYTES + result_bytes
+        out.memory[START:PAYLOAD] = call.head(RESULT, self.sequence, result_bytes)
+        frame = out.frame[:total]
+        for link in self.links:
+            try:
+                count = link.sock.send(frame)
+            except OSError:
+                count = 0
+            if count != total:
+                self._send_slowly(link, frame[count:])
+        self.last = call
+
+    def _receive_slowly(self, link: Link, count: int, expected: bytes, total: int) -> None:
+        """Receive the rest of a part that did not come whole, or find out what came instead."""
+        buffer = link.buffer
+        buffer.received = max(count, 0)
+        self._has_agreed = lambda rank: rank < link.rank
+        patience: Patience | None = None
+        while True:
+            with self._blamed(link):
+                look_for_word(link)
+                if buffer.received >= HEAD_BYTES and not buffer.memory.startswith(expected, START):
+                    raise Different
+                if buffer.received == total:
+                    buffer.received = 0
+                    return
+                more = link.take(buffer.frame[buffer.received : total], 0)
+            buffer.received += more
+            if not more:
+                patience = patience or self._patience()
+                self._wait(link, patience)
+
+    def _send_slowly(self, link: Link, rest: memoryview) -> None:
+        patience = self._patience()
+        while rest:
+            link.unsent = len(rest)
+            with self._blamed(link):
+                count = link.put([rest])
+            rest = rest[count:]
+            if count:
+                patience.moved()
+            else:
+                patience.look([link.rank], str(self._call))
+        link.unsent = 0

@@ -1,0 +1,163 @@
+"""The passes of an iteration, as far as this rank does them: forward, backward, lower bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from cobre_shm.communicator import Communicator
+from cobre_shm.sddp.case import Case
+from cobre_shm.sddp.cut_store import CutStore
+from cobre_shm.sddp.cuts import CutPool, average_cut, opening_weights, ordered_sum
+from cobre_shm.sddp.distribution import ItemGather, Shares
+from cobre_shm.sddp.errors import SolverError
+from cobre_shm.sddp.failed_problem import ProblemWriter
+from cobre_shm.sddp.node_arrays import NodeArrays
+from cobre_shm.sddp.noise_bounds import noise_bounds
+from cobre_shm.sddp.opening_order import outwards, sorted_openings
+from cobre_shm.sddp.scenarios import draw_opening
+from cobre_shm.sddp.solver import Check, Place, StageSolver
+from cobre_shm.sddp.stage_lp import build_stage, cost_scale
+from cobre_shm.sddp.training_result import mean_and_std
+
+Floats = npt.NDArray[np.float64]
+
+
+class Passes:
+    """Problems, trajectories and cuts of a training.
+
+    Args:
+        case: The case, equal on every rank.
+        comm: The communicator.
+        writer: Keeps a problem that has no solution.
+        check: Called before every problem.
+
+    Attributes:
+        scale: What costs in $ are divided by inside the problems.
+        tree: The noise of the openings of each stage.
+        solvers: The problem of each stage.
+        bound_solver: That of the lower bound; on rank 0 only.
+        shares: Who does which trajectory.
+        trials: The states of all trajectories, and their costs.
+        found: The cuts of one stage.
+        pool: All cuts.
+    """
+
+    def __init__(
+        self, case: Case, comm: Communicator, writer: ProblemWriter | None, check: Check | None
+    ) -> None:
+        self._case = case
+        horizon = case.horizon
+        self._state_size = case.state_size
+        self.scale: float = cost_scale(case)
+        node = NodeArrays(comm)
+        self.tree: list[Floats] = node.opening_tree(case)
+        lps = [build_stage(case, t, self.scale) for t in range(case.stages)]
+        bounds = [
+            node.noise_bounds(case, lp, noise) for lp, noise in zip(lps, self.tree, strict=True)
+        ]
+        # The openings of each stage from the driest to the wettest.
+        self._orders = [sorted_openings(noise.upper[:, : len(case.hydros)]) for noise in bounds]
+        self.solvers: list[StageSolver] = [
+            StageSolver(lp, noise, writer, check) for lp, noise in zip(lps, bounds, strict=True)
+        ]
+        self.bound_solver: StageSolver | None = (
+            StageSolver(
+                lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True), writer, check
+            )
+            if comm.rank == 0
+            else None
+        )
+        self._discounts = np.cumprod([1.0, *(stage.discount for stage in horizon.stages[:-1])])
+        self.shares: Shares = Shares(case.config.forward_passes, comm)
+        # The opening of each of this rank's trajectories at each stage.
+        self._drawn = np.zeros((len(self.shares.mine), case.stages), dtype=np.int64)
+        self.trials: ItemGather = ItemGather(self.shares, case.stages * self._state_size + 1, comm)
+        self.found: ItemGather = ItemGather(self.shares, 1 + self._state_size, comm)
+        self.pool: CutPool = CutPool([np.zeros((0, 1 + self._state_size))] * case.stages)
+        self._store = CutStore(comm, 1 + self._state_size)
+
+    def begin_with(self, given: Sequence[Floats]) -> None:
+        """Begin with cuts, for each stage (cuts, 1 + state components) in scaled $. Collective."""
+        self.pool = CutPool([self._store.keep(cuts) for cuts in given])
+        for t, cuts in enumerate(given):
+            if len(cuts):
+                self._add_cuts(t, cuts)
+
+    def add(self, t: int, iteration: int, batch: Floats) -> None:
+        """Take the cuts that an iteration made for a stage. Collective."""
+        self.pool.add(t, iteration, self._store.keep(batch))
+        self._add_cuts(t, batch)
+
+    def counters(self) -> tuple[int, int]:
+        """Return how many problems this rank has solved, and how many of them again."""
+        solvers = [*self.solvers, *([self.bound_solver] if self.bound_solver else [])]
+        return sum(s.solves for s in solvers), sum(s.retries for s in solvers)
+
+    def forward(self, iteration: int) -> tuple[float, float]:
+        """Run this rank's trajectories; return mean and deviation of all trajectory costs."""
+        failure = None
+        try:
+            self._run_trajectories(iteration)
+        except SolverError as error:
+            failure = error
+        return mean_and_std(self.trials.gather(failure)[:, -1])
+
+    def backward(self, iteration: int) -> None:
+        """Add one cut per trajectory to every stage but the last. Collective."""
+        for t in range(self._case.stages - 2, -1, -1):
+            failure = None
+            try:
+                self._find_cuts(t, iteration)
+            except SolverError as error:
+                failure = error
+            self.add(t, iteration, self.found.gather(failure))
+
+    def lower_bound(self, iteration: int) -> float:
+        """Evaluate the first stage over all its openings; rank 0 only."""
+        solver, values = self.bound_solver, np.empty(len(self.tree[0]))
+        assert solver is not None
+        solver.begin(self._case.initial_state, 0)
+        for opening in self._orders[0]:
+            values[opening] = solver.solve(opening, Place(iteration, None))
+        weights = opening_weights(values, self._case.horizon.stages[0].risk)
+        return float(ordered_sum(weights * values) * self.scale)
+
+    def _run_trajectories(self, iteration: int) -> None:
+        size, config = self._state_size, self._case.config
+        for i, scenario in enumerate(self.shares.mine):
+            row = self.trials.local[i]
+            state, cost = self._case.initial_state, 0.0
+            for t, solver in enumerate(self.solvers):
+                opening = draw_opening(config.tree_seed, iteration, scenario, t, len(self.tree[t]))
+                self._drawn[i, t] = opening
+                solver.begin(state, i)
+                objective = solver.solve(opening, Place(iteration, scenario))
+                values, theta = solver.next_state()
+                cost += self._discounts[t] * (objective - solver.lp.discount * theta) * self.scale
+                state = row[t * size : (t + 1) * size]
+                state[:] = values
+            row[-1] = cost
+
+    def _find_cuts(self, t: int, iteration: int) -> None:
+        """Find the cut of stage ``t`` at each trial point of this rank."""
+        size, solver, openings = self._state_size, self.solvers[t + 1], len(self.tree[t + 1])
+        values, slopes = np.empty(openings), np.empty((openings, size))
+        risk = self._case.horizon.stages[t].risk
+        for i, scenario in enumerate(self.shares.mine):
+            state = self.trials.local[i, t * size : (t + 1) * size]
+            solver.begin(state, i)
+            # First the opening whose basis the forward pass has kept, then its neighbours.
+            for opening in outwards(self._orders[t + 1], int(self._drawn[i, t + 1])):
+                values[opening] = solver.solve(opening, Place(iteration, scenario))
+                slopes[opening] = solver.state_duals()
+            cut = self.found.local[i]
+            cut[0], cut[1:] = average_cut(values, slopes, state, risk)
+
+    def _add_cuts(self, t: int, batch: Floats) -> None:
+        """Add cuts, (cuts, 1 + state components) in scaled $, to the problems of a stage."""
+        self.solvers[t].add_cuts(batch[:, 0].copy(), batch[:, 1:])
+        if t == 0 and self.bound_solver is not None:
+            self.bound_solver.add_cuts(batch[:, 0].copy(), batch[:, 1:])

@@ -1,0 +1,212 @@
+"""Where ``train`` runs: this process, workers of each kind, groups; what does not go together."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import cobre_shm
+from cobre_shm import IncompatibleSettings, LocalCommunicator
+from cobre_shm.errors import BackendNotAvailable, InvalidBackend
+from cobre_shm.sddp import series_digest
+from cobre_shm.spawn.errors import InvalidArguments
+from tests.library.conftest import ROOT, limit, program
+
+pytestmark = pytest.mark.usefixtures("nothing_global_is_changed")
+
+
+def test_environment_plays_no_part(case_path, monkeypatch):
+    for name, value in {
+        "COBRE_COMM_BACKEND": "nonsense",
+        "COBRE_SHM_NAME": "not/a/name",
+        "COBRE_SHM_RANK": "two",
+        "PMI_RANK": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert cobre_shm.train(case_path, config_overrides=limit(1)).backend == "local"
+    result = cobre_shm.train(case_path, num_workers=2, config_overrides=limit(1))
+    assert result.backend == "shm"
+
+
+def test_group_of_one_over_shared_memory(case_path, alone):
+    result = cobre_shm.train(case_path, backend="shm", config_overrides=limit(3))
+    assert result.backend == "shm"
+    assert series_digest(result.details) == series_digest(alone.details)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"backend": "local", "num_workers": 2}, "shm"),
+        ({"backend": "mpi", "num_workers": 2}, "mpi"),
+        ({"backend": "tcp"}, "coordinator="),
+        ({"backend": "shm", "coordinator": "h", "rank": 0, "size": 2}, "tcp"),
+        ({"backend": "tcp", "coordinator": "h"}, "rank, size"),
+        ({"num_workers": 2, "rank": 0}, "rank="),
+        ({"backend": "shm", "num_workers": 2, "coordinator": "h"}, "coordinator="),
+        ({"resume": True}, "output_dir="),
+        ({"comm": LocalCommunicator(), "num_workers": 2}, "comm="),
+        ({"comm": LocalCommunicator(), "backend": "shm"}, "comm="),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(case_path, arguments, text):
+    with pytest.raises((IncompatibleSettings, BackendNotAvailable)) as caught:
+        cobre_shm.train(case_path, **arguments)
+    assert caught.value.kind == "IncompatibleSettings"
+    assert text in str(caught.value)
+
+
+def test_unknown_backend_and_number_are_refused(case_path):
+    with pytest.raises(InvalidBackend, match="shmm"):
+        cobre_shm.train(case_path, backend="shmm", num_workers=2)
+    with pytest.raises(InvalidBackend, match="shmm"):
+        cobre_shm.train(case_path, backend="shmm")
+    with pytest.raises(InvalidArguments, match="num_workers=0"):
+        cobre_shm.train(case_path, num_workers=0)
+
+
+def test_user_who_chose_fork_is_told(case_path):
+    code = (
+        "import multiprocessing, sys, cobre_shm\n"
+        "multiprocessing.set_start_method('fork')\n"
+        "try: cobre_shm.train(sys.argv[1], num_workers=2)\n"
+        "except cobre_shm.IncompatibleSettings as error: print(error)\n"
+        "print(cobre_shm.train(sys.argv[1]).backend, multiprocessing.get_start_method())"
+    )
+    done = program(code, case_path)
+    assert done.returncode == 0, done.stderr
+    assert "set_start_method('spawn', force=True)" in done.stdout
+    assert done.stdout.endswith("local fork\n")
+
+
+@pytest.mark.parametrize(
+    "accident",
+    [
+        "multiprocessing.get_context('spawn').Process(target=os.getpid).start()",
+        "multiprocessing.Process(target=os.getpid).start()",
+        # As progress bars do.
+        "multiprocessing.RLock()",
+        "multiprocessing.Queue().close()",
+        "concurrent.futures.ProcessPoolExecutor(1).submit(os.getpid).result()",
+    ],
+)
+def test_user_of_multiprocessing_has_not_chosen_fork(accident):
+    """Each of these sets the global method behind the user's back where fork is the default."""
+    code = (
+        "import concurrent.futures, multiprocessing, os\n"
+        "from cobre_shm.api.place import find_place\n"
+        "if __name__ == '__main__':\n"
+        f"    {accident}\n"
+        "    print(find_place('auto', 2, None, None, None, None).backend)"
+    )
+    assert "shm\n" in (done := program(code)).stdout, done.stderr
+
+
+def test_trainings_at_once_over_different_backends(case_path, alone):
+    calls = {
+        "local": {},
+        "shm": {"num_workers": 2},
+        "tcp": {"num_workers": 2, "backend": "tcp"},
+    }
+    found = {}
+
+    def call(name):
+        found[name] = cobre_shm.train(case_path, config_overrides=limit(3), **calls[name])
+
+    threads = [threading.Thread(target=call, args=(name,)) for name in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {name: result.backend for name, result in found.items()} == {n: n for n in calls}
+    assert {series_digest(r.details) for r in found.values()} == {series_digest(alone.details)}
+
+
+def test_training_alone_imports_no_other_backend(case_path):
+    code = (
+        "import sys, cobre_shm\n"
+        "cobre_shm.train(sys.argv[1], config_overrides={'training': {'forward_passes': 1}})\n"
+        "print(*sys.modules)"
+    )
+    done = program(code, case_path)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    others = {"cobre_shm.shm", "cobre_shm.segment", "cobre_shm.kernels", "cobre_net"}
+    assert not loaded & (others | {"numba", "posix_ipc", "mpi4py", "pandas", "mcp"})
+
+
+@pytest.mark.parametrize("arguments", [{"backend": "tcp"}, {"coordinator": "127.0.0.1:0"}])
+def test_workers_over_tcp_find_the_same_bits(case_path, alone, arguments):
+    if arguments.get("coordinator"):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            arguments = {"coordinator": f"127.0.0.1:{probe.getsockname()[1]}"}
+    result = cobre_shm.train(case_path, num_workers=2, config_overrides=limit(3), **arguments)
+    assert (result.backend, result.ranks) == ("tcp", 2)
+    assert series_digest(result.details) == series_digest(alone.details)
+    assert all(worker.backend == "tcp" for worker in result.workers)
+
+
+def test_ranks_of_a_tcp_group_that_is_started_elsewhere(case_path, alone):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    found = {}
+
+    def be(rank):
+        found[rank] = cobre_shm.train(
+            case_path,
+            backend="tcp",
+            coordinator=address,
+            rank=rank,
+            size=2,
+            config_overrides=limit(3),
+        )
+
+    threads = [threading.Thread(target=be, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[rank].ranks for rank in range(2)] == [2, 2]
+    for result in found.values():
+        assert series_digest(result.details) == series_digest(alone.details)
+
+
+def test_coordinator_of_the_environment_means_tcp_for_several_workers(case_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        monkeypatch.setenv("COBRE_TCP_COORDINATOR", "127.0.0.1")
+        monkeypatch.setenv("COBRE_TCP_PORT", str(probe.getsockname()[1]))
+    result = cobre_shm.train(case_path, num_workers=2, config_overrides=limit(1))
+    assert result.backend == "tcp"
+    assert cobre_shm.train(case_path, config_overrides=limit(1)).backend == "local"
+
+
+@pytest.mark.parametrize("way", ["script", "-c", "stdin", "interactive"])
+def test_program_without_a_guard_trains_on_workers(case_path, tmp_path, way):
+    code = (
+        "import cobre_shm\n"
+        "rule = {'type': 'iteration_limit', 'limit': 2}\n"
+        "few = {'training': {'stopping_rules': [rule]}}\n"
+        f"result = cobre_shm.train({str(case_path)!r}, num_workers=2, config_overrides=few)\n"
+        "print('trained', result.iterations, result.backend)\n"
+    )
+    (tmp_path / "program.py").write_text(code)
+    words = {
+        "script": [str(tmp_path / "program.py")],
+        "-c": ["-c", code],
+        "stdin": ["-"],
+        "interactive": ["-i", "-q"],
+    }[way]
+    done = subprocess.run(
+        [sys.executable, *words],
+        input=code,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines().count("trained 2 shm") == 1

@@ -1,0 +1,192 @@
+"""Payloads in frames: they arrive whole, and what does not belong here is named."""
+
+import random
+import socket
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cobre_net.tcp import wire
+from cobre_net.tcp.call import ALLREDUCE, Call
+from cobre_net.tcp.failure import Failure
+from cobre_net.tcp.flows import Block, Different, Inflow, Outflow, Spoke, look_for_word
+from cobre_net.tcp.handshake import Identity
+from cobre_net.tcp.link import Ended, Link
+from cobre_net.tcp.wire import END, RESULT, SEND, BadFrame, check_prefix, frame
+from cobre_shm.datatypes import dtype_tag
+
+ME = Identity(4242, "node-7")
+CALL = Call(ALLREDUCE, 0, 0, 7, 1000)
+
+
+# Data frames
+
+
+@pytest.fixture
+def pair():
+    """A link, and a raw socket at its other end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        raw = socket.create_connection(listener.getsockname())
+        sock, _ = listener.accept()
+    link = Link(sock, 1, ME, 0.05)
+    with raw:
+        yield link, raw
+    link.close()
+
+
+def receive(link, raw, data, total=8000, kind=SEND):
+    """Let ``data`` arrive and then the stream end; return what came and how that was taken."""
+    raw.sendall(data)
+    raw.shutdown(socket.SHUT_WR)
+    target = bytearray(total)
+    inflow = Inflow(link, CALL, kind, 5, {0: Block(0, memoryview(target))})
+    try:
+        while not inflow.is_done:
+            inflow.pull(0)
+    except (Ended, BadFrame, Different, Spoke) as error:
+        return target, type(error)
+    return target, None
+
+
+def test_payload_in_frames_of_any_size_arrives_whole(pair):
+    link, raw = pair
+    payload = random.Random(1).randbytes(8000)
+    data, place = b"", 0
+    for count in (1, 0, 4000, 3999):
+        part = payload[place : place + count]
+        data += CALL.head(SEND, 5, count) + part + frame(wire.HEARTBEAT)
+        place += count
+    target, error = receive(link, raw, data)
+    assert error is None
+    assert bytes(target) == payload
+
+
+HEAD = CALL.head(SEND, 5, 8000)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (CALL.head(SEND, 5, 8001), BadFrame),
+        (CALL.head(SEND, 5, 2**32 - 38), BadFrame),
+        (struct.pack(">I", 0) + HEAD[4:], BadFrame),
+        (struct.pack(">I", 36) + HEAD[4:], BadFrame),
+        (CALL.head(SEND, 5, 8, block=1), BadFrame),
+        (CALL.head(SEND, 5, 0, block=END), BadFrame),
+        (CALL.head(SEND, 6, 8000), Different),
+        (CALL.head(SEND, 4, 8000), Different),
+        (CALL.head(RESULT, 5, 8000), Different),
+        (CALL._replace(reduction=2).head(SEND, 5, 8000), Different),
+        (CALL._replace(dtype=8).head(SEND, 5, 8000), Different),
+        (CALL._replace(elements=999).head(SEND, 5, 8000), Different),
+        (CALL._replace(operation=9).head(SEND, 5, 8000), Different),
+        (frame(wire.SHUTDOWN), Spoke),
+        (Failure("raised", 1).to_frame(), Spoke),
+        (frame(wire.HELLO, bytes(26)), BadFrame),
+        (frame(0), BadFrame),
+        (struct.pack(">IB", 2**31, wire.ABORT), BadFrame),
+        (struct.pack(">IB", 0, wire.SHUTDOWN), BadFrame),
+        (frame(wire.ABORT, b"x" * 100), BadFrame),
+        (HEAD + bytes(100), Ended),
+        (HEAD[:20], Ended),
+        (b"", Ended),
+    ],
+)
+def test_frame_that_does_not_belong_here_is_named_before_memory_is_taken(pair, data, expected):
+    link, raw = pair
+    tracemalloc.start()
+    try:
+        _, error = receive(link, raw, data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert error is expected
+    assert peak < 2 * 8000 + 100_000
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_no_damage_of_a_head_goes_unnoticed(data):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        raw = socket.create_connection(listener.getsockname())
+        sock, _ = listener.accept()
+    link = Link(sock, 1, ME, 0.05)
+    payload = bytes(range(200)) * 2
+    stream = bytearray()
+    for place in range(0, 400, 100):
+        stream += CALL.head(SEND, 5, 100) + payload[place : place + 100]
+    heads = [place for place in range(len(stream)) if place % 141 < 41]
+    place = data.draw(st.sampled_from(heads))
+    stream[place] ^= data.draw(st.integers(1, 255))
+    with raw:
+        target, error = receive(link, raw, bytes(stream), total=400)
+    link.close()
+    assert error is not None, bytes(target)
+
+
+def test_outflow_fills_frames_and_ends_only_when_it_may(pair):
+    link, raw = pair
+    whole = random.Random(2).randbytes(wire.FRAME_BYTES + 300_000)
+    block = Block(3, memoryview(whole))
+    outflow = Outflow(link, CALL, RESULT, 5, [block])
+    came = bytearray()
+
+    def drain():
+        raw.setblocking(False)
+        try:
+            while True:
+                came.extend(raw.recv(1 << 20))
+        except BlockingIOError:
+            pass
+
+    assert not outflow.has_work()
+    block.ready = 1000
+    assert not outflow.has_work(), "a frame for so little"
+    block.ready = len(whole)
+    for _ in range(10_000):
+        if not outflow.has_work():
+            break
+        outflow.push()
+        drain()
+    assert not outflow.is_done
+    outflow.may_end = True
+    while not outflow.is_done:
+        outflow.push()
+    for _ in range(1000):
+        drain()
+    place, payload, heads = 0, b"", []
+    while place < len(came):
+        head = wire.Head._make(wire.HEAD.unpack_from(came, place))
+        heads.append((head.payload_bytes, head.block))
+        payload += came[place + wire.HEAD_BYTES : place + 4 + head.length]
+        place += 4 + head.length
+    assert payload == whole
+    assert heads == [(wire.FRAME_BYTES, 3), (300_000, 3), (0, END)]
+
+
+def test_heartbeats_are_taken_out_wherever_they_come(pair):
+    link, raw = pair
+    raw.sendall(frame(wire.HEARTBEAT) * 3 + HEAD)
+    while link.buffer.received < wire.HEAD_BYTES:
+        room = link.buffer.frame[link.buffer.received : wire.HEAD_BYTES]
+        link.buffer.received += link.take(room)
+        look_for_word(link)
+    assert bytes(link.buffer.frame[: wire.HEAD_BYTES]) == HEAD
+
+
+def test_prefix_is_checked_against_what_may_come():
+    limits = {3: (2, 10)}
+    assert check_prefix(struct.pack(">IB", 3, 3), limits) == 2
+    for length, tag in ((2, 3), (12, 3), (5, 4), (0, 3)):
+        with pytest.raises(BadFrame):
+            check_prefix(struct.pack(">IB", length, tag), limits)
+
+
+def test_call_is_readable():
+    call = Call(ALLREDUCE, 3, 0, dtype_tag(np.dtype("f8")), 12)
+    assert str(call) == "allreduce(12 x float64, MAX)"
+    assert Call.of(wire.Head._make(wire.HEAD.unpack(call.head(SEND, 1, 96)))) == call

@@ -1,0 +1,77 @@
+"""Strangers of every kind knock while ranks join over tcp: they are dropped, and the ranks join."""
+
+import contextlib
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+
+from cobre_net.tcp import wire
+from cobre_net.tcp.reception import _MAX_STRANGERS
+from cobre_net.tcp.wire import frame
+from tests.tcp.joiners import Group, is_closed
+
+NOISE = {
+    "nothing": b"",
+    "http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
+    "much": bytes(1 << 20),
+    "hello and noise": frame(wire.HELLO, b"COBRENET\0\1" + bytes(16)) + bytes(1000),
+    "old version": frame(wire.HELLO, b"COBRENET\0\0" + bytes(16)),
+}
+
+
+@pytest.mark.parametrize("noise", NOISE.values(), ids=NOISE)
+def test_stranger_is_dropped_and_the_ranks_join(noise, caplog):
+    with Group(3) as group:
+        strangers = [group.knock() for _ in range(5)]
+        for sock in strangers:
+            # It may be dropped at the first bytes already.
+            with contextlib.suppress(OSError):
+                sock.sendall(noise)
+            if not noise:
+                sock.close()
+        if noise:
+            assert all(map(is_closed, strangers))
+        for sock in strangers:
+            sock.close()
+        group.join_all()
+    assert [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
+    assert len(caplog.records) == 1
+
+
+def test_one_byte_a_second_is_dropped_after_five_seconds():
+    with Group(2) as group, group.knock() as sock:
+        begun = time.monotonic()
+        hello = frame(wire.HELLO, b"COBRENET\0\1" + bytes(16))
+        try:
+            for place in itertools.count():
+                sock.sendall(hello[place : place + 1])
+                time.sleep(0.5)
+                assert time.monotonic() - begun < 20
+        except OSError:
+            pass
+        assert time.monotonic() - begun > wire.STRANGER_SECS - 0.1
+        group.join_all()
+
+
+def test_a_thousand_idle_connections_do_not_keep_the_ranks_out():
+    with Group(4) as group:
+        idle = [group.knock() for _ in range(1000)]
+        held = descriptors_beyond(idle)
+        assert held <= _MAX_STRANGERS + 40
+        group.join_all()
+        for sock in idle:
+            sock.close()
+
+
+def descriptors_beyond(own):
+    return len(list(Path("/proc/self/fd").iterdir())) - len(own)
+
+
+def test_port_scan_leaves_nothing():
+    with Group(2) as group:
+        for _ in range(200):
+            group.knock().close()
+        group.join_all()
