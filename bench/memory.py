@@ -1,6 +1,6 @@
 """How much memory the ranks of a run take together, with a large opening tree.
 
-    python bench/memory.py [--ranks 8] [--tree-mb 200] [--backends shm,tcp]
+    python bench/memory.py [--ranks 8] [--tree-mb 200] [--backends shm,tcp,mpi] [--mpi mpich]
 
 The case is the shipped one with sixteen copies of its cascade and so many openings that the tree
 has the given size. Every rank reads the case and simulates two trajectories, which needs the tree
@@ -13,6 +13,7 @@ with the large tree, less one rank with the small one, is *the data*.
 
     shm      the ranks share one copy: at most 1.15 x the data + the interpreters, or exit code 1
     tcp      each rank has its own copy, as on several machines
+    mpi      started by ``scripts/mpi``: the ranks of one machine share as those of shm do
 
 The ranks hold everything at one time, because the simulation ends with a collective.
 """
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,11 +39,13 @@ import numpy as np
 
 from cobre_shm.selection.registry import read_registry
 
+ROOT = Path(__file__).resolve().parents[1]
 CASCADES = 16
 LIMIT = 1.15
 _TRAJECTORIES = 2
 _LOOK_SECS = 0.2
 _MB = 1e6
+RANK_FLAG = "--rank-of"
 
 
 def rank_program(path: str) -> None:
@@ -107,6 +111,36 @@ def make_case(path: Path, tree_bytes: int) -> int:
     return len(stages) * openings * row_bytes
 
 
+def start_under_mpi(name: str, size: int, case: Path) -> subprocess.Popen[str]:
+    """Start the ranks of a run as a user with an MPI would."""
+    return subprocess.Popen(
+        [
+            ROOT / "scripts/mpi",
+            name,
+            str(size),
+            str(Path(__file__).resolve()),
+            RANK_FLAG,
+            str(case),
+        ],
+        env={**os.environ, "MPI_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ranks_below(pid: int) -> list[int]:
+    """Return the pids of ranks among a launcher's descendants."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, children.read_text().split()):
+                words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+                # The launcher's command line has the flag as well.
+                is_rank = RANK_FLAG.encode() in words[:3]
+                found += [child] if is_rank else ranks_below(child)
+    return found
+
+
 def start_ranks(backend: str, size: int, case: Path) -> list[subprocess.Popen[str]]:
     """Start the ranks of a run as a user without a launcher would."""
     with socket.socket() as probe:
@@ -131,7 +165,7 @@ def start_ranks(backend: str, size: int, case: Path) -> list[subprocess.Popen[st
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, __file__, "--rank-of", str(case)],
+                [sys.executable, __file__, RANK_FLAG, str(case)],
                 env=env,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -151,13 +185,19 @@ def pss_bytes(pid: int) -> int:
     )
 
 
-def measure(backend: str, size: int, case: Path) -> tuple[float, set[str]]:
+def measure(backend: str, size: int, case: Path, mpi: str = "") -> tuple[float, set[str]]:
     """Return the largest sum of PSS over the ranks in MB, and what they found out."""
-    processes = start_ranks(backend, size, case)
+    if backend == "mpi":
+        processes = [start_under_mpi(mpi, size, case)]
+    else:
+        processes = start_ranks(backend, size, case)
     largest = 0
     try:
         while any(process.poll() is None for process in processes):
-            largest = max(largest, sum(pss_bytes(process.pid) for process in processes))
+            pids = [process.pid for process in processes]
+            if backend == "mpi":
+                pids = ranks_below(pids[0])
+            largest = max(largest, sum(map(pss_bytes, pids)))
             time.sleep(_LOOK_SECS)
         results = {process.communicate()[0] for process in processes} - {""}
         if any(process.returncode for process in processes) or len(results) != 1:
@@ -175,7 +215,8 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--tree-mb", type=float, default=200.0)
     parser.add_argument("--backends", default="shm,tcp")
-    parser.add_argument("--rank-of", help=argparse.SUPPRESS)
+    parser.add_argument("--mpi", choices=("mpich", "openmpi", "impi"), default="mpich")
+    parser.add_argument(RANK_FLAG, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_of:
         rank_program(options.rank_of)
@@ -199,15 +240,14 @@ def main() -> int:
             if spec is None or spec.missing():
                 print(f"| `{backend}` | not installed | | |", flush=True)
                 continue
-            interpreters, _ = measure(backend, options.ranks, small)
-            everything, results = measure(backend, options.ranks, large)
+            interpreters, _ = measure(backend, options.ranks, small, options.mpi)
+            everything, results = measure(backend, options.ranks, large, options.mpi)
             if results != expected:
                 raise SystemExit(f"memory: {backend} gives other results")
             ratio = (everything - interpreters) / data
             failed |= backend == "shm" and ratio > LIMIT
-            print(
-                f"| `{backend}` | {interpreters:.0f} | {everything:.0f} | {ratio:.2f} |", flush=True
-            )
+            name = f"`{backend}` ({options.mpi})" if backend == "mpi" else f"`{backend}`"
+            print(f"| {name} | {interpreters:.0f} | {everything:.0f} | {ratio:.2f} |", flush=True)
     if failed:
         print(f"\nmemory: more than {LIMIT} x the data", file=sys.stderr)
     return int(failed)

@@ -102,6 +102,7 @@ def collect() -> tuple[dict[str, Any], BackendError | None]:
             "futex": machine.has_futex(),
             "robust_mutex": machine.has_robust_mutex(),
             "memfd": machine.has_memfd(),
+            "pidfd": machine.has_pidfd(),
         },
         "mpi_library": machine.mpi_library(),
         "numba_cache": {

@@ -19,6 +19,7 @@ from pathlib import Path
 __all__ = [
     "has_futex",
     "has_memfd",
+    "has_pidfd",
     "has_robust_mutex",
     "memory_bytes",
     "memory_limit_bytes",
@@ -121,6 +122,15 @@ def has_memfd() -> bool:
     try:
         os.close(os.memfd_create("cobre-probe"))
     except (AttributeError, OSError):
+        return False
+    return True
+
+
+def has_pidfd() -> bool:
+    """Whether the kernel gives a descriptor that tells of a process's end."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
         return False
     return True
 

@@ -2,9 +2,10 @@
 
 Every rank runs the same line; rank 0 reads the case, prints and writes. Exit codes: 0 success,
 1 wrong arguments or output directory, 2 wrong configuration (``config.json``), 3 wrong case
-data or a stage problem without solution, 4 backend or communication, 130 interrupted (Ctrl-C),
-143 terminated (SIGTERM). Both signals end the training after its iteration, with its results and
-a checkpoint in the output directory; the same signal once more ends it at once.
+data or a stage problem without solution, 4 backend or communication, 5 a checkpoint or policy that
+cannot be gone on with, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM). Both signals end the
+training after its iteration, with its results and a checkpoint in the output directory; the same
+signal once more ends it at once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from cobre_shm import create_communicator
 from cobre_shm.errors import BackendError, CobreError, CommError
 from cobre_shm.sddp import shipped_case_path
 from cobre_shm.sddp.envelope import envelope
-from cobre_shm.sddp.errors import CaseError, SolverError
+from cobre_shm.sddp.errors import CaseError, CheckpointError, SolverError
 
 if TYPE_CHECKING:
     from cobre_shm.communicator import Communicator
@@ -34,6 +35,7 @@ BAD_ARGUMENTS = 1
 BAD_CONFIGURATION = 2
 BAD_DATA = 3
 BAD_BACKEND = 4
+BAD_CHECKPOINT = 5
 _SIGNAL_BASE = 128
 
 # Commands beside the training, and the modules with their ``add_arguments`` and ``run``. A case
@@ -189,6 +191,8 @@ def _report_error(
 def _exit_code(error: CobreError) -> int:
     if isinstance(error, BackendError | CommError):
         return BAD_BACKEND
+    if isinstance(error, CheckpointError):
+        return BAD_CHECKPOINT
     if isinstance(error, CaseError):
         return BAD_CONFIGURATION if error.is_configuration else BAD_DATA
     return BAD_DATA if isinstance(error, SolverError) else BAD_ARGUMENTS

@@ -123,9 +123,8 @@ def command_line(segment: Segment) -> list[str]:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            return [
-                word.decode(errors="replace") for word in words.removesuffix(b"\0").split(b"\0")
-            ]
+            # A forked rank's is padded: it has written over one that was longer.
+            return [word.decode(errors="replace") for word in words.rstrip(b"\0").split(b"\0")]
     return []
 
 

@@ -1,12 +1,15 @@
 """The launcher: ``python -m cobre_shm.spawn -n N program`` starts N ranks and looks after them.
 
     __main__      errors as text or JSON, exit code
+    flags         what can stand on the command line
+    values        what stands behind a flag
     options       the command line, turned into a job
     job           what to launch, and how
     program       what a rank runs, checked before anything starts
     environment   what a rank finds in its environment
     binding       on which CPUs it runs
     plan          what would be started, for --dry-run
+    doctor        whether ranks can be run here, for --doctor
 
     launcher      from a job to its exit code: meeting, guard, attempts
     meeting       how the ranks find each other: in a segment of shared memory
@@ -17,11 +20,14 @@
     forking       the zygote as the launcher sees it
     boot, zygote  the process that imports what ranks need and is forked into them
     direct        runs a program in a forked rank as if started directly
+    title         has ps show the program, and not the zygote
     ladder        the steps by which a group is brought to its end
     loop          the one place to wait
     rank          one process: signal, how it ended, reap
     signals       signals as events of the loop
     terminal      typed input passed on to rank 0
+    limits        as many descriptors as the ranks need
+    monitor       a live table of the ranks, for --monitor
     guard         the process that cleans up if the launcher itself is killed
 
     output        lines of the ranks passed on whole

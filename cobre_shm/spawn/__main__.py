@@ -7,9 +7,10 @@ import json
 import sys
 from collections.abc import Sequence
 
+from cobre_shm.cpus import count_cpus
 from cobre_shm.errors import CobreError
 from cobre_shm.spawn.errors import LaunchError
-from cobre_shm.spawn.options import parse, wants_json
+from cobre_shm.spawn.options import Options, parse, wants_json
 
 __all__ = ["main"]
 
@@ -21,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         options = parse(words)
+        if options.own.doctor:
+            return _examine(options)
         job = options.job()
         if options.own.dry_run:
             from cobre_shm.spawn.plan import plan_of
@@ -37,6 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         # Before the launcher watches signals, or after: there is no rank.
         return 130
+
+
+def _examine(options: Options) -> int:
+    from cobre_shm.spawn.doctor import examine, has_passed, to_json, to_text
+
+    size = options.own.size or count_cpus()
+    as_json = options.own.output_format == "json" or options.own.json
+    checks = []
+    for check in examine(size, options.backend):
+        checks.append(check)
+        if not as_json:
+            print(to_text(check), flush=True)
+    if as_json:
+        print(json.dumps(to_json(checks), indent=2))
+    return 0 if has_passed(checks) else _BACKEND_ERROR
 
 
 def _show(error: CobreError, *, as_json: bool) -> None:

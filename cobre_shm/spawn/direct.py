@@ -21,6 +21,8 @@ from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Any, cast
 
+from cobre_shm.spawn.title import show_as
+
 __all__ = ["first_path", "prepare", "run"]
 
 
@@ -47,6 +49,8 @@ def first_path(words: Sequence[str]) -> str | None:
 def prepare(words: Sequence[str], interpreter: Sequence[str]) -> None:
     """Set ``sys.argv``, ``sys.orig_argv``, ``sys.path`` and ``__main__`` for a program.
 
+    And what others see of the process.
+
     Args:
         words: Of the program.
         interpreter: Command line of its interpreter.
@@ -57,6 +61,7 @@ def prepare(words: Sequence[str], interpreter: Sequence[str]) -> None:
     vars(main).update(vars(sys.modules["__main__"]))
     sys.modules["__main__"] = main
     sys.orig_argv = [*interpreter, *words]
+    show_as(sys.orig_argv)
     # runpy puts the module's file in the place of -m.
     sys.argv = [words[0], *words[2:]] if words[0] in ("-m", "-c") else list(words)
     path = first_path(words)

@@ -12,7 +12,13 @@ from collections.abc import Iterable, Mapping
 from cobre_shm.selection.launchers import LAUNCHER_VARIABLES
 from cobre_shm.spawn.errors import InvalidArguments
 
-__all__ = ["THREAD_VARIABLES", "common_environment", "parse_setting", "rank_variables"]
+__all__ = [
+    "THREAD_VARIABLES",
+    "check_variable",
+    "common_environment",
+    "parse_setting",
+    "rank_variables",
+]
 
 # Any of these makes backend detection think of an MPI launch. A batch shell of Slurm has one,
 # and so has a launcher started under mpiexec, but the ranks started here are none of theirs.
@@ -47,6 +53,41 @@ _DEFAULTS = {
     # Standard output is a pipe, where lines would otherwise stay back until a block is full.
     "PYTHONUNBUFFERED": "1",
 }
+
+# What the launcher decides by itself, beside what ``rank_variables`` names.
+_DECIDED = frozenset(
+    (
+        "COBRE_COMM_BACKEND",
+        "COBRE_SHM_NAME",
+        "COBRE_TCP_COORDINATOR",
+        "COBRE_TCP_BIND_ADDR",
+        "COBRE_TCP_REPORT",
+    )
+)
+
+
+def check_variable(option: str, name: str, value: str | None = None) -> None:
+    """Refuse what must not be on a command line, or would be of no effect there.
+
+    Args:
+        option: Of the command line, for the message.
+        name: The variable.
+        value: What it would be set to; None: nothing is said about that.
+
+    Raises:
+        InvalidArguments: It is a secret, or decided by the launcher.
+    """
+    if name == "COBRE_TCP_SECRET" and value is not None:
+        raise InvalidArguments(
+            f"{option} {name}: everybody on this machine can read command lines",
+            suggestion="Put the secret into a file with mode 0600 and name that in "
+            "COBRE_TCP_SECRET_FILE, or set the variable before the launcher is started",
+        )
+    if name in _DECIDED or any(name in rank_variables(each, 0, 1) for each in _OTHER_PREFIXES):
+        raise InvalidArguments(
+            f"{option} {name}: the launcher sets it",
+            suggestion="See -n, --backend, --nnodes and --coordinator",
+        )
 
 
 def parse_setting(text: str) -> tuple[str, str | None]:

@@ -24,6 +24,7 @@ import errno
 import os
 import selectors
 import signal
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -39,8 +40,10 @@ from cobre_shm.spawn.ladder import (
     failing_steps,
     interrupting_steps,
 )
+from cobre_shm.spawn.limits import more_descriptors
 from cobre_shm.spawn.loop import Loop
 from cobre_shm.spawn.memory import MemoryGroup
+from cobre_shm.spawn.monitor import Monitor
 from cobre_shm.spawn.rank import Rank, group_members
 from cobre_shm.spawn.rank_output import RankOutput
 from cobre_shm.spawn.report import judge
@@ -92,10 +95,19 @@ class Group:
         guard: Told of every rank.
         events: Told of what happens.
         attempt: How many runs of the job have failed already.
+        deadline: Of ``--timeout`` by the monotonic clock, in seconds, or None.
+        monitor: Shows the group, or None.
     """
 
     def __init__(
-        self, job: Job, meeting: Meeting, guard: Guard, events: Events, attempt: int
+        self,
+        job: Job,
+        meeting: Meeting,
+        guard: Guard,
+        events: Events,
+        attempt: int,
+        deadline: float | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         self.job = job
         self.meeting = meeting
@@ -109,6 +121,8 @@ class Group:
         self._guard = guard
         self._events = events
         self._attempt = attempt
+        self._deadline = deadline
+        self._monitor = monitor
         self._ladder = Ladder(self.loop, self._take_step)
         self._memory = MemoryGroup()
         self._running: set[int] = set()
@@ -137,7 +151,8 @@ class Group:
             with self.inbox:
                 self.loop.selector.register(self.inbox, selectors.EVENT_READ, self._on_signals)
                 try:
-                    return self._run(start)
+                    with more_descriptors(self.job.size) as self.descriptor_limits:
+                        return self._run(start)
                 finally:
                     start.cancel()
                     self._end_all()
@@ -145,8 +160,8 @@ class Group:
             self.loop.close()
 
     def _run(self, start: Start) -> Outcome:
-        if self.job.timeout is not None:
-            self.loop.call_after(self.job.timeout, self._on_timeout)
+        if self._deadline is not None:
+            self.loop.call_after(self._deadline - time.monotonic(), self._on_timeout)
         self._events.start(self, self._attempt)
         start.begin(self)
         self.loop.turn_until(lambda: start.is_done or self.is_ending)
@@ -154,6 +169,8 @@ class Group:
             self._events.follow()
             self.loop.turn_until(lambda: not self._running and not self._is_asking)
             self._stop_strays()
+            if self._monitor is not None:
+                self._monitor.wait_for_last_table(self.loop)
         self.output.finish()
         # Only now is it known whether somebody took all of it.
         self._flush()

@@ -28,9 +28,10 @@ class Job:
         timestamps: Whether every line says when it came.
         output_dir: Where each rank's output is written to files of its own, or None.
         tee: Whether it is shown nonetheless.
+        monitor: Whether a table of what the ranks do is shown instead.
         shown_ranks: Whose output is shown; None: that of all ranks.
         grace: Seconds between SIGTERM and SIGKILL.
-        timeout: Seconds that the run may take, or None.
+        timeout: Seconds that the run may take, all attempts together, or None.
         max_restarts: How often the group is started again after a failure.
         json_errors: Whether a failure is reported as JSON.
         events: A file for events, or None.
@@ -48,6 +49,7 @@ class Job:
     timestamps: bool = False
     output_dir: Path | None = None
     tee: bool = False
+    monitor: bool = False
     shown_ranks: frozenset[int] | None = None
     grace: float = 5.0
     timeout: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING
 
 from cobre_shm.errors import AllocationFailed, BackendNotAvailable, CobreError, InitializationFailed
@@ -13,6 +14,7 @@ from cobre_shm.spawn.group import Group, Outcome
 from cobre_shm.spawn.guard import Guard
 from cobre_shm.spawn.job import Job
 from cobre_shm.spawn.meeting import Meeting, ShmMeeting
+from cobre_shm.spawn.monitor import Monitor
 from cobre_shm.spawn.rank_output import cannot_write
 from cobre_shm.spawn.starting import FreshStart, Start, ZygoteStart
 
@@ -39,16 +41,18 @@ def launch(job: Job) -> int:
         except OSError as error:
             raise cannot_write(job.output_dir, error) from error
     events = Events(job)
+    # Of all attempts together.
+    deadline = None if job.timeout is None else time.monotonic() + job.timeout
     with contextlib.closing(events):
         for attempt in range(job.max_restarts + 1):
-            outcome = _run(job, events, attempt)
+            outcome = _run(job, events, attempt, deadline)
             if not outcome.has_failed or attempt == job.max_restarts:
                 break
             _note(f"Starting again, attempt {attempt + 2} of {job.max_restarts + 1}")
     return outcome.code
 
 
-def _run(job: Job, events: Events, attempt: int) -> Outcome:
+def _run(job: Job, events: Events, attempt: int, deadline: float | None) -> Outcome:
     """Run a group in a session of its own: a new meeting, new processes."""
     with contextlib.ExitStack() as stack:
         start: Start = FreshStart()
@@ -59,7 +63,8 @@ def _run(job: Job, events: Events, attempt: int) -> Outcome:
             start = ZygoteStart(zygote)
         meeting = stack.enter_context(_meet(job))
         guard = stack.enter_context(Guard(meeting.unlink))
-        return Group(job, meeting, guard, events, attempt).run(start)
+        monitor = stack.enter_context(Monitor.started()) if job.monitor else None
+        return Group(job, meeting, guard, events, attempt, deadline, monitor).run(start)
 
 
 def _meet(job: Job) -> Meeting:

@@ -4,57 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NoReturn
 
-import cobre_shm
 from cobre_shm.cpus import count_cpus
-from cobre_shm.layout import MAX_RANKS
-from cobre_shm.spawn.binding import cpus_of_ranks, parse_numbers
-from cobre_shm.spawn.environment import common_environment, parse_setting
+from cobre_shm.spawn.binding import cpus_of_ranks
+from cobre_shm.spawn.environment import check_variable, common_environment, parse_setting
 from cobre_shm.spawn.errors import InvalidArguments
+from cobre_shm.spawn.flags import Parser, make_parser
 from cobre_shm.spawn.job import Job
 from cobre_shm.spawn.network import Network
 from cobre_shm.spawn.program import resolve_program
 
 __all__ = ["Options", "parse", "wants_json"]
-
-_DESCRIPTION = """\
-Start N ranks of a program on this machine and look after them.
-
-Every rank's create_communicator() joins the group over shared memory, or over tcp with
---backend tcp. Options of the launcher end at the first word that is none, or at --. With no
-program, the ranks train the case shipped with the package (-m cobre_shm.sddp)."""
-
-_EPILOG = """\
-examples:
-  %(prog)s -n 4 program.py --flag-of-the-program
-  %(prog)s -n auto -m package.module CASE
-  %(prog)s -n 8 --backend tcp program.py
-  %(prog)s -n 4 --backend tcp --nnodes 2 --node-rank 1 --coordinator node-0:29500 program.py
-  %(prog)s -n 2 -c 'import os; print(os.environ["COBRE_SHM_RANK"])'
-  %(prog)s -n 8 -l --output-dir logs --tee --timeout 3600 program.py
-  %(prog)s -n 2 --no-python ./command
-
-exit codes:
-  0        all ranks ended with 0
-  1        the command line is not understood
-  4        the backend cannot be set up
-  124      the run took longer than --timeout
-  126, 127 the program cannot be run, or does not exist
-  128 + n  killed by signal n: 130 for ^C, 137 for KILL, 141 when nobody reads our output
-  else     the exit code of the first rank that failed"""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InvalidArguments(
-            message[:1].upper() + message[1:], suggestion=f"See: {self.prog} --help"
-        )
 
 
 class Options:
@@ -79,14 +41,13 @@ class Options:
                 suggestion=f"Give -n N, or -n auto for the {count_cpus()} CPUs "
                 "that may be used here",
             )
-        if own.tee and own.output_dir is None:
-            raise InvalidArguments("--tee shows what --output-dir writes: give both")
+        self._check_output()
         environment = self._environment()
         return Job(
             program=resolve_program(self.words, is_python=not own.no_python),
             size=own.size,
             environment=environment,
-            backend=own.backend,
+            backend=self.backend,
             network=self._network({**os.environ, **environment}),
             start_method=own.start_method,
             cpus=cpus_of_ranks(own.bind_to, own.size),
@@ -94,6 +55,7 @@ class Options:
             timestamps=own.timestamps,
             output_dir=own.output_dir,
             tee=own.tee,
+            monitor=own.monitor,
             shown_ranks=own.show_ranks,
             grace=own.grace,
             timeout=own.timeout,
@@ -103,10 +65,37 @@ class Options:
             json_events=own.json,
         )
 
+    @property
+    def backend(self) -> str:
+        """In which the ranks are to meet, ``shm`` or ``tcp``."""
+        own = self.own
+        if own.backend != "auto":
+            return str(own.backend)
+        return "tcp" if own.nnodes > 1 or own.coordinator is not None else "shm"
+
+    def _check_output(self) -> None:
+        own = self.own
+        if own.tee and own.output_dir is None:
+            raise InvalidArguments("--tee shows what --output-dir writes: give both")
+        if own.monitor and (own.output_dir is None or own.tee):
+            raise InvalidArguments(
+                "--monitor needs the place where the output is shown: "
+                "give --output-dir D, and not --tee",
+                suggestion="To see both: python -m cobre_shm.top, in another terminal",
+            )
+        if own.monitor and self.backend != "shm":
+            raise InvalidArguments("--monitor looks into shared memory, and tcp has none")
+        absent = [rank for rank in own.show_ranks or () if rank >= own.nnodes * own.size]
+        if absent:
+            raise InvalidArguments(
+                f"--show-ranks: there is no rank {min(absent)}",
+                suggestion=f"Ranks are numbered 0..{own.nnodes * own.size - 1}",
+            )
+
     def _network(self, env: Mapping[str, str]) -> Network:
         own = self.own
         network = Network(own.nnodes, own.node_rank, own.coordinator)
-        if own.backend == "tcp":
+        if self.backend == "tcp":
             network.check(env)
         elif network != Network():
             raise InvalidArguments(
@@ -119,17 +108,20 @@ class Options:
         own = self.own
         settings = {}
         for name, value in map(parse_setting, own.settings):
+            check_variable("-x", name, value)
             # A name alone passes on what we have, which happens anyway.
             if value is not None:
                 settings[name] = value
             elif name not in os.environ:
                 raise InvalidArguments(f"-x {name}: it is not set here; give {name}=VALUE")
+        for name in own.unset:
+            check_variable("--unset-env", name)
         if own.stall_warn is not None:
-            settings[f"COBRE_{own.backend.upper()}_STALL_WARN_SECS"] = f"{own.stall_warn:g}"
+            settings[f"COBRE_{self.backend.upper()}_STALL_WARN_SECS"] = f"{own.stall_warn:g}"
         threads = {None: 1, "keep": None, "auto": max(1, count_cpus() // own.size)}
         return common_environment(
             os.environ,
-            backend=own.backend,
+            backend=self.backend,
             settings=settings,
             unset=own.unset,
             threads=threads.get(own.threads, own.threads),
@@ -143,8 +135,12 @@ def parse(words: Sequence[str]) -> Options:
     Raises:
         InvalidArguments: It is not understood.
     """
-    parser, valued = _make_parser()
+    parser, valued = make_parser()
     own, program = split(words, valued)
+    for word in own:
+        # argparse drops such a value and leaves an empty list.
+        if word.endswith("=--"):
+            raise InvalidArguments(f"{word}: -- is no value, it ends the options")
     return Options(parser.parse_args(own), program)
 
 
@@ -159,10 +155,10 @@ def split(
     """
     words = list(words)
     if valued is None:
-        _, valued = _make_parser()
+        _, valued = make_parser()
     index = 0
     while index < len(words) and words[index].startswith("-") and words[index] != "-":
-        word = words[index]
+        word = words[index] = _with_dashes(words[index])
         if word == "--":
             return words[:index], words[index + 1 :]
         if word in ("-m", "-c"):
@@ -173,246 +169,18 @@ def split(
     return words[:index], words[index:]
 
 
+def _with_dashes(word: str) -> str:
+    """Return an option as it is spelled here: with torchrun, ``--max_restarts`` is as good."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+
 def wants_json(words: Sequence[str]) -> bool:
     """Whether errors are wanted as JSON: the options as a whole may be what is wrong."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output-format", default="text")
     parser.add_argument("--json", action="store_true")
     with contextlib.suppress(InvalidArguments):
         known, _ = parser.parse_known_args(split(words)[0])
         return bool(known.output_format == "json" or known.json)
     return False
-
-
-def _make_parser() -> tuple[_Parser, frozenset[str]]:
-    """Return the parser of our own options, and those of them that take a value."""
-    is_script = Path(sys.argv[0]).name == "cobrerun"
-    parser = _Parser(
-        prog="cobrerun" if is_script else "python -m cobre_shm.spawn",
-        usage="%(prog)s -n N [options] [-m MODULE | -c CODE | - | PROGRAM] [arguments]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    _add_ranks(parser)
-    _add_network(parser)
-    _add_output(parser)
-    _add_environment(parser)
-    _add_endings(parser)
-    add = parser.add_argument
-    add("--dry-run", action="store_true", help="show what would be started, and end")
-    add("--version", action="version", version=f"cobre-shm {cobre_shm.__version__}")
-    valued = (o.option_strings for o in parser._actions if o.nargs != 0)
-    return parser, frozenset(name for names in valued for name in names)
-
-
-def _add_ranks(parser: _Parser) -> None:
-    add = parser.add_argument_group("what is started").add_argument
-    add(
-        "-n",
-        dest="size",
-        metavar="N",
-        type=_count,
-        help="number of ranks; auto: one for each CPU that may be used here "
-        "(also -np, --np, --nproc-per-node)",
-    )
-    # Apart from -n, so that messages about it do not recite all of them.
-    for alias in ("-np", "--np", "--nproc-per-node", "--nproc_per_node"):
-        add(alias, dest="size", type=_count, help=argparse.SUPPRESS)
-    add("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
-    add("-c", dest="code", metavar="CODE", help="run this code, as python -c does")
-    add(
-        "--no-python",
-        action="store_true",
-        help="the program is a command, not something for Python",
-    )
-    add(
-        "--start-method",
-        choices=("zygote", "spawn"),
-        default="zygote",
-        help="zygote: one process imports what ranks need and is forked into them; spawn: every "
-        "rank is a fresh interpreter (default: zygote)",
-    )
-    add(
-        "--bind-to",
-        metavar="none|core|numa|LIST",
-        default="none",
-        help="CPUs of a rank: any, a core, a NUMA node, or the one at its place in a list such "
-        "as 0,2,4-7 (default: none)",
-    )
-
-
-def _add_network(parser: _Parser) -> None:
-    add = parser.add_argument_group("where the ranks meet").add_argument
-    add(
-        "--backend",
-        choices=("shm", "tcp"),
-        default="shm",
-        help="shared memory, or tcp, also on several machines (default: shm)",
-    )
-    add(
-        "--nnodes",
-        metavar="NODES",
-        type=_nodes,
-        default=1,
-        help="number of machines, on each of which this command starts N ranks (tcp)",
-    )
-    add(
-        "--node-rank",
-        metavar="NODE",
-        type=int,
-        default=0,
-        help="which of them this is, from 0; it has the ranks from NODE * N on (tcp)",
-    )
-    add(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="where the ranks meet: an address of node 0 (tcp)",
-    )
-
-
-def _add_output(parser: _Parser) -> None:
-    add = parser.add_argument_group("output").add_argument
-    add(
-        "-l",
-        "--label",
-        "--tag-output",
-        action="store_true",
-        help="begin every line with its rank",
-    )
-    add("--timestamps", action="store_true", help="begin every line with the time it came")
-    add(
-        "--output-dir",
-        metavar="D",
-        type=Path,
-        help="write each rank's output to D/rank-R.out and D/rank-R.err instead of showing it",
-    )
-    add("--tee", action="store_true", help="with --output-dir: show it nonetheless")
-    add(
-        "--show-ranks",
-        metavar="LIST",
-        type=_ranks,
-        help="show the output of these ranks only, such as 0,3-5",
-    )
-    add(
-        "--output-format",
-        choices=("text", "json"),
-        default="text",
-        help="how errors are shown on standard error (default: text)",
-    )
-    add("--events", metavar="FILE", type=Path, help="write events there, one JSON object a line")
-    add("--json", action="store_true", help="write events and errors as JSON to standard error")
-
-
-def _add_environment(parser: _Parser) -> None:
-    add = parser.add_argument_group("environment of the ranks").add_argument
-    add(
-        "-x",
-        dest="settings",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="set a variable; may be repeated",
-    )
-    add(
-        "--unset-env",
-        dest="unset",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="take a variable away; may be repeated",
-    )
-    add(
-        "--threads-per-rank",
-        dest="threads",
-        metavar="K|auto|keep",
-        type=_threads,
-        help="OMP_, OPENBLAS_, MKL_ and NUMBA_NUM_THREADS; auto: CPUs divided by ranks; keep: as "
-        "they are (default: 1 where you have not set them)",
-    )
-    add(
-        "--stall-warn",
-        metavar="S",
-        type=_positive,
-        help="seconds after which ranks name one that is late (COBRE_SHM_STALL_WARN_SECS, "
-        "or COBRE_TCP_STALL_WARN_SECS)",
-    )
-
-
-def _add_endings(parser: _Parser) -> None:
-    add = parser.add_argument_group("its end").add_argument
-    add(
-        "--timeout",
-        metavar="S",
-        type=_positive,
-        help="seconds after which the run is ended with 124; first shows what all ranks do",
-    )
-    add(
-        "--grace",
-        metavar="S",
-        type=_seconds,
-        default=5.0,
-        help="seconds between SIGTERM and SIGKILL when the run is stopped (default: 5)",
-    )
-    add(
-        "--max-restarts",
-        metavar="K",
-        type=_restarts,
-        default=0,
-        help="start the whole group again, K times at most, when a rank has failed (default: 0)",
-    )
-
-
-def _count(text: str) -> int:
-    if text == "auto":
-        return count_cpus()
-    return _whole(text, 1, MAX_RANKS, f"the number of ranks is 1 to {MAX_RANKS}, or auto,")
-
-
-def _nodes(text: str) -> int:
-    return _whole(text, 1, MAX_RANKS, f"the number of nodes is 1 to {MAX_RANKS},")
-
-
-def _restarts(text: str) -> int:
-    return _whole(text, 0, 1 << 31, "expected a whole number, 0 or more,")
-
-
-def _threads(text: str) -> int | str:
-    if text in ("auto", "keep"):
-        return text
-    return _whole(text, 1, 1 << 16, "expected a number of threads, auto or keep,")
-
-
-def _whole(text: str, least: int, most: int, expected: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if not least <= number <= most:
-        raise argparse.ArgumentTypeError(f"{expected} not {text!r}")
-    return number
-
-
-def _ranks(text: str) -> frozenset[int]:
-    try:
-        return frozenset(parse_numbers(text))
-    except InvalidArguments as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, not {text!r}")
-    return seconds
-
-
-def _positive(text: str) -> float:
-    seconds = _seconds(text)
-    if not seconds:
-        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, not {text!r}")
-    return seconds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -65,6 +66,7 @@ class FreshStart:
             die_with_us()
             if cpus:
                 os.sched_setaffinity(0, cpus)
+            resource.setrlimit(resource.RLIMIT_NOFILE, group.descriptor_limits)
             group.inbox.reset_in_child(mask)
 
         try:

@@ -188,6 +188,35 @@ def test_region_outlives_its_communicator():
     assert results_of(run_ranks(close_communicator_first, 2)) == [[1.0, 2.0]] * 2
 
 
+def make_in_a_loop(comm, rounds):
+    """What this process holds in the middle and at the end of a loop that makes regions."""
+    prefix, seen = comm._segment.region_prefix, []
+    for turn in range(rounds):
+        region = comm.create_shared_region(3000, "i4")
+        region.array[comm.rank] = turn
+        if turn % 2:
+            region.close()
+        # The other half is closed by the end of its last reference.
+        del region
+        if turn in (rounds // 2, rounds - 1):
+            comm.barrier()
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            maps = Path("/proc/self/maps").read_bytes().count(b"\n")
+            seen.append((pages * 4096, maps, len(list(Path("/proc/self/fd").iterdir()))))
+    return seen, mappings_of(prefix), names_left(prefix)
+
+
+@pytest.mark.parametrize("rounds", [1_000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_making_and_closing_in_a_loop_stays_flat(rounds):
+    for seen, mapped, named in results_of(run_ranks(make_in_a_loop, 2, "shm", rounds)):
+        (resident, maps, files), (resident_later, maps_later, files_later) = seen
+        # Python's own tables grow in steps, once in a while.
+        assert resident_later - resident < 4 << 20
+        assert maps_later - maps < 10
+        assert files_later == files
+        assert (mapped, named) == ([], [])
+
+
 # Memory
 
 

@@ -16,6 +16,7 @@ import pytest
 
 # Only ends tests that hang: no outcome depends on it.
 WATCHDOG_SECS = 60.0
+COMPILE_SECS = 600.0
 
 
 class Spawn:
@@ -102,6 +103,19 @@ class Spawn:
                 if pipe is not None:
                     pipe.close()
         return left
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled() -> None:
+    """Have numba's cache filled: the line that says so is in the way of tests of output."""
+    subprocess.run(
+        [sys.executable, "-m", "cobre_shm.spawn", "-n", "1", "-c", "pass"],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=COMPILE_SECS,
+        check=False,
+    )
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from cobre_shm.spawn.__main__ import main
         (["-n2.0"], "'2.0'"),
         (["--np", ""], "''"),
         (["--np=none"], "'none'"),
+        (["-n", "2", "--np=--"], "--np=--"),
         (["-n", "2", "--unknown", "program.py"], "--unknown"),
         (["-n", "2", "--lab"], "--lab"),
         (["-n", "2", "--grace", "soon"], "'soon'"),
@@ -142,6 +143,7 @@ def test_information_goes_to_standard_output(spawn, flag):
         ["--np=3"],
         ["--nproc-per-node", "3"],
         ["--nproc_per_node=3"],
+        ["--nproc_per_node", "3", "--max_restarts=2", "--output_dir", "a_b"],
         ["-n", "2", "-n", "3"],
     ],
 )

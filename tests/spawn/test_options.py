@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 import pytest
 
@@ -209,6 +210,12 @@ def test_group_that_failed_is_started_again(spawn):
     assert (done.returncode, done.stderr.count(b"Starting again")) == (5, 1)
 
 
+def test_time_limit_holds_for_all_attempts_together(spawn):
+    limits = ("--max-restarts", 10_000, "--timeout", 3)
+    done = spawn.run("-n", 1, *limits, "-c", "raise SystemExit(5)")
+    assert done.returncode == 124
+
+
 def test_stopped_run_is_not_started_again(spawn):
     code = "print('up', flush=True); import time; time.sleep(600)"
     process = spawn.start("-n", 1, "--max-restarts", 5, "-c", code)
@@ -255,6 +262,36 @@ def test_events_are_one_object_a_line(spawn, where):
         assert error["context"]["rank"] == 1
 
 
+def test_stall_is_an_event_once_and_names_who_is_late(spawn):
+    spawn.write(
+        "program.py",
+        "import os, time, cobre_shm\n"
+        "comm = cobre_shm.create_communicator()\n"
+        "comm.barrier()\n"
+        "while comm.rank == 1 and not os.path.exists('enough'): time.sleep(0.01)\n"
+        "comm.barrier()\n"
+        "comm.close()",
+    )
+    code = (
+        "import sys\n"
+        "from cobre_shm.spawn import events\n"
+        "events._LOOK_SECS, events._STALL_SECS = 0.05, 0.5\n"
+        "from cobre_shm.spawn.__main__ import main\n"
+        "sys.exit(main(['-n', '3', '--events', 'events', 'program.py']))"
+    )
+    process = spawn.start(command=[sys.executable, "-c", code])
+    path = spawn.folder / "events"
+    spawn.wait_for(lambda: path.exists() and b'"stall"' in path.read_bytes())
+    time.sleep(0.3)
+    spawn.write("enough", "")
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    seen = [json.loads(line) for line in path.read_bytes().splitlines()]
+    (stall,) = [each for each in seen if each["event"] == "stall"]
+    assert stall["late_ranks"] == [1]
+    assert stall["secs"] >= 0.5
+
+
 def test_kill_for_want_of_memory_is_told_from_another(tmp_path):
     from cobre_shm.spawn.memory import MemoryGroup
 
@@ -294,6 +331,19 @@ def test_kill_for_want_of_memory_is_told_from_another(tmp_path):
         (["-x", "=1"], "'=1'"),
         (["-x", "NOT_SET_HERE"], "NOT_SET_HERE"),
         (["--start-method", "fork"], "'fork'"),
+        (["-x", "COBRE_TCP_SECRET=hush"], "COBRE_TCP_SECRET_FILE"),
+        (["-x", "COBRE_COMM_BACKEND=tcp"], "--backend"),
+        (["-x", "RANK=1"], "RANK"),
+        (["--unset-env", "COBRE_SHM_SIZE"], "COBRE_SHM_SIZE"),
+        (["--backend", "mpi"], "mpiexec"),
+        (["--backend", "local"], "no launcher"),
+        (["--backend", "smh"], "'smh'"),
+        (["--show-ranks", "0,2-3"], "no rank 2"),
+        (["--monitor"], "--output-dir"),
+        (["--monitor", "--output-dir", "d", "--tee"], "--tee"),
+        (["--monitor", "--output-dir", "d", "--backend", "tcp"], "tcp"),
+        (["--node-rank", "1"], "--backend tcp"),
+        (["--backend", "shm", "--coordinator", "node-0:29500"], "--backend tcp"),
     ],
 )
 def test_wrong_options_are_one_line_and_code_1(capsys, arguments, word):
@@ -303,6 +353,24 @@ def test_wrong_options_are_one_line_and_code_1(capsys, arguments, word):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert word in err
+    assert "hush" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "backend"),
+    [
+        ([], "shm"),
+        (["--backend", "auto"], "shm"),
+        (["--backend", "tcp"], "tcp"),
+        (["--coordinator", "node-0:29500"], "tcp"),
+        (["--nnodes", "2", "--coordinator", "node-0:29500"], "tcp"),
+    ],
+)
+def test_several_machines_mean_tcp(monkeypatch, flags, backend):
+    from cobre_shm.spawn.options import parse
+
+    monkeypatch.setenv("COBRE_TCP_SECRET_FILE", "/a/file")
+    assert parse(["-n", "2", *flags, "-c", "pass"]).job().backend == backend
 
 
 def test_no_python_needs_a_command(capsys):

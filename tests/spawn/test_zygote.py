@@ -28,6 +28,7 @@ def facts():
         "is_main": threading.current_thread() is threading.main_thread(),
         "native_id": threading.main_thread().native_id == os.getpid(),
         "names": sorted(vars(sys.modules["__main__"])),
+        "shown": open("/proc/self/cmdline").read().rstrip("\\0").split("\\0")[-2:],
         "argv": sys.argv, "orig_argv": sys.orig_argv[-2:], "path": sys.path,
         "flags": str(sys.flags), "hook": str(sys.excepthook),
         "stdin": [sys.stdin.name, sys.stdin.mode, sys.stdin.encoding, sys.stdin.seekable()],
@@ -61,6 +62,12 @@ def test_forked_rank_has_no_trace_of_the_zygote(spawn, stdin):
         seen.append(json.loads(done.stdout))
     direct, forked = seen
     assert forked == direct
+
+
+def test_process_table_shows_the_program(spawn):
+    spawn.write("a program.py", "import os; os.system(f'ps -o args= {os.getpid()}')")
+    done = spawn.run("-n", 1, "a program.py", "ü", "last")
+    assert done.stdout.rstrip().endswith(b" a program.py \xc3\xbc last")
 
 
 SCRIPTS = {

@@ -187,7 +187,10 @@ def test_coordinator_that_cannot_be_listened_on_is_a_backend_error():
 
 def test_network_options_need_the_tcp_backend():
     done = subprocess.run(
-        [sys.executable, "-m", "cobre_shm.spawn", "-n", "2", "--nnodes", "2", "-c", "pass"],
+        [
+            *(sys.executable, "-m", "cobre_shm.spawn", "-n", "2"),
+            *("--backend", "shm", "--nnodes", "2", "-c", "pass"),
+        ],
         capture_output=True,
         text=True,
         timeout=60,

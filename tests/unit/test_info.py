@@ -47,7 +47,7 @@ def test_report_json_has_every_section(capsys):
     assert report["cpus"]["usable"] >= 1
     assert report["memory"]["total_bytes"] > report["memory"]["available_bytes"] > 0
     assert report["shared_memory"]["size_bytes"] >= report["shared_memory"]["free_bytes"] >= 0
-    assert set(report["kernel"]) == {"futex", "robust_mutex", "memfd"}
+    assert set(report["kernel"]) == {"futex", "robust_mutex", "memfd", "pidfd"}
     assert report["packages"]["numpy"]
     assert "removed_segments" not in report
 
@@ -200,6 +200,7 @@ def test_report_text_shows_every_fact(capsys, monkeypatch):
         "has_futex": True,
         "has_robust_mutex": False,
         "has_memfd": True,
+        "has_pidfd": False,
         "mpi_library": "/usr/lib/libmpi.so.40",
         "numba_cache": (Path("/home/alice/.cache/numba/kernels_1"), 7),
     }
@@ -223,7 +224,7 @@ def test_report_text_shows_every_fact(capsys, monkeypatch):
         "  CPUs         3 (affinity 6, cgroup quota 2.5)",
         "  memory       8 GiB, 6 GiB available, cgroup limit 4 GiB",
         "  /dev/shm     3 GiB, 2 GiB free",
-        "  kernel       futex yes, robust_mutex no, memfd yes",
+        "  kernel       futex yes, robust_mutex no, memfd yes, pidfd no",
         "  MPI library  /usr/lib/libmpi.so.40",
         "  numba cache  7 functions in /home/alice/.cache/numba/kernels_1",
         "  /cobre-1 (4 KiB): dead, made by pid 77 of user alice; --clean removes it",
@@ -237,7 +238,12 @@ def test_report_text_shows_every_fact(capsys, monkeypatch):
     report = report_of(capsys)[1]
     assert report["cpus"] == {"usable": 3, "affinity": 6, "cgroup_quota": 2.5}
     assert report["memory"]["cgroup_limit_bytes"] == 4 << 30
-    assert report["kernel"] == {"futex": True, "robust_mutex": False, "memfd": True}
+    assert report["kernel"] == {
+        "futex": True,
+        "robust_mutex": False,
+        "memfd": True,
+        "pidfd": False,
+    }
     assert report["mpi_library"] == "/usr/lib/libmpi.so.40"
     assert report["numba_cache"]["functions"] == 7
     assert report["suggestions"] == []
