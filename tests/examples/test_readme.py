@@ -77,6 +77,7 @@ TEXT_COMMANDS = {
     "python -m cobre_shm.spawn -n N [options] PROGRAM [arguments]": HELP,
     "python -m cobre_shm.spawn -n 4 x.py": HELP,
     "python -m cobre_shm.spawn --nproc-per-node 4 x.py": HELP,
+    "python -m cobre_shm.spawn -n 8 --doctor": Elsewhere("tests/spawn/test_doctor.py", "--doctor"),
     "python -m cobre_shm.info": HELP,
     "python -m cobre_shm.top": HELP,
     "python -m cobre_shm.tune": HELP,
