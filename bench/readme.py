@@ -22,13 +22,14 @@ README = ROOT / "README.md"
 PICTURES = ROOT / "bench/pictures"
 OPERATIONS = ("allreduce", "allgatherv", "broadcast")
 KINDS = {"shm": "private", "shm-plan": "plan", "shm-shared": "shared"}
-# A row for each of these that was measured, in bytes.
-PAYLOADS = (8, 64, 1 << 10, 8 << 10, 64 << 10, 512 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20)
 
 
 def size_of(payload):
     """Write a number of bytes as people do."""
     for unit, bytes_ in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if payload % bytes_ == 0:
+            return f"{payload // bytes_} {unit}"
+    for unit, bytes_ in (("MB", 10**6), ("kB", 10**3)):
         if payload >= bytes_:
             return f"{payload / bytes_:g} {unit}"
     return f"{payload} B"
@@ -45,7 +46,7 @@ def cell(entry):
 def table(ranks, result, cpus):
     """The ratios of one number of ranks, both kinds of buffers side by side."""
     found = {kind: result["ratios"].get(kind, {}) for kind in KINDS}
-    measured = {int(key.split()[1]) for ratios in found.values() for key in ratios}
+    measured = {int(key.split()[1]) for ratios in found.values() for key in ratios} - {0}
     crowded = f", {ranks / cpus:g} on each CPU" if ranks > cpus else ", each with a CPU of its own"
     # Of the machine in those rounds, by name.
     limits = [f"{name} {value:.3g}" for name, value in result.get("limits", {}).items()]
@@ -59,7 +60,7 @@ def table(ranks, result, cpus):
     barrier = cell(found["shm"].get("barrier 0"))
     if barrier:
         lines.append(f"| barrier | - | {barrier} | | |")
-    for payload in [payload for payload in PAYLOADS if payload in measured]:
+    for payload in sorted(measured):
         for kind, name in KINDS.items():
             cells = [cell(found[kind].get(f"{operation} {payload}")) for operation in OPERATIONS]
             if any(cells):
