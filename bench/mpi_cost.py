@@ -201,12 +201,12 @@ MODES = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Cost of the mpi backend, beside mpi4py.")
-    parser.add_argument("modes", nargs="*", choices=[*MODES, []], default=["layer"])
+    parser.add_argument("modes", nargs="*", choices=[*MODES, []], help="(default: layer)")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes (default: 16 MiB)")
     parser.add_argument("--rounds", type=int, default=31, help="(default: 31)")
     options = parser.parse_args()
     sizes = [nbytes for nbytes in SIZES if nbytes <= options.largest]
-    return max(MODES[mode](sizes, options.rounds) for mode in options.modes)
+    return max(MODES[mode](sizes, options.rounds) for mode in options.modes or ["layer"])
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ __all__ = [
 HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 SLICE_SECS = 0.1
 SILENCE_SECS = 8
+# For one who looks once a second: silence is seen up to a second late, and its length again.
+_SUSPICION_SECS = SILENCE_SECS - 1
 _KEEPALIVE_IDLE_SECS = 3
 # Where a payload begins in a frame's buffer, so that elements of any type are aligned there.
 PAYLOAD = 64
@@ -185,7 +187,7 @@ class Link:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
 
     def is_silent(self, now: float) -> bool:
-        """Whether repeated packets have not been answered for ``SILENCE_SECS``. Look often."""
+        """Whether repeated packets have not been answered for so long. Look once a second."""
         try:
             info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
         except OSError:
@@ -196,7 +198,7 @@ class Link:
             self._suspicious_since = None
         elif self._suspicious_since is None:
             self._suspicious_since = now
-        return self._suspicious_since is not None and now - self._suspicious_since > SILENCE_SECS
+        return self._suspicious_since is not None and now - self._suspicious_since > _SUSPICION_SECS
 
     def ending(self) -> Ending:
         """What the peer said last, of what has arrived; nothing is taken away.

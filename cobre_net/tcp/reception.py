@@ -66,7 +66,6 @@ class _Reception:
         self._poller = select.poll()
         # In the order in which they came.
         self._callers: dict[int, _Caller] = {}
-        self._strangers = 0
         self._dropped = 0
         self._why_dropped = ""
 

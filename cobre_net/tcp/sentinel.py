@@ -33,7 +33,6 @@ class Sentinel:
 
     def __init__(self, links: Sequence[Link], on_hangup: Callable[[Link], bool]) -> None:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-        self._stopped = False
         callback = weakref.WeakMethod(on_hangup)
         watched = {link.sock.fileno(): link for link in links}
         self._thread = threading.Thread(

@@ -74,11 +74,6 @@ class Entry(NamedTuple):
         """Whether the rank had not returned from it."""
         return self.end_ns == 0
 
-    @property
-    def duration_ns(self) -> int | None:
-        """From the call to the return; None while it has not returned."""
-        return None if self.is_inside else self.end_ns - self.start_ns
-
     def __str__(self) -> str:
         state = "finished" if self.status == "done" else "was inside"
         return f"{state} collective {self.sequence}, {self.call}"

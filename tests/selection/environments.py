@@ -67,11 +67,14 @@ class Environment:
         run_pip("--python", self.python, "check")
 
     def run(
-        self, *arguments: str | Path, env: Mapping[str, str] | None = None
+        self,
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        flags: Sequence[str] = ("-I",),
     ) -> subprocess.CompletedProcess[str]:
         """Run this environment's Python with nothing else in its own environment than ``env``."""
         return subprocess.run(
-            [self.python, "-I", *arguments],
+            [self.python, *flags, *arguments],
             env={"PATH": os.defpath, "HOME": str(self.folder), **(env or {})},
             cwd=self.folder,
             capture_output=True,

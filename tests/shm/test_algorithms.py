@@ -126,7 +126,13 @@ def rounds_and_parts(comm, shared, length):
 
 # An allreduce of a slot, 8192 bytes, is two chunks. What is said of rounds is said of the
 # algorithms in ``kernels/allreduce.py``; of them, only a chain counts parts.
-ROUNDS = {"direct": 1, "scatter": 3, "scatter past the caches": 3, "streaming": 2}
+ROUNDS = {
+    "direct": 1,
+    "scatter": 3,
+    "scatter past the caches": 3,
+    "streaming": 2,
+    "streaming past the caches": 2,
+}
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])

@@ -70,6 +70,12 @@ def checkout(tmp_path):
             ["-m", "cobre_shm.spawn", "-n", "8", "-n", "4", "-m", "m", "a b"],
         ),
         ("test", "report,test", ["-k", "a b"], ["-m", "pytest", "-k", "a b"]),
+        (
+            "coverage",
+            "report,test,check",
+            ["-k", "a b"],
+            ["-m", "pytest", "--cov", "--cov-report=term-missing:skip-covered", "-k", "a b"],
+        ),
     ],
 )
 def test_script_installs_once_and_passes_its_arguments(checkout, script, extras, arguments, last):

@@ -103,6 +103,15 @@ def test_each_kind_of_leak_is_noticed_and_gone_when_it_is_undone(leak, kind, cou
     assert not getattr(left, kind) or kind == "segments"
 
 
+def test_file_of_a_checkout_named_after_the_project_is_no_leak(tmp_path):
+    path = tmp_path / "cobre-shm" / "library.so"
+    path.parent.mkdir()
+    path.write_bytes(bytes(4096))
+    before = snapshot()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 4096):
+        assert not (snapshot() - before).mappings
+
+
 def test_nothing_is_no_leak():
     assert not Residue()
     assert {field.name for field in fields(Residue)} == {

@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,8 @@ def test_import_of_selection_loads_no_backend(module):
     loaded = loaded_after(f"import cobre_shm.selection.{module}")
     assert not {"numpy", "numba", "posix_ipc", "mpi4py"} & loaded
     assert not {"cobre_shm.local", "cobre_shm.shm", "cobre_net"} & loaded
+
+
+def test_version_is_that_of_the_distribution():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == cobre_shm.__version__
