@@ -70,7 +70,7 @@ def examine(size: int, backend: str) -> Iterator[Check]:
     yield _descriptors(size)
     yield _processes(size)
     yield _clock()
-    yield _cache(report["numba_cache"])
+    yield _cache(report["kernel_cache"])
     yield _mpi(report)
     yield _leftovers(report["segments"])
     yield _barrier(size, backend)
