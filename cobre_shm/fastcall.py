@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from cobre_shm.datatypes import ReduceOp
-from cobre_shm.kernels import context, known, python_c, road
-from cobre_shm.kernels.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST
-from cobre_shm.kernels.jit import integer_function
+from cobre_shm.kernels import context, known, objects
+from cobre_shm.native.entry import (
+    ALLGATHERV,
+    ALLREDUCE,
+    BARRIER,
+    BROADCAST,
+    function_address,
+)
 
 __all__ = [
     "NOARGS",
@@ -39,12 +43,12 @@ _SIGNATURES = {
     "allreduce": "($self, send, recv=None, op=0)",
     "allgatherv": "($self, send, recv=None, counts=None, displs=None)",
 }
-# By operation: the road, and the address of the kernel that it calls.
-_ROADS: dict[str, Callable[..., Any]] = {
-    "barrier": road.barrier_call,
-    "broadcast": road.broadcast_call,
-    "allreduce": road.allreduce_call,
-    "allgatherv": road.allgatherv_call,
+# By operation: the address of the road, and of the kernel that it calls.
+_ROADS = {
+    "barrier": function_address("barrier_call"),
+    "broadcast": function_address("broadcast_call"),
+    "allreduce": function_address("allreduce_call"),
+    "allgatherv": function_address("allgatherv_call"),
 }
 _KERNELS = {
     "barrier": BARRIER.address,
@@ -98,31 +102,31 @@ def _word(obj: object, offset: int) -> int:
 
 
 def objects_are_as_expected(instance: Any, state: Any) -> bool:
-    """Whether the offsets of ``python_c.py`` are those of this Python, numpy and class.
+    """Whether the offsets of ``kernels/objects.py`` are those of this Python, numpy and class.
 
     Args:
         instance: An object whose ``_context`` is ``state``.
         state: An array.
     """
-    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if sys.implementation.name != "cpython" or "t" in sys.abiflags:
         return False
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         return False
     pair = ("op", "root")
     sample = np.zeros((3, 5), dtype=np.int32)
     sample.flags.writeable = False
-    flags = _word(sample, python_c.ARRAY_FLAGS) & 0xFFFFFFFF
-    dims = _word(sample, python_c.ARRAY_DIMS)
+    flags = _word(sample, objects.ARRAY_FLAGS) & 0xFFFFFFFF
+    dims = _word(sample, objects.ARRAY_DIMS)
     return (
-        _word(instance, road.STATE) == id(state)
-        and _word(pair, python_c.TYPE) == id(tuple)
-        and _word(pair, python_c.TUPLE_SIZE) == 2
-        and _word(pair, python_c.TUPLE_ITEMS) == id(pair[0])
-        and _word(sample, python_c.TYPE) == id(np.ndarray)
-        and _word(sample, python_c.ARRAY_DATA) == sample.ctypes.data
-        and _word(sample, python_c.ARRAY_NDIM) & 0xFFFFFFFF == 2
+        _word(instance, objects.STATE) == id(state)
+        and _word(pair, objects.TYPE) == id(tuple)
+        and _word(pair, objects.TUPLE_SIZE) == 2
+        and _word(pair, objects.TUPLE_ITEMS) == id(pair[0])
+        and _word(sample, objects.TYPE) == id(np.ndarray)
+        and _word(sample, objects.ARRAY_DATA) == sample.ctypes.data
+        and _word(sample, objects.ARRAY_NDIM) & 0xFFFFFFFF == 2
         and [ctypes.c_int64.from_address(dims + 8 * i).value for i in (0, 1)] == [3, 5]
-        and _word(sample, python_c.ARRAY_DESCR) == id(sample.dtype)
+        and _word(sample, objects.ARRAY_DESCR) == id(sample.dtype)
         and flags & 0x401 == 0x001
     )
 
@@ -139,21 +143,19 @@ def is_installed(cls: type) -> bool:
     return getattr(cls, "_slow_barrier", cls.barrier) is not cls.barrier  # type: ignore[attr-defined]
 
 
-def install(cls: type, roads: Mapping[str, Callable[..., Any]] = _ROADS) -> None:
+def install(cls: type, roads: Mapping[str, int] = _ROADS) -> None:
     """Replace the methods of ``cls`` by the fast road; ``remove`` undoes it.
 
     Args:
         cls: Has methods of these names, and ``_finish_...`` for each.
-        roads: The functions by operation; by default those of shared memory.
+        roads: The addresses of the C functions by operation; by default those of shared memory.
     """
     new_method = ctypes.pythonapi.PyDescr_NewMethod
     new_method.restype, new_method.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
-    for name, function in roads.items():
-        has_arguments = name != "barrier"
-        address = integer_function(function, 4 if has_arguments else 2)
+    for name, address in roads.items():
         method = getattr(cls, name)
         doc = f"{name}{_SIGNATURES[name]}\n--\n\n{method.__doc__}"
-        flags = _FASTCALL_KEYWORDS if has_arguments else NOARGS
+        flags = NOARGS if name == "barrier" else _FASTCALL_KEYWORDS
         definition = method_definition(name, address, flags, doc)
         setattr(cls, f"_slow_{name}", method)
         setattr(cls, name, new_method(cls, definition))

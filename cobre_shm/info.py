@@ -76,7 +76,7 @@ def collect() -> tuple[dict[str, Any], BackendError | None]:
     """Return the report as JSON-serialisable data, and the error that a choice would end in."""
     selection, error = describe_selection(os.environ)
     memory, shared = machine.memory_bytes(), machine.shared_memory_bytes()
-    cache = machine.numba_cache()
+    cache = machine.kernel_cache()
     report = {
         "version": cobre_shm.__version__,
         "python": platform.python_version(),
@@ -105,9 +105,9 @@ def collect() -> tuple[dict[str, Any], BackendError | None]:
             "pidfd": machine.has_pidfd(),
         },
         "mpi_library": machine.mpi_library(),
-        "numba_cache": {
+        "kernel_cache": {
             "directory": cache and str(cache[0]),
-            "functions": cache[1] if cache else 0,
+            "images": cache[1] if cache else 0,
         },
         "segments": _segments(),
     }
@@ -158,7 +158,7 @@ def _clean() -> list[str]:
 
 def _suggestions(report: dict[str, Any]) -> Iterator[str]:
     """What would help here, each with a command to be pasted."""
-    shared, cache, segments = report["shared_memory"], report["numba_cache"], report["segments"]
+    shared, cache, segments = report["shared_memory"], report["kernel_cache"], report["segments"]
     # Where they cannot be read there is no shm backend to suffer from either.
     if segments is None:
         return
@@ -247,15 +247,15 @@ def _machine_lines(report: dict[str, Any]) -> Iterator[str]:
     features = [f"{name} {'yes' if has else 'no'}" for name, has in report["kernel"].items()]
     yield f"  kernel       {', '.join(features)}"
     yield f"  MPI library  {report['mpi_library'] or 'none found'}"
-    cache = report["numba_cache"]
-    stored = f"{cache['functions']} functions in {cache['directory']}"
+    cache = report["kernel_cache"]
+    stored = f"{cache['images']} images in {cache['directory']}"
     if not report["packages"]["numba"]:
         stored = "not used, as numba is not installed"
     elif cache["directory"] is None:
         stored = "none, as no directory for it can be written"
-    elif not cache["functions"]:
+    elif not cache["images"]:
         stored = f"empty, so the first start compiles: {cache['directory']}"
-    yield f"  numba cache  {stored}"
+    yield f"  kernel cache {stored}"
 
 
 def _segment_lines(segments: list[dict[str, Any]] | None) -> Iterator[str]:

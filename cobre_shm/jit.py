@@ -28,6 +28,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import numba
 import numpy as np
 from numba import types
 from numba.core.errors import TypingError
@@ -41,7 +42,7 @@ from cobre_shm.errors import InvalidBufferSize, InvalidDatatype, InvalidRoot
 from cobre_shm.jit_support import FAILED, JitSupport
 from cobre_shm.kernels import context, known
 from cobre_shm.kernels.atomics import load_plain
-from cobre_shm.kernels.jit import inlined
+from cobre_shm.kernels.jit import OPTIONS, inlined
 from cobre_shm.kernels.python_c import (
     as_words,
     call_function,
@@ -111,7 +112,7 @@ def check(comm: Communicator, status: int) -> None:
     raise ValueError(f"status {status} is of no jitted collective") if error is None else error
 
 
-@inlined
+@numba.njit(**OPTIONS)
 def barrier(handle: int) -> int:
     """See :meth:`cobre_shm.Communicator.barrier`; returns a status."""
     ctx = as_words(handle)

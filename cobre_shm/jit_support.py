@@ -18,8 +18,8 @@ from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp, is_reducible, tag_dtype
 from cobre_shm.errors import InvalidDatatype
 from cobre_shm.kernels import context
-from cobre_shm.kernels.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST
-from cobre_shm.kernels.reduce import reduction_address
+from cobre_shm.native.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST
+from cobre_shm.native.reduce import reduction_address
 from cobre_shm.tuning import NAMES, default_tuning
 
 __all__ = ["FAILED", "KERNELS", "JitSupport"]

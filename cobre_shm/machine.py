@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
-import hashlib
 import mmap
 import os
 import sys
@@ -21,10 +19,10 @@ __all__ = [
     "has_memfd",
     "has_pidfd",
     "has_robust_mutex",
+    "kernel_cache",
     "memory_bytes",
     "memory_limit_bytes",
     "mpi_library",
-    "numba_cache",
     "shared_memory_bytes",
 ]
 
@@ -139,26 +137,24 @@ def mpi_library() -> str | None:
     """Return the MPI library of the environment or the system; it is not loaded."""
     for path in sorted(Path(sys.prefix, "lib").glob("libmpi.so*")):
         return str(path)
-    return ctypes.util.find_library("mpi")
+    # Slow to import, and nothing that a backend needs.
+    from ctypes.util import find_library
+
+    return find_library("mpi")
 
 
-def numba_cache() -> tuple[Path, int] | None:
-    """Return where numba keeps compiled kernels, and how many functions are there already.
+def kernel_cache() -> tuple[Path, int] | None:
+    """Return where images of the kernels are, or will be, and how many there are.
 
-    It takes the first directory that it can write of ``NUMBA_CACHE_DIR``, the one beside the
-    source, and the user's cache; in the first and the last it makes one for each source directory.
-    None: it can write none of them, so every process compiles for itself.
+    None: there is none and none can be written, so every process compiles for itself.
     """
-    kernels = (Path(__file__).parent / "kernels").absolute()
-    own = f"{kernels.name}_{hashlib.sha1(str(kernels).encode()).hexdigest()}"
-    chosen = os.environ.get("NUMBA_CACHE_DIR")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folders = [Path(chosen) / own] if chosen else []
-    folders += [kernels / "__pycache__", user / "numba" / own]
-    for folder in folders:
-        if _can_write(folder):
-            return folder, len(list(folder.glob("*.nbi")))
-    return None
+    # Nobody else here needs what a backend imports.
+    from cobre_shm.native.cache import SUFFIX, folders
+
+    for folder in folders():
+        if images := len(list(folder.glob(f"*{SUFFIX}"))):
+            return folder, images
+    return next(((folder, 0) for folder in folders() if _can_write(folder)), None)
 
 
 def _can_write(folder: Path) -> bool:

@@ -9,7 +9,6 @@ is linked with: the functions are looked up through its extension module.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,13 @@ from cobre_net.mpi.flat import BYTE, Flat, native_operation
 from cobre_net.mpi.library import MPI
 from cobre_shm import fastcall
 from cobre_shm.datatypes import ReduceOp
-from cobre_shm.kernels import context, mpi_road, python_c
-from cobre_shm.kernels.reduce import reduction_address
+from cobre_shm.kernels import context, mpi_words, objects
+from cobre_shm.native.cache import addresses
+from cobre_shm.native.reduce import reduction_address
+from cobre_shm.native.table import MPI_ROAD
 
 __all__ = ["Fast", "State", "install", "open_road"]
 
-_ROADS: dict[str, Callable[..., Any]] = {
-    "barrier": mpi_road.barrier_call,
-    "broadcast": mpi_road.broadcast_call,
-    "allreduce": mpi_road.allreduce_call,
-    "allgatherv": mpi_road.allgatherv_call,
-}
 _FUNCTIONS = {
     "barrier": "MPI_Barrier",
     "broadcast": "MPI_Bcast",
@@ -45,7 +40,7 @@ class State:
 
 
 def _closed_state() -> Any:
-    state = np.zeros(mpi_road.WORDS, np.int64)
+    state = np.zeros(mpi_words.WORDS, np.int64)
     state[context.SELF] = state.ctypes.data
     state[context.BUSY] = 1
     return state
@@ -63,12 +58,13 @@ def install(cls: type) -> Any:
     sample = [1, 2]
     words = [
         ctypes.c_int64.from_address(id(sample) + offset).value
-        for offset in (python_c.LIST_SIZE, python_c.LIST_ITEMS)
+        for offset in (objects.LIST_SIZE, objects.LIST_ITEMS)
     ]
     if fastcall.objects_are_as_expected(probe, state) and (
         words[0] == 2 and ctypes.c_int64.from_address(words[1]).value == id(sample[0])
     ):
-        fastcall.install(cls, _ROADS)
+        roads = addresses(MPI_ROAD)
+        fastcall.install(cls, {name: roads[f"{name}_call"] for name in _FUNCTIONS})
         fastcall.serve(cls, state, np.zeros(0, np.int64), np.zeros(3), {})
     return state
 
@@ -102,16 +98,16 @@ class Fast:
         kernels = {name: _address(library, function) for name, function in _FUNCTIONS.items()}
         fastcall.serve(cls, state, displs, arguments, kernels)
         state[context.RANK], state[context.SIZE] = flat.rank, size
-        state[mpi_road.COMM] = _handle(flat.comm)
-        state[mpi_road.BYTE] = _handle(BYTE)
-        state[mpi_road.IN_PLACE] = int(MPI.IN_PLACE)
-        state[mpi_road.ALLGATHER] = _address(library, "MPI_Allgather")
-        state[mpi_road.PIECE_BYTES] = flat.piece_bytes
-        state[mpi_road.SMALL_BYTES] = flat.small_bytes
-        state[mpi_road.ROOM] = room.ctypes.data
-        state[mpi_road.COUNTS] = counts.ctypes.data
-        state[mpi_road.LENGTHS] = lengths.ctypes.data
-        state[mpi_road.LIST_TYPE] = id(list)
+        state[mpi_words.COMM] = _handle(flat.comm)
+        state[mpi_words.BYTE] = _handle(BYTE)
+        state[mpi_words.IN_PLACE] = int(MPI.IN_PLACE)
+        state[mpi_words.ALLGATHER] = _address(library, "MPI_Allgather")
+        state[mpi_words.PIECE_BYTES] = flat.piece_bytes
+        state[mpi_words.SMALL_BYTES] = flat.small_bytes
+        state[mpi_words.ROOM] = room.ctypes.data
+        state[mpi_words.COUNTS] = counts.ctypes.data
+        state[mpi_words.LENGTHS] = lengths.ctypes.data
+        state[mpi_words.LIST_TYPE] = id(list)
         self.state = state
         self._known = fastcall.Known(state)
         state[context.BUSY] = 0
@@ -129,7 +125,7 @@ class Fast:
 
     def failure(self) -> Any:
         """Return the error of the function of MPI that failed last."""
-        return MPI.Exception(int(self.state[mpi_road.ERROR]))
+        return MPI.Exception(int(self.state[mpi_words.ERROR]))
 
     def close(self) -> None:
         """Leave all calls to the Python methods."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from cobre_net.mpi.library import MPI
 from cobre_shm.communicator import Array
 from cobre_shm.datatypes import ReduceOp
-from cobre_shm.kernels.rows import reduce_rows
+from cobre_shm.native.rows import reduce_rows
 
 __all__ = ["Flat", "bytes_of", "native_operation"]
 

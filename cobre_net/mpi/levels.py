@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cobre_net.mpi.flat import BYTE, Flat, bytes_of
 from cobre_shm.communicator import Array
 from cobre_shm.datatypes import ReduceOp
-from cobre_shm.kernels.rows import reduce_rows
+from cobre_shm.native.rows import reduce_rows
 from cobre_shm.shm import ShmCommunicator
 
 __all__ = ["TwoLevel"]

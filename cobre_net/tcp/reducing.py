@@ -29,7 +29,7 @@ def fold_function(dtype: np.dtype[Any], op: ReduceOp) -> Fold:
     The first use of a pair compiles a kernel, or loads it. Only the coordinator reduces, so only
     it imports numba.
     """
-    from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
+    from cobre_shm.native.reduce import reduce_with_numpy, reduction_address
 
     address = reduction_address(dtype, op)
     if address:

@@ -1,4 +1,6 @@
-"""Kernels compiled by numba: waiting, the collectives, and reductions. No I/O.
+"""Kernels for numba: waiting, the collectives, and reductions. No I/O.
 
-Numba is imported here and nowhere else; ``jit`` is the one module that talks to its decorators.
+Nobody imports them to call them: ``cobre_shm.compiler`` makes machine code of them, which
+``cobre_shm.native`` loads. Only modules of constants (``context``, ``known``, ``objects``,
+``plans``), which do without numba, are for everybody.
 """

@@ -5,10 +5,11 @@ that the communicator has met before, below the largest message. Anything else, 
 wrong, goes to the Python method of the same name, before anything is sent. A function of MPI that
 fails leaves its code for the Python method ``_finish_...``, which raises.
 
-The words are those of ``context.py``, as far as they apply, and more behind them. The kernels of
-the road are MPI_Barrier, MPI_Bcast, MPI_Allreduce and MPI_Allgatherv; handles are passed as MPI
-itself defined them, an integer or a pointer, in one 64-bit argument. In an entry of ``known.py``
-TAG is the datatype and WHAT the operation with which MPI reduces, if there is no REDUCTION.
+The words are those of ``context.py``, as far as they apply, and those of ``mpi_words.py``. The
+kernels of the road are MPI_Barrier, MPI_Bcast, MPI_Allreduce and MPI_Allgatherv; handles are passed
+as MPI itself defined them, an integer or a pointer, in one 64-bit argument. In an entry of
+``known.py`` TAG is the datatype and WHAT the operation with which MPI reduces, if there is no
+REDUCTION.
 """
 
 from __future__ import annotations
@@ -18,7 +19,20 @@ from typing import Any
 from cobre_shm.kernels import context, known
 from cobre_shm.kernels.atomics import load_plain, store_plain
 from cobre_shm.kernels.jit import inlined
-from cobre_shm.kernels.python_c import (
+from cobre_shm.kernels.mpi_words import (
+    ALLGATHER,
+    BYTE,
+    COMM,
+    COUNTS,
+    ERROR,
+    IN_PLACE,
+    LENGTHS,
+    LIST_TYPE,
+    PIECE_BYTES,
+    ROOM,
+    SMALL_BYTES,
+)
+from cobre_shm.kernels.objects import (
     ARRAY_DATA,
     ARRAY_DESCR,
     LIST_ITEMS,
@@ -26,6 +40,8 @@ from cobre_shm.kernels.python_c import (
     TUPLE_ITEMS,
     TUPLE_SIZE,
     TYPE,
+)
+from cobre_shm.kernels.python_c import (
     call_function,
     call_one,
     call_with_self,
@@ -48,37 +64,14 @@ from cobre_shm.kernels.road import (
     known_entry,
     overlap,
 )
-from cobre_shm.kernels.rows import reduce_at_addresses
+from cobre_shm.kernels.rows import reduce_rows
 
 __all__ = [
-    "ALLGATHER",
-    "BYTE",
-    "COMM",
-    "COUNTS",
-    "ERROR",
-    "IN_PLACE",
-    "LENGTHS",
-    "LIST_TYPE",
-    "PIECE_BYTES",
-    "ROOM",
-    "SMALL_BYTES",
-    "WORDS",
     "allgatherv_call",
     "allreduce_call",
     "barrier_call",
     "broadcast_call",
 ]
-
-COMM, BYTE, IN_PLACE = context.WORDS, context.WORDS + 1, context.WORDS + 2
-ALLGATHER = context.WORDS + 3  # address of the function
-PIECE_BYTES = context.WORDS + 4  # the largest message
-SMALL_BYTES = context.WORDS + 5  # operands of all ranks that are gathered to be reduced
-ROOM = context.WORDS + 6  # address of memory of SMALL_BYTES
-COUNTS = context.WORDS + 7  # address of room for two 64-bit integers per rank
-LENGTHS = context.WORDS + 8  # address of room for two 32-bit integers per rank
-LIST_TYPE = context.WORDS + 9
-ERROR = context.WORDS + 10  # what the last function that failed returned
-WORDS = context.WORDS + 11
 
 
 @inlined
@@ -168,7 +161,7 @@ def _reduce(ctx: Any, entry: int, source: int, target: int, count: int, nbytes: 
     room, byte = ctx[ROOM], ctx[BYTE]
     code = call_function(ctx[ALLGATHER], source, nbytes, byte, room, nbytes, byte, comm, 0, 0, 0)
     if code & 0xFFFFFFFF == 0:
-        reduce_at_addresses(
+        reduce_rows(
             reduction, target, room, nbytes, size, count, load_plain(entry + known.ITEM_BYTES)
         )
     return code

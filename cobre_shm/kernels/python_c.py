@@ -1,8 +1,4 @@
-"""Calls from kernels to the C API of Python, and what they know of its objects' memory.
-
-The offsets are those of CPython 3.11 to 3.13 with the GIL and of numpy's array object; before
-anything here is used, ``fastcall.py`` compares them with living objects.
-"""
+"""Calls from kernels to the C API of Python."""
 
 from __future__ import annotations
 
@@ -12,18 +8,9 @@ from llvmlite import ir
 from numba import types
 
 from cobre_shm.kernels.jit import intrinsic
+from cobre_shm.kernels.objects import TUPLE_SIZE
 
 __all__ = [
-    "ARRAY_DATA",
-    "ARRAY_DESCR",
-    "ARRAY_DIMS",
-    "ARRAY_FLAGS",
-    "ARRAY_NDIM",
-    "LIST_ITEMS",
-    "LIST_SIZE",
-    "TUPLE_ITEMS",
-    "TUPLE_SIZE",
-    "TYPE",
     "as_words",
     "call_function",
     "call_kernel_3",
@@ -40,11 +27,6 @@ __all__ = [
     "store_i32",
     "take_gil",
 ]
-
-TYPE = 8
-TUPLE_SIZE, TUPLE_ITEMS = 16, 24
-LIST_SIZE, LIST_ITEMS = 16, 24
-ARRAY_DATA, ARRAY_NDIM, ARRAY_DIMS, ARRAY_DESCR, ARRAY_FLAGS = 16, 24, 32, 56, 64
 
 _I64 = ir.IntType(64)
 _I32 = ir.IntType(32)

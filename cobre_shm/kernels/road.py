@@ -20,15 +20,18 @@ from cobre_shm import layout
 from cobre_shm.kernels import context, known, plans
 from cobre_shm.kernels.atomics import load_acquire, load_plain, store_plain
 from cobre_shm.kernels.jit import inlined
-from cobre_shm.kernels.python_c import (
+from cobre_shm.kernels.objects import (
     ARRAY_DATA,
     ARRAY_DESCR,
     ARRAY_DIMS,
     ARRAY_FLAGS,
     ARRAY_NDIM,
+    STATE,
     TUPLE_ITEMS,
     TUPLE_SIZE,
     TYPE,
+)
+from cobre_shm.kernels.python_c import (
     as_words,
     call_kernel_3,
     call_kernel_6,
@@ -46,7 +49,6 @@ from cobre_shm.kernels.python_c import (
 
 __all__ = [
     "C_CONTIGUOUS",
-    "STATE",
     "WRITEABLE",
     "allgatherv_call",
     "allreduce_call",
@@ -62,9 +64,6 @@ __all__ = [
     "overlap",
     "plan_call",
 ]
-
-# Where ``_context`` lies in a communicator: right behind the head, see ``shm/membership.py``.
-STATE = 16
 
 C_CONTIGUOUS, WRITEABLE = 0x1, 0x400
 # Payloads up to this size are exchanged with the GIL held, as long as nobody is late.

@@ -16,8 +16,8 @@ from cobre_shm import layout
 from cobre_shm.arrays import address_of
 from cobre_shm.communicator import Array, Counts
 from cobre_shm.datatypes import ReduceOp, dtype_tag
-from cobre_shm.kernels.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, Kernel
-from cobre_shm.kernels.reduce import reduce_with_numpy, reduction_address
+from cobre_shm.native.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, Kernel
+from cobre_shm.native.reduce import reduce_with_numpy, reduction_address
 from cobre_shm.shm.membership import Membership
 from cobre_shm.shm.plan import make_plan
 from cobre_shm.validate import (

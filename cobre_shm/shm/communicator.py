@@ -15,8 +15,8 @@ from cobre_shm.communicator import Array
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.failpoints import ENABLED
 from cobre_shm.kernels import context
-from cobre_shm.kernels.entry import ALLREDUCE_COMMON, BARRIER
-from cobre_shm.kernels.reduce import reduction_address
+from cobre_shm.native.entry import ALLREDUCE_COMMON, BARRIER
+from cobre_shm.native.reduce import reduction_address
 from cobre_shm.segment.common import MemorySource
 from cobre_shm.segment.handover import NotAName, new_named_segment, new_unnamed_segment
 from cobre_shm.segment.pages import PagePolicy

@@ -13,8 +13,8 @@ from cobre_shm.communicator import Array
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import ENABLED, reach
 from cobre_shm.kernels import context
-from cobre_shm.kernels.entry import CLAIM, Kernel
 from cobre_shm.member import Member
+from cobre_shm.native.entry import CLAIM, Kernel
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from cobre_shm.fastcall import NOARGS, is_installed, method_definition
-from cobre_shm.kernels import plans, road
-from cobre_shm.kernels.entry import Kernel
-from cobre_shm.kernels.jit import integer_function
+from cobre_shm.kernels import plans
+from cobre_shm.native.entry import Kernel, function_address
 
 __all__ = ["make_plan"]
 
@@ -70,5 +69,5 @@ def _ignoring_plan(function: Callable[[], Any], _plan: Any) -> Any:
 
 @functools.cache
 def _definition() -> int:
-    address = integer_function(road.plan_call, 2)
-    return method_definition("plan", address, NOARGS, "plan($self, /)\n--\n\nRun the collective.")
+    doc = "plan($self, /)\n--\n\nRun the collective."
+    return method_definition("plan", function_address("plan_call"), NOARGS, doc)

@@ -13,9 +13,11 @@ the traceback's entries that lead to the program are taken out, before anybody s
 from __future__ import annotations
 
 import importlib.machinery
+import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
@@ -23,7 +25,7 @@ from typing import Any, cast
 
 from cobre_shm.spawn.title import show_as
 
-__all__ = ["first_path", "prepare", "run"]
+__all__ = ["first_path", "prepare", "run", "source"]
 
 
 def first_path(words: Sequence[str]) -> str | None:
@@ -44,6 +46,29 @@ def first_path(words: Sequence[str]) -> str | None:
     if first in ("-c", "-"):
         return ""
     return str(Path(first).resolve().parent)
+
+
+def source(words: Sequence[str]) -> bytes:
+    """Return the source of a program's own file; empty where it is not simply there.
+
+    Args:
+        words: As of :func:`first_path`.
+    """
+    kind = words[0]
+    if kind == "-c":
+        return os.fsencode(words[1])
+    if kind == "-m":
+        module = words[1].replace(".", "/")
+        folders = [first_path(words) or ".", *sys.path]
+        files = [
+            Path(folder, module + end) for folder in folders for end in (".py", "/__main__.py")
+        ]
+    else:
+        files = [Path(kind, "__main__.py"), Path(kind)]
+    for file in files:
+        with suppress(OSError):
+            return file.read_bytes()
+    return b""
 
 
 def prepare(words: Sequence[str], interpreter: Sequence[str]) -> None:

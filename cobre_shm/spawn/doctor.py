@@ -70,7 +70,7 @@ def examine(size: int, backend: str) -> Iterator[Check]:
     yield _descriptors(size)
     yield _processes(size)
     yield _clock()
-    yield _cache(report["numba_cache"])
+    yield _cache(report["kernel_cache"])
     yield _mpi(report)
     yield _leftovers(report["segments"])
     yield _barrier(size, backend)
@@ -170,11 +170,9 @@ def _clock() -> Check:
 def _cache(cache: Mapping[str, Any]) -> Check:
     if cache["directory"] is None:
         advice = "every process compiles for itself: export NUMBA_CACHE_DIR=DIRECTORY"
-        return Check("numba cache", "note", "no directory for it can be written", advice)
-    stored = (
-        f"{cache['functions']} functions" if cache["functions"] else "empty, the start compiles"
-    )
-    return Check("numba cache", "ok", f"{stored}: {cache['directory']}")
+        return Check("kernel cache", "note", "no directory for it can be written", advice)
+    stored = f"{cache['images']} images" if cache["images"] else "empty, the start compiles"
+    return Check("kernel cache", "ok", f"{stored}: {cache['directory']}")
 
 
 def _mpi(report: Mapping[str, Any]) -> Check:

@@ -108,6 +108,14 @@ def _add_ranks(parser: Parser) -> None:
         "rank is a fresh interpreter (default: zygote)",
     )
     add(
+        "--preload",
+        metavar="auto|none|MODULE,...",
+        type=values.modules,
+        default="auto",
+        help="modules that the zygote imports beside numpy and the kernels, for all ranks to "
+        "share; auto: numba, if the program's own file imports it (default: auto)",
+    )
+    add(
         "--bind-to",
         metavar="none|core|numa|LIST",
         default="none",

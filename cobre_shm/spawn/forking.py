@@ -60,13 +60,15 @@ class Zygote:
     Args:
         program: What its ranks will run.
         environment: Of the zygote, and of ranks.
+        preload: What it imports beside numpy and the kernels: names of modules with commas, or
+            ``auto``.
 
     Raises:
         ProgramNotRunnable: The system refuses.
     """
 
-    def __init__(self, program: Program, environment: Mapping[str, str]) -> None:
-        self._program = program
+    def __init__(self, program: Program, environment: Mapping[str, str], preload: str) -> None:
+        self._words = [preload, *program.words]
         self._has_ended = False
         self._gate: tuple[int, int] | None = None
         with contextlib.ExitStack() as undo:
@@ -86,7 +88,7 @@ class Zygote:
     def _execute(
         self, environment: Mapping[str, str], pipes: Pipes, link: int
     ) -> subprocess.Popen[bytes]:
-        words = ["-c", _BOOT, boot.__file__, str(link), *self._program.words]
+        words = ["-c", _BOOT, boot.__file__, str(link), *self._words]
         try:
             return subprocess.Popen(
                 [*interpreter(), *words],

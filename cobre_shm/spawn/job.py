@@ -23,6 +23,8 @@ class Job:
         backend: In which the ranks meet, ``shm`` or ``tcp``.
         network: Which part of the group is started here.
         start_method: ``zygote`` or ``spawn``.
+        preload: Modules that the zygote imports beside those that every rank needs, with commas;
+            ``auto``: numba, where the program imports it.
         cpus: For each rank here those that it may run on; empty: no rank is bound.
         labels: Whether every line says which rank wrote it.
         timestamps: Whether every line says when it came.
@@ -44,6 +46,7 @@ class Job:
     backend: str = "shm"
     network: Network = field(default_factory=Network)
     start_method: str = "zygote"
+    preload: str = "auto"
     cpus: Sequence[Sequence[int]] = field(default=())
     labels: bool = False
     timestamps: bool = False

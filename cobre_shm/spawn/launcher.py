@@ -58,7 +58,7 @@ def _run(job: Job, events: Events, attempt: int, deadline: float | None) -> Outc
         start: Start = FreshStart()
         if job.start_method == "zygote" and job.program.is_python and can_adopt():
             # First of all: it takes the longest.
-            zygote = Zygote(job.program, job.environment)
+            zygote = Zygote(job.program, job.environment, job.preload)
             stack.callback(zygote.kill)
             start = ZygoteStart(zygote)
         meeting = stack.enter_context(_meet(job))

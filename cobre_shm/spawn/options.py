@@ -50,6 +50,7 @@ class Options:
             backend=self.backend,
             network=self._network({**os.environ, **environment}),
             start_method=own.start_method,
+            preload=own.preload,
             cpus=cpus_of_ranks(own.bind_to, own.size),
             labels=own.label,
             timestamps=own.timestamps,

@@ -13,6 +13,7 @@ from cobre_shm.spawn.errors import InvalidArguments
 
 __all__ = [
     "backend",
+    "modules",
     "nodes",
     "positive_seconds",
     "rank_count",
@@ -35,6 +36,17 @@ def backend(text: str) -> str:
     if text not in _BACKENDS:
         why = _STARTED_OTHERWISE.get(text, f"expected one of {', '.join(_BACKENDS)}")
         raise argparse.ArgumentTypeError(f"not {text!r}: {why}")
+    return text
+
+
+def modules(text: str) -> str:
+    """Return names of modules with commas, or ``auto``; empty for ``none``."""
+    if text == "none":
+        return ""
+    if not all(name.isidentifier() for name in text.replace(",", ".").split(".")):
+        raise argparse.ArgumentTypeError(
+            f"expected modules with commas, auto or none, not {text!r}"
+        )
     return text
 
 

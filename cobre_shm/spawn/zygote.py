@@ -50,7 +50,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,7 +60,7 @@ from cobre_shm.spawn import direct
 __all__ = ["ORDER_BYTES", "main", "rank_process"]
 
 # Found by name at run time only: the launcher shares this package, and must not import these.
-_PRELOADED = ("numpy", "numba", "cobre_shm.selection.factory")
+_PRELOADED = ("numpy", "cobre_shm.selection.factory")
 _BACKENDS = {"shm": "cobre_shm.shm", "tcp": "cobre_net.tcp"}
 ORDER_BYTES = 65536
 _PR_SET_PDEATHSIG = 1
@@ -72,7 +71,7 @@ _Order = dict[str, Any]
 
 def main() -> list[str]:
     """Be the zygote; returns in each rank only, and there the words of the program."""
-    _, descriptor, *words = sys.argv
+    _, descriptor, preload, *words = sys.argv
     link = socket.socket(fileno=int(descriptor))
     imported: set[str] = set()
     # The first to be registered is called last.
@@ -80,7 +79,7 @@ def main() -> list[str]:
     bare = set(sys.modules)
     gc.disable()
     try:
-        _import_all(link)
+        _import_all(link, preload, words)
         imported |= set(sys.modules) - bare
         why = _why_unfit(words, imported)
     except Exception as error:
@@ -91,15 +90,19 @@ def main() -> list[str]:
     return words
 
 
-def _import_all(link: socket.socket) -> None:
-    with _announced_compilation(link):
-        _import_and_call()
+def _import_all(link: socket.socket, preload: str, words: list[str]) -> None:
+    """Import what every rank needs, and the modules of ``--preload``."""
+    kernels = importlib.import_module("cobre_shm.native.cache")
 
+    def announce() -> None:
+        kernels.announce.clear()
+        _tell(link, {"compiling": True})
 
-def _import_and_call() -> None:
+    kernels.announce.append(announce)
     # A program that is given another backend imports it for itself.
     backend = os.environ.get("COBRE_COMM_BACKEND", "")
-    for name in (*_PRELOADED, *filter(None, [_BACKENDS.get(backend)])):
+    more = _used_by(words) if preload == "auto" else preload.split(",") if preload else []
+    for name in (*_PRELOADED, *filter(None, [_BACKENDS.get(backend)]), *more):
         importlib.import_module(name)
     # The metadata of installed distributions, once read, is remembered by importlib.
     sys.modules["cobre_shm.selection.registry"].read_registry()
@@ -107,6 +110,8 @@ def _import_and_call() -> None:
         # Where it is refused, ranks will say so.
         with contextlib.suppress(CobreError, OSError):
             _call_once()
+    # Ranks would inherit it, without the link: programs may have more to compile.
+    kernels.announce.clear()
 
 
 def _call_once() -> None:
@@ -132,31 +137,23 @@ def _call_once() -> None:
         segment.close()
 
 
-@contextlib.contextmanager
-def _announced_compilation(link: socket.socket) -> Iterator[None]:
-    """Tell the launcher when kernels are not in numba's cache: it takes a while.
+def _used_by(words: list[str]) -> list[str]:
+    """Return which module that takes long to import the program's own file imports: numba."""
+    source = direct.source(words)
+    if b"numba" not in source and b"jit" not in source:
+        return []
+    import ast
 
-    Ranks inherit what is registered here, so nothing may be left of it: programs compile too.
-    """
-    event = importlib.import_module("numba.core.event")
-    told = False
-
-    class Listener(event.Listener):  # type: ignore[misc, name-defined]
-        def on_start(self, _: Any) -> None:
-            nonlocal told
-            if not told:
-                told = True
-                _tell(link, {"compiling": True})
-
-        def on_end(self, _: Any) -> None:
-            pass
-
-    listener = Listener()
-    event.register("numba:compile", listener)
-    try:
-        yield
-    finally:
-        event.unregister("numba:compile", listener)
+    imported: set[str] = set()
+    # What is wrong with it, the ranks will say.
+    with contextlib.suppress(SyntaxError, ValueError):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                imported.update(name.name for name in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.update(f"{node.module}.{name.name}" for name in node.names)
+    uses = any(f"{name}.".startswith(("numba.", "cobre_shm.jit.")) for name in imported)
+    return ["numba"] if uses else []
 
 
 def _why_unfit(words: list[str], imported: set[str]) -> str | None:

@@ -7,13 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cobre_shm import failpoints
-from cobre_shm.kernels import context
-from cobre_shm.kernels.failing import SLEEP, fail_at
-from cobre_shm.kernels.jit import inlined
 from tests.faults import failpoints_run
 
 ROOT = Path(__file__).parents[2]
@@ -84,20 +80,6 @@ def test_nothing_is_left_in_shared_memory(outcomes):
     assert len(names) == len(outcomes)
     assert any("region" in case["place"] for case in outcomes)
     assert len(prefixes) > len(outcomes) / 2
-
-
-def test_places_cost_nothing_unless_enabled():
-    assert not failpoints.ENABLED
-
-    @inlined
-    def place(ctx):
-        fail_at(ctx, SLEEP)
-        return ctx[0]
-
-    place(np.zeros(context.WORDS, dtype=np.int64))
-    (code,) = place.inspect_llvm().values()
-    assert "kill" not in code
-    assert "getpid" not in code
 
 
 @pytest.mark.parametrize("text", ["nowhere:kill@0,0", "idle:dance@0,0", "idle:kill@x,0", "idle"])

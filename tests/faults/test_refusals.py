@@ -15,7 +15,7 @@ import pytest
 
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator, RankFailed
 from cobre_shm.kernels import context
-from cobre_shm.kernels.entry import CLAIM
+from cobre_shm.native.entry import CLAIM
 from cobre_shm.segment.poison import read_poison
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig

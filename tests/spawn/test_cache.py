@@ -1,4 +1,4 @@
-"""numba's cache under the launcher: cold, read-only, corrupt."""
+"""The cache of kernels under the launcher: cold, read-only, corrupt."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def installed(spawn):
 
 
 def caches(folder):
-    return sorted(path for path in folder.rglob("*.nb[ic]"))
+    return sorted(path for path in folder.rglob("*.image"))
 
 
 def test_cold_cache_is_filled_once_with_a_line_that_says_so(installed):

@@ -331,6 +331,8 @@ def test_kill_for_want_of_memory_is_told_from_another(tmp_path):
         (["-x", "=1"], "'=1'"),
         (["-x", "NOT_SET_HERE"], "NOT_SET_HERE"),
         (["--start-method", "fork"], "'fork'"),
+        (["--preload", "a b"], "'a b'"),
+        (["--preload", "numba,"], "'numba,'"),
         (["-x", "COBRE_TCP_SECRET=hush"], "COBRE_TCP_SECRET_FILE"),
         (["-x", "COBRE_COMM_BACKEND=tcp"], "--backend"),
         (["-x", "RANK=1"], "RANK"),

@@ -166,14 +166,14 @@ def test_module_runs_as_a_program():
 
 
 def test_report_without_the_facts_says_so(capsys, monkeypatch):
-    for name in ("memory_bytes", "shared_memory_bytes", "mpi_library", "numba_cache"):
+    for name in ("memory_bytes", "shared_memory_bytes", "mpi_library", "kernel_cache"):
         monkeypatch.setattr(machine, name, lambda: None)
     monkeypatch.setattr(info, "_version", lambda package: "1.0")
     monkeypatch.setattr(info, "_segments", lambda: None)
     code, out, _ = run_info(capsys)
     assert code == 0
     assert "none found" in out
-    assert "numba cache  none, as no directory for it can be written" in out
+    assert "kernel cache none, as no directory for it can be written" in out
     assert "not looked at" in out
     assert "unknown" in out
     assert "Suggestions" not in out
@@ -202,7 +202,7 @@ def test_report_text_shows_every_fact(capsys, monkeypatch):
         "has_memfd": True,
         "has_pidfd": False,
         "mpi_library": "/usr/lib/libmpi.so.40",
-        "numba_cache": (Path("/home/alice/.cache/numba/kernels_1"), 7),
+        "kernel_cache": (Path("/home/alice/.cache/numba/kernels_1"), 7),
     }
     for name, value in facts.items():
         monkeypatch.setattr(machine, name, lambda value=value: value)
@@ -226,7 +226,7 @@ def test_report_text_shows_every_fact(capsys, monkeypatch):
         "  /dev/shm     3 GiB, 2 GiB free",
         "  kernel       futex yes, robust_mutex no, memfd yes, pidfd no",
         "  MPI library  /usr/lib/libmpi.so.40",
-        "  numba cache  7 functions in /home/alice/.cache/numba/kernels_1",
+        "  kernel cache 7 images in /home/alice/.cache/numba/kernels_1",
         "  /cobre-1 (4 KiB): dead, made by pid 77 of user alice; --clean removes it",
         "  /cobre-2 (4 KiB): in use by pid 88 of user alice",
         "  /cobre-3 (4 KiB): its version is 99",
@@ -245,22 +245,22 @@ def test_report_text_shows_every_fact(capsys, monkeypatch):
         "pidfd": False,
     }
     assert report["mpi_library"] == "/usr/lib/libmpi.so.40"
-    assert report["numba_cache"]["functions"] == 7
+    assert report["kernel_cache"]["images"] == 7
     assert report["suggestions"] == []
 
 
 def test_report_empty_cache_and_absent_numba_are_told_apart(capsys, monkeypatch):
-    monkeypatch.setattr(machine, "numba_cache", lambda: (Path("/cache"), 0))
+    monkeypatch.setattr(machine, "kernel_cache", lambda: (Path("/cache"), 0))
     monkeypatch.setattr(info, "_version", lambda package: "1.0")
-    assert "numba cache  empty, so the first start compiles: /cache" in run_info(capsys)[1]
+    assert "kernel cache empty, so the first start compiles: /cache" in run_info(capsys)[1]
     monkeypatch.setattr(info, "_version", lambda package: None)
-    assert "numba cache  not used, as numba is not installed" in run_info(capsys)[1]
+    assert "kernel cache not used, as numba is not installed" in run_info(capsys)[1]
 
 
 def test_suggestions_can_be_pasted_where_something_is_small(capsys, monkeypatch):
     pytest.importorskip("posix_ipc")
     monkeypatch.setattr(machine, "shared_memory_bytes", lambda: (64 << 20, 60 << 20))
-    monkeypatch.setattr(machine, "numba_cache", lambda: None)
+    monkeypatch.setattr(machine, "kernel_cache", lambda: None)
     monkeypatch.setattr(info, "_segments", lambda: [a_segment(dead=True)])
     code, out, _ = run_info(capsys)
     assert code == 0

@@ -2,13 +2,13 @@
 
 import mmap
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from cobre_shm import machine
+from cobre_shm.native import cache
 
 ROOT = Path(machine.__file__).parents[1]
 
@@ -120,51 +120,28 @@ def test_mpi_library_of_the_environment_comes_first(tmp_path, monkeypatch):
     library = tmp_path / "lib" / "libmpi.so.40"
     library.touch()
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    monkeypatch.setattr(machine.ctypes.util, "find_library", lambda name: "libmpi.so.12")
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: "libmpi.so.12")
     assert machine.mpi_library() == str(library)
     library.unlink()
     assert machine.mpi_library() == "libmpi.so.12"
 
 
-CACHED = """
-import sys, pathlib
-from cobre_shm import machine
-sys.path.insert(0, sys.argv[1])
-machine.__file__ = str(pathlib.Path(sys.argv[1], "machine.py"))
-before = machine.numba_cache()
-import kernels
-folder, functions = machine.numba_cache()
-found = sorted(path.parent for path in pathlib.Path(sys.argv[2]).rglob("*.nbi"))
-assert before == (folder, 0), before
-assert found == [folder] * functions == [folder], (found, functions, folder)
-"""
-SOURCE = "import numba\n@numba.njit('i8(i8)', cache=True)\ndef double(x): return 2 * x\n"
-
-
-@pytest.mark.parametrize("chosen", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME", None])
-def test_numba_cache_is_where_numba_puts_it(tmp_path, chosen):
-    pytest.importorskip("numba")
-    kernels = tmp_path / "source" / "kernels"
-    kernels.mkdir(parents=True)
-    (kernels / "__init__.py").write_text(SOURCE)
-    if chosen == "XDG_CACHE_HOME":
-        # Not even root makes a directory of a file.
-        (kernels / "__pycache__").touch()
-    env = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    if chosen:
-        env[chosen] = str(tmp_path / "chosen")
-    done = subprocess.run(
-        [sys.executable, "-c", CACHED, str(kernels.parent), str(tmp_path)],
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_numba_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch):
+@pytest.mark.parametrize("chosen", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_kernel_cache_is_where_images_are(tmp_path, monkeypatch, chosen):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv(chosen, str(tmp_path))
+    monkeypatch.setattr(cache, "_KERNELS", tmp_path / "file")
     (tmp_path / "file").touch()
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "file" / "machine.py"))
+    folder, images = machine.kernel_cache()
+    assert (folder.is_relative_to(tmp_path), images) == (True, 0)
+    folder.mkdir(parents=True)
+    (folder / f"core{cache.SUFFIX}").touch()
+    assert machine.kernel_cache() == (folder, 1)
+
+
+def test_kernel_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cache, "_KERNELS", tmp_path / "file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
-    assert machine.numba_cache() is None
+    assert machine.kernel_cache() is None

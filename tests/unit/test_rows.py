@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cobre_shm.kernels.rows import reduce_rows
+from cobre_shm.native.rows import reduce_rows
 from cobre_shm.testing.conformance.expect import assert_same_numbers
 from cobre_shm.testing.conformance.payloads import numbers, reduced, reductions
 

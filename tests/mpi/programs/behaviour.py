@@ -9,7 +9,7 @@ from cobre_net.mpi import MpiRegion, fast, region
 from cobre_net.mpi.flat import native_operation
 from cobre_shm import InitializationFailed, MpiConfig, ReduceOp, create_communicator
 from cobre_shm.errors import CollectiveFailed, CommError, InvalidCommunicator
-from cobre_shm.kernels import mpi_road
+from cobre_shm.kernels import mpi_words
 from cobre_shm.testing.conformance.expect import expect_error
 
 WORLD = MPI.COMM_WORLD
@@ -196,7 +196,7 @@ def check_failure_on_the_fast_road_is_the_end():
     """An error of MPI is mapped, with class and code, and the communicator is lost."""
     comm = make(comm=MPI.COMM_SELF, hierarchical=False)
     comm.barrier()
-    comm._context[mpi_road.COMM] = fast._handle(MPI.COMM_NULL)
+    comm._context[mpi_words.COMM] = fast._handle(MPI.COMM_NULL)
     error = expect_error(CollectiveFailed, "of the library", comm.barrier)
     assert error.context["mpi_error_class_name"] == "ERR_COMM", error.context
     assert error.context["mpi_error_code"] > 0
