@@ -25,6 +25,7 @@ long is taken over by the interpreter.
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from typing import Any
 
@@ -38,7 +39,12 @@ from numba.np.numpy_support import as_dtype
 from cobre_shm import layout
 from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp, dtype_tag, is_movable, is_reducible
-from cobre_shm.errors import InvalidBufferSize, InvalidDatatype, InvalidRoot
+from cobre_shm.errors import (
+    InvalidBufferSize,
+    InvalidCommunicator,
+    InvalidDatatype,
+    InvalidRoot,
+)
 from cobre_shm.jit_support import FAILED, JitSupport
 from cobre_shm.kernels import context, known
 from cobre_shm.kernels.atomics import load_plain
@@ -68,7 +74,20 @@ __all__ = [
 ]
 
 OK = 0
-WRONG_SIZE, WRONG_ROOT, WRONG_LAYOUT, WRONG_OPERATION = 101, 102, 103, 104
+WRONG_SIZE, WRONG_ROOT, WRONG_LAYOUT, WRONG_OPERATION, WRONG_BUILD = 101, 102, 103, 104, 105
+
+# A program's own cache of jitted code outlives an upgrade of ours, and what is inlined there knows
+# the words of a context by their places. So a handle has 15 bits of their hash above the address,
+# and code that was compiled with others refuses it.
+_BUILD_SHIFT = 48
+_ADDRESS = (1 << _BUILD_SHIFT) - 1
+_PLACES = sorted(
+    (name, value)
+    for module in (context, known, layout)
+    for name, value in vars(module).items()
+    if name.isupper() and isinstance(value, int)
+)
+_BUILD = int.from_bytes(hashlib.blake2b(repr(_PLACES).encode(), digest_size=2).digest()) >> 1
 
 SUM, PROD, MIN, MAX = (int(op) for op in (ReduceOp.SUM, ReduceOp.PROD, ReduceOp.MIN, ReduceOp.MAX))
 
@@ -85,7 +104,7 @@ def handle(comm: Communicator) -> int:
     if support is None:
         support = JitSupport(comm)
         _supports[comm] = support
-    return support.address
+    return support.address | _BUILD << _BUILD_SHIFT
 
 
 _supports: weakref.WeakKeyDictionary[Communicator, JitSupport] = weakref.WeakKeyDictionary()
@@ -108,6 +127,11 @@ def check(comm: Communicator, status: int) -> None:
         raise InvalidBufferSize("jit.allgatherv", "blocks in rank order inside recv", "others")
     if status == WRONG_OPERATION:
         raise InvalidDatatype("jit.allreduce", "the reduction is not defined for this dtype")
+    if status == WRONG_BUILD:
+        raise InvalidCommunicator(
+            "The jitted code was compiled with another version of cobre_shm: delete its cache "
+            "(the __pycache__ beside it, or NUMBA_CACHE_DIR), or the handle is none of jit.handle"
+        )
     error = _supports[comm].take_error() if comm in _supports else None
     raise ValueError(f"status {status} is of no jitted collective") if error is None else error
 
@@ -115,9 +139,12 @@ def check(comm: Communicator, status: int) -> None:
 @numba.njit(**OPTIONS)
 def barrier(handle: int) -> int:
     """See :meth:`cobre_shm.Communicator.barrier`; returns a status."""
-    ctx = as_words(handle)
+    if handle >> _BUILD_SHIFT != _BUILD:
+        return WRONG_BUILD
+    address = handle & _ADDRESS
+    ctx = as_words(address)
     kernel = ctx[context.BARRIER_KERNEL]
-    status = call_kernel_3(kernel, handle, 0, layout.BARRIER, 0, 0)
+    status = call_kernel_3(kernel, address, 0, layout.BARRIER, 0, 0)
     if status == context.READY:
         return OK
     return _taken_over(ctx, _BARRIER, status, layout.BARRIER, 0, 0, 0, 0, 0, 0, 0)
@@ -186,7 +213,10 @@ def _allreduce(handle: Any, send: Any, recv: Any, op: Any) -> Any:
     tag, item_bytes = dtype_tag(dtype), dtype.itemsize
 
     def implementation(handle: Any, send: Any, recv: Any, op: Any) -> Any:
-        ctx = as_words(handle)
+        if handle >> _BUILD_SHIFT != _BUILD:
+            return WRONG_BUILD
+        address = handle & _ADDRESS
+        ctx = as_words(address)
         if send.size != recv.size or send.size == 0:
             return WRONG_SIZE
         reduction = _reduction(ctx, tag, op)
@@ -196,7 +226,7 @@ def _allreduce(handle: Any, send: Any, recv: Any, op: Any) -> Any:
         source, target = send.ctypes.data, recv.ctypes.data
         status = call_kernel_7(
             ctx[context.ALLREDUCE_KERNEL],
-            handle,
+            address,
             0,
             what,
             tag,
@@ -238,13 +268,16 @@ def _broadcast(handle: Any, buf: Any, root: Any) -> Any:
     tag, item_bytes = dtype_tag(dtype), dtype.itemsize
 
     def implementation(handle: Any, buf: Any, root: Any) -> Any:
-        ctx = as_words(handle)
+        if handle >> _BUILD_SHIFT != _BUILD:
+            return WRONG_BUILD
+        address = handle & _ADDRESS
+        ctx = as_words(address)
         if root < 0 or root >= ctx[context.SIZE]:
             return WRONG_ROOT
         what = layout.BROADCAST | root << 16
         data, nbytes = buf.ctypes.data, buf.size * item_bytes
         status = call_kernel_6(
-            ctx[context.BROADCAST_KERNEL], handle, 0, what, tag, buf.size, root, data, nbytes
+            ctx[context.BROADCAST_KERNEL], address, 0, what, tag, buf.size, root, data, nbytes
         )
         if status == context.READY:
             return OK
@@ -274,7 +307,10 @@ def _allgatherv(handle: Any, send: Any, recv: Any, counts: Any, displs: Any) -> 
     tag, item_bytes = dtype_tag(dtype), dtype.itemsize
 
     def implementation(handle: Any, send: Any, recv: Any, counts: Any, displs: Any) -> Any:
-        ctx = as_words(handle)
+        if handle >> _BUILD_SHIFT != _BUILD:
+            return WRONG_BUILD
+        address = handle & _ADDRESS
+        ctx = as_words(address)
         size = ctx[context.SIZE]
         if counts.size != size or displs.size != size or counts[ctx[context.RANK]] != send.size:
             return WRONG_SIZE
@@ -289,7 +325,7 @@ def _allgatherv(handle: Any, send: Any, recv: Any, counts: Any, displs: Any) -> 
         what = layout.ALLGATHERV
         status = call_kernel_8(
             ctx[context.ALLGATHERV_KERNEL],
-            handle,
+            address,
             0,
             what,
             tag,

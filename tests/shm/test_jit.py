@@ -145,6 +145,22 @@ def test_buffers_that_cannot_be_are_refused_by_the_compiler(call):
         call(jit.handle(comm))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda h: barriers(h, 1),
+        lambda h: reduce_once(h, np.zeros(2), np.zeros(2), jit.SUM),
+        lambda h: broadcast_once(h, np.zeros(2), 0),
+        lambda h: gather_once(h, np.zeros(1), np.zeros(1), np.ones(1, int), np.zeros(1, int)),
+    ],
+)
+def test_code_that_was_compiled_with_another_version_is_refused(call):
+    with LocalCommunicator() as comm:
+        other = jit.handle(comm) ^ 1 << 60
+        with pytest.raises(InvalidCommunicator, match="another version of cobre_shm"):
+            jit.check(comm, call(other))
+
+
 def differing(comm):
     length = 5 + (comm.rank == 1)
     status = reduce_once(jit.handle(comm), np.zeros(length), np.zeros(length), jit.SUM)
