@@ -83,7 +83,7 @@ TEXT_COMMANDS = {
     "python -m cobre_shm.tune": HELP,
     "python bench/faults.py": HELP,
     "python bench/memory.py": HELP,
-    "python bench/hugepages.py": HELP,
+    "python bench/hugepages.py --mb 128 --rounds 25": HELP,
     "python bench/readme.py": HELP,
     "bench/mpi_cost.py": UNDER_MPI,
     "bench/model.py": HELP,
