@@ -16,7 +16,7 @@ __all__ = ["OPTIONS", "inlined", "intrinsic"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OPTIONS = {"nogil": True, "error_model": "numpy"}
+OPTIONS: dict[str, bool | str] = {"nogil": True, "error_model": "numpy"}
 
 
 def inlined(function: F) -> F:

@@ -151,7 +151,8 @@ class Group:
             with self.inbox:
                 self.loop.selector.register(self.inbox, selectors.EVENT_READ, self._on_signals)
                 try:
-                    with more_descriptors(self.job.size) as self.descriptor_limits:
+                    with more_descriptors(self.job.size) as limits:
+                        self.descriptor_limits: tuple[int, int] = limits
                         return self._run(start)
                 finally:
                     start.cancel()
