@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import time
 from collections.abc import Iterator
 
@@ -34,6 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Under nohup it is ignored, and what the tests start would inherit that, and rightly keep it.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     unknown = _required(config) - set(BACKENDS)
     if unknown:
         raise pytest.UsageError(
