@@ -282,8 +282,13 @@ def test_command_lines_end_with_code_four_and_the_structured_error(numpy_alone, 
     assert done.returncode == 4, done.stderr
     expected = not_available("shm", NO_FEATURE, 'pip install "cobre-shm[shm]"')
     assert {"error": "BackendNotAvailable", **json.loads(done.stderr)} == expected
-    # Nothing was begun; what info prints is its report.
-    assert done.stdout == "" or command[0] == "cobre_shm.info"
+    # Nothing was begun; info prints its report, and the trainer its answer.
+    if command[0] == "cobre_shm.spawn":
+        assert done.stdout == ""
+    if command[0] == "cobre_shm.sddp":
+        answer = json.loads(done.stdout)
+        assert (answer["success"], answer["exit_code"]) == (False, 4)
+        assert answer["errors"][0]["kind"] == "IncompatibleSettings"
 
 
 def test_plain_install_is_the_wheel_profile():
