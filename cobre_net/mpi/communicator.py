@@ -216,7 +216,7 @@ class MpiCommunicator(fast.State, Communicator):
             SystemExit: With ``code``, where MPI has been finalised.
         """
         if not MPI.Is_finalized():
-            ending.abort(MPI.COMM_WORLD if self._is_closed else self._comm, int(code))
+            ending.abort(int(code))
         raise SystemExit(code)
 
     def close(self) -> None:

@@ -186,9 +186,9 @@ def test_interrupt_inside_a_collective_is_raised_there_and_fails_the_others(inte
 
 
 def test_signals_during_collectives_do_not_change_results():
-    for failed, hits in results_of(run_ranks(programs.work_under_signals, 3, "tcp", 300)):
+    for failed, hits in results_of(run_ranks(programs.work_under_signals, 3, "tcp", 0.5)):
         assert failed is None
-        assert hits > 10
+        assert hits > 5
 
 
 def test_forked_child_cannot_use_the_communicator_nor_disturb_it():
