@@ -16,7 +16,7 @@ from cobre_net.mpi import ending, fast
 from cobre_net.mpi.failure import failed
 from cobre_net.mpi.flat import Flat
 from cobre_net.mpi.grouping import Grouping
-from cobre_net.mpi.library import MPI, check_started
+from cobre_net.mpi.library import MPI, check_started, duplicate
 from cobre_net.mpi.region import MpiRegion, free_windows
 from cobre_shm import layout
 from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion
@@ -77,20 +77,20 @@ class MpiCommunicator(fast.State, Communicator):
         check_started(os.environ)
         self._unusable: CollectiveFailed | InvalidCommunicator | None = None
         self._fast: fast.Fast | None = None
+        self._asks_at_exit = False
         self._context = _closed
         self._config = config
-        source = MPI.COMM_WORLD if config.comm is None else config.comm
         try:
-            self._comm = source.Dup()
+            self._comm = duplicate(config.comm)
             # Nothing but the question of ending.py goes over it.
-            self._ending = source.Dup()
+            self._ending = duplicate(config.comm)
             self._flat = Flat(self._comm, deterministic=config.deterministic)
             self.rank, self.size = self._flat.rank, self._flat.size
             self._grouping = Grouping(self._flat, config)
             if self.size > 1:
                 free_windows(self._comm)
         except MPI.Exception as error:
-            raise failed(error, source.Get_rank()) from error
+            raise failed(error, MPI.COMM_WORLD.Get_rank()) from error
         self.is_leader = self._grouping.is_leader
         self.levels = self._grouping.levels
         self._engine = self._grouping.engine
@@ -233,6 +233,8 @@ class MpiCommunicator(fast.State, Communicator):
         if not MPI.Is_finalized():
             # MPI expects this to be local, although all ranks must do it at some time.
             self._comm.Free()
+            if not self._asks_at_exit:
+                self._ending.Free()
 
     def __exit__(
         self,
@@ -245,6 +247,7 @@ class MpiCommunicator(fast.State, Communicator):
             self._group.__exit__(kind, error, trace)
         if error is not None and self.size > 1 and ending.exit_code(error) != 0:
             ending.left_by_exception(self._ending, error)
+            self._asks_at_exit = True
         self.close()
 
     @property

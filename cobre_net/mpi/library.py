@@ -17,7 +17,7 @@ from typing import Any
 
 from cobre_shm.errors import InitializationFailed
 
-__all__ = ["MPI", "check_started"]
+__all__ = ["MPI", "check_started", "duplicate"]
 
 # What each launcher says of the number of processes that it started. Slurm sets SLURM_NTASKS for
 # a batch script too, which is one process; the step's number only for what srun starts.
@@ -78,6 +78,34 @@ def check_started(env: Mapping[str, str]) -> None:
         atexit.register(_finalize)
     _check_threads()
     _check_launcher(env)
+
+
+def duplicate(comm: Any) -> Any:
+    """Return a communicator of the same ranks that is ours alone. Collective.
+
+    Its errors come back, whatever the program wants of those on its own.
+
+    Args:
+        comm: Of mpi4py; None: of all ranks.
+
+    Raises:
+        InitializationFailed: It is no communicator, or a null one, or one between two groups.
+    """
+    source = MPI.COMM_WORLD if comm is None else comm
+    is_null = isinstance(source, MPI.Comm) and source == MPI.COMM_NULL
+    if is_null or not isinstance(source, MPI.Intracomm):
+        found = "MPI.COMM_NULL" if is_null else type(source).__qualname__
+        raise InitializationFailed(
+            "mpi",
+            f"MpiConfig.comm is not an intracommunicator of mpi4py: it is {found}",
+            operation="configure",
+            context={"setting": "MpiConfig.comm", "value": found},
+            suggestion="Example: comm=MPI.COMM_WORLD.Split(colour, key). Where Split gives "
+            "MPI.COMM_NULL, this process has no communicator to make.",
+        )
+    copy = source.Dup()
+    copy.Set_errhandler(MPI.ERRORS_RETURN)
+    return copy
 
 
 def _finalize() -> None:

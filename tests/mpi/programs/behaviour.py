@@ -83,6 +83,33 @@ def check_any_communicator_of_mpi4py():
     backwards.Free()
 
 
+def check_what_is_no_communicator_is_refused():
+    between = WORLD.Split(RANK % 2, RANK).Create_intercomm(0, WORLD, (RANK + 1) % 2)
+    for comm, found in [
+        (between, "it is Intercomm"),
+        (WORLD.Split(MPI.UNDEFINED), "it is MPI.COMM_NULL"),
+        ("MPI.COMM_WORLD", "it is str"),
+    ]:
+        error = expect_error(InitializationFailed, found, make, comm=comm)
+        assert f"is not an intracommunicator of mpi4py: {found}" in error.message
+    between.Free()
+
+
+def check_errors_come_back_whatever_the_program_wants_of_its_own():
+    fatal = WORLD.Dup()
+    fatal.Set_errhandler(MPI.ERRORS_ARE_FATAL)
+    with make(comm=fatal, hierarchical=False) as comm:
+        assert comm._comm.Get_errhandler() == MPI.ERRORS_RETURN
+    fatal.Free()
+
+
+def check_communicators_are_given_back():
+    """MPICH has 2,048 of them; each of ours takes several."""
+    for turn in range(300):
+        with make(hierarchical=turn % 10 == 0) as comm:
+            comm.split_local().close()
+
+
 def check_large_messages_go_in_pieces():
     with make(hierarchical=False) as comm:
         # Without the fast road, which took its limits at construction.
