@@ -216,6 +216,7 @@ class MpiCommunicator(fast.State, Communicator):
             SystemExit: With ``code``, where MPI has been finalised.
         """
         if not MPI.Is_finalized():
+            self._grouping.abort(int(code))
             ending.abort(int(code))
         raise SystemExit(code)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,15 @@ class Grouping:
     def split(self) -> Communicator:
         """Return a new communicator of the ranks of this node."""
         return self._split() if self._group is None else self._group.split_local()
+
+    def abort(self, code: int) -> None:
+        """Tell the ranks of this node that this one aborts the job.
+
+        They learn it before MPI's launcher ends them, and would otherwise only see a death.
+        """
+        if self._group is not None:
+            with suppress(SystemExit):
+                self._group.abort(code)
 
     def close(self) -> None:
         """Release the group and the communicators."""

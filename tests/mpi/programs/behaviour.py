@@ -5,10 +5,10 @@ import os
 import numpy as np
 from mpi4py import MPI
 
-from cobre_net.mpi import MpiRegion, fast, region
+from cobre_net.mpi import MpiRegion, ending, fast, region
 from cobre_net.mpi.flat import native_operation
 from cobre_shm import InitializationFailed, MpiConfig, ReduceOp, create_communicator
-from cobre_shm.errors import CollectiveFailed, CommError, InvalidCommunicator
+from cobre_shm.errors import CollectiveFailed, CommError, InvalidCommunicator, RankFailed
 from cobre_shm.kernels import mpi_words
 from cobre_shm.testing.conformance.expect import expect_error
 
@@ -108,6 +108,24 @@ def check_communicators_are_given_back():
     for turn in range(300):
         with make(hierarchical=turn % 10 == 0) as comm:
             comm.split_local().close()
+
+
+def check_abort_tells_the_node_before_mpi_ends_the_job():
+    """They see who aborted, and with what code, and not only a death."""
+
+    def stay(code):
+        assert code == 7
+
+    end, ending.abort = ending.abort, stay
+    comm = make(hierarchical=True)
+    if RANK == 1:
+        assert expect_error(SystemExit, "abort", comm.abort, 7).code == 7
+    else:
+        error = expect_error(RankFailed, "abort", comm.barrier)
+        assert error.rank == 1
+        assert "called abort(7)" in error.message, error.message
+    comm.close()
+    ending.abort = end
 
 
 def check_large_messages_go_in_pieces():
