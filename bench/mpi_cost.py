@@ -10,7 +10,8 @@ layer        our call, flat, against the bare call of mpi4py that does the same.
              costs more than 0.5 us at 8 bytes, or more than 1 % from 1 MiB on: if the whole
              interval lies beyond, three times.
 determinism  our reduction in rank order against MPI's own
-levels       ranks of one node in shared memory (hierarchical="auto") against mpi4py
+levels       ranks of one node in shared memory (hierarchical="auto") against mpi4py, on private
+             arrays and on those of comm.empty
 switch       a reduction in one step against one in three, which tells SMALL_BYTES
 """
 
@@ -108,13 +109,18 @@ def mpi4py_allgatherv(
     return partial(comm.Allgatherv, send, [recv, (counts, displs), MPI.DOUBLE])
 
 
-def pairs_of_calls(ours, reducing, sizes):
-    """Yield name, bytes, our call and that of mpi4py; ``reducing`` is the one for allreduce."""
+def pairs_of_calls(ours, reducing, sizes, new=np.empty):
+    """Yield name, bytes, our call and that of mpi4py.
+
+    ``reducing`` is the communicator for allreduce, ``new`` makes the arrays for all of them.
+    """
     bare = WORLD.Dup()
     yield "barrier", 0, ours.barrier, bare.Barrier
     for nbytes in sizes:
         count = nbytes // 8
-        send, recv, every = np.ones(count), np.empty(count), np.ones(SIZE * count)
+        send, recv, every = new(count), new(count), new(SIZE * count)
+        send.fill(1.0)
+        every.fill(1.0)
         # Vectors, which the roads of both backends take; shm's takes no lists.
         layout = np.full(SIZE, count), np.arange(SIZE) * count
         yield "broadcast", nbytes, partial(ours.broadcast, send), partial(bare.Bcast, send)
@@ -174,6 +180,10 @@ def gain_of_levels(sizes: list[int], rounds: int) -> int:
     heading("shared memory", "mpi4py")
     for name, nbytes, mine, bare in pairs_of_calls(ours, ours, sizes):
         show(name, nbytes, compare(mine, bare, rounds))
+    large = [nbytes for nbytes in sizes if nbytes >= 1 << 16]
+    for name, nbytes, mine, bare in pairs_of_calls(ours, ours, large, ours.empty):
+        if nbytes:
+            show(f"{name}, shared arrays", nbytes, compare(mine, bare, rounds))
     return 0
 
 

@@ -40,10 +40,16 @@ _living: weakref.WeakSet[MpiCommunicator] = weakref.WeakSet()
 # What a group of one node does by itself from its construction on.
 _DELEGATED = (
     "allgatherv",
+    "allgatherv_init",
     "allreduce",
-    "broadcast",
+    "allreduce_init",
+    "allreduce_shared",
     "barrier",
+    "barrier_init",
+    "broadcast",
+    "broadcast_init",
     "create_shared_region",
+    "empty",
     "split_local",
 )
 

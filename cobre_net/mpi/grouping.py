@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Grouping"]
 
-_SLOT_BYTES = 1 << 17
-
 
 class Grouping:
     """The levels of a communicator. Construction is collective.
@@ -108,7 +106,8 @@ class Grouping:
     def _form_group(self, *, several: bool) -> ShmCommunicator:
         from cobre_shm.shm import ShmCommunicator
 
-        with self._split() as node, new_unnamed_segment(node, _SLOT_BYTES) as name:
+        slot_bytes = ShmConfig.slot_bytes
+        with self._split() as node, new_unnamed_segment(node, slot_bytes) as name:
             # As MPI waits: a leader may be in a collective of the leaders for any time.
             return ShmCommunicator(
                 ShmConfig(
@@ -116,7 +115,7 @@ class Grouping:
                     rank=node.rank,
                     size=node.size,
                     timeout_secs=math.inf,
-                    slot_bytes=_SLOT_BYTES,
+                    slot_bytes=slot_bytes,
                     stall_warn_secs=math.inf if several else ShmConfig.stall_warn_secs,
                 )
             )

@@ -8,8 +8,10 @@ from mpi4py import MPI
 from cobre_net.mpi import MpiRegion, ending, fast, region
 from cobre_net.mpi.flat import native_operation
 from cobre_shm import InitializationFailed, MpiConfig, ReduceOp, create_communicator
+from cobre_shm.communicator import Communicator
 from cobre_shm.errors import CollectiveFailed, CommError, InvalidCommunicator, RankFailed
 from cobre_shm.kernels import mpi_words
+from cobre_shm.shm import ShmCommunicator
 from cobre_shm.testing.conformance.expect import expect_error
 
 WORLD = MPI.COMM_WORLD
@@ -101,6 +103,25 @@ def check_errors_come_back_whatever_the_program_wants_of_its_own():
     with make(comm=fatal, hierarchical=False) as comm:
         assert comm._comm.Get_errhandler() == MPI.ERRORS_RETURN
     fatal.Free()
+
+
+def check_one_node_does_all_that_shm_does():
+    """Shared arrays and plans too, not only what MPI has."""
+    with make() as comm:
+        own = ("abort", "close")
+        public = {name for name in vars(Communicator) if not name.startswith("_")}
+        for name in public.difference(own):
+            theirs = getattr(ShmCommunicator, name)
+            if callable(theirs) and theirs is not getattr(Communicator, name):
+                assert getattr(comm, name).__self__ is comm._group, name
+        send, total = comm.full(5, 1.0), comm.zeros(5)
+        plan = comm.allreduce_init(send, total)
+        assert plan() is total
+        assert total.tolist() == [SIZE] * 5
+        once = comm.allreduce_shared(send)
+        assert once.tolist() == [SIZE] * 5
+        assert not once.flags.writeable
+    expect_error(InvalidCommunicator, "closed", plan)
 
 
 def check_communicators_are_given_back():
