@@ -7,4 +7,4 @@
 set -eu
 cd "$PBS_O_WORKDIR"
 export COBRE_MPI_HIERARCHICAL=1
-exec mpiexec -n 16 python -m cobre_shm.sddp
+exec mpiexec -n "$(wc -l <"$PBS_NODEFILE")" python -m cobre_shm.sddp "$@"

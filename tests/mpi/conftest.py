@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from cobre_shm.selection.launchers import LAUNCHER_VARIABLES
@@ -131,3 +132,24 @@ def mpi(request: pytest.FixtureRequest) -> Mpi:
 def all_of_them() -> Callable[[str], Mpi]:
     """To have two in one test."""
     return get_mpi
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], bytes]:
+    """Files of a training in one process, without MPI."""
+    folder = tmp_path_factory.mktemp("alone")
+    command = [sys.executable, "-m", "cobre_shm.sddp", "--iterations", "2", "--output-dir", folder]
+    subprocess.run(command, check=True, capture_output=True, timeout=240, cwd=ROOT)
+    return values(folder)
+
+
+def values(folder: Path) -> dict[tuple[str, str], bytes]:
+    """Return the bytes of what a training wrote, without its clocks."""
+    clocks = ("time_forward_ms", "time_backward_ms", "time_total_ms")
+    found = {}
+    for name in ("training/convergence", "policy/cuts"):
+        table = pyarrow.parquet.read_table(folder / f"{name}.parquet")
+        for column in table.column_names:
+            if column not in clocks:
+                found[name, column] = table[column].combine_chunks().buffers()[1].to_pybytes()
+    return found

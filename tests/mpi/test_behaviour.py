@@ -1,37 +1,13 @@
 """What is this backend's alone, and the trainer over it."""
 
-import subprocess
-import sys
-
-import pyarrow.parquet
 import pytest
 
-from tests.mpi.conftest import ROOT, run
+from tests.mpi.conftest import run, values
 
 
 def test_levels_order_windows_pieces(mpi):
     done = mpi.program(4, "behaviour")
     assert (done.code, done.stdout.strip()) == (0, "done"), done.stderr
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """Files of a training in one process, without MPI."""
-    folder = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, "-m", "cobre_shm.sddp", "--iterations", "2", "--output-dir", folder]
-    subprocess.run(command, check=True, capture_output=True, timeout=240, cwd=ROOT)
-    return values(folder)
-
-
-def values(folder):
-    clocks = ("time_forward_ms", "time_backward_ms", "time_total_ms")
-    found = {}
-    for name in ("training/convergence", "policy/cuts"):
-        table = pyarrow.parquet.read_table(folder / f"{name}.parquet")
-        for column in table.column_names:
-            if column not in clocks:
-                found[name, column] = table[column].combine_chunks().buffers()[1].to_pybytes()
-    return found
 
 
 @pytest.mark.parametrize("levels", ["0", "1"])

@@ -28,3 +28,13 @@ def test_mpi_keeps_the_contract(mpi, way, size):
         and (way != "plain" or check.topic != "mismatch")
     ]
     assert f"checked {len(expected)} checks" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "size"), [("huge flat", 2), ("huge two", 3)])
+def test_more_elements_than_32_bits_count(mpi, way, size):
+    """Takes up to 9 GB of memory."""
+    done = mpi.program(size, "conform", way)
+    assert done.code == 0, done.stderr
+    expected = [check for check in CHECKS.values() if check.huge]
+    assert f"checked {len(expected)} checks" in done.stdout

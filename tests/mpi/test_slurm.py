@@ -2,12 +2,10 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 
-from tests.mpi.conftest import PROGRAMS, ROOT, WATCHDOG_SECS, get_mpi
-from tests.mpi.test_behaviour import values
+from tests.mpi.conftest import PROGRAMS, ROOT, WATCHDOG_SECS, get_mpi, values
 
 pytestmark = pytest.mark.slow
 LEVELS = PROGRAMS / "levels.py"
@@ -49,15 +47,6 @@ def slurm(tmp_path_factory):
         pytest.skip(f"no Slurm: {done.stderr.strip()[-300:]}")
     assert done.returncode == 0, done.stderr
     return found
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """Files of a training in one process, without MPI."""
-    folder = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, "-m", "cobre_shm.sddp", "--iterations", "2", "--output-dir", folder]
-    subprocess.run(command, check=True, capture_output=True, timeout=240, cwd=ROOT)
-    return values(folder)
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,27 @@ def check_abort_tells_the_node_before_mpi_ends_the_job():
     ending.abort = end
 
 
+def check_ranks_may_differ_in_what_is_in_place():
+    """MPI wants MPI_IN_PLACE of all ranks or of none; the libraries look at their own argument."""
+    for hierarchical in (False, True):
+        with make(hierarchical=hierarchical) as comm:
+            for count in (1, 1000, 200_000):
+                expected = np.concatenate([block[:count] for block in BLOCKS])
+                for _ in range(3):
+                    recv = np.full(SIZE * count, -1.0)
+                    send = BLOCKS[RANK][:count]
+                    if RANK % 2:
+                        recv[RANK * count : (RANK + 1) * count] = send
+                        send = recv[RANK * count : (RANK + 1) * count]
+                    comm.allgatherv(send, recv, [count] * SIZE)
+                    assert recv.tobytes() == expected.tobytes(), count
+                    # Without order, so that MPI reduces.
+                    send = np.arange(count) * RANK
+                    recv = send if RANK % 2 else np.empty_like(send)
+                    comm.allreduce(send, recv, ReduceOp.MAX)
+                    assert (recv == np.arange(count) * (SIZE - 1)).all(), count
+
+
 def check_large_messages_go_in_pieces():
     with make(hierarchical=False) as comm:
         # Without the fast road, which took its limits at construction.
