@@ -17,7 +17,7 @@ from cobre_shm.communicator import Communicator
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import reach
 
-__all__ = ["Member"]
+__all__ = ["Member", "tell_peers"]
 
 _living: weakref.WeakSet[Member] = weakref.WeakSet()
 
@@ -93,14 +93,19 @@ def _disown_in_child() -> None:
     _living.clear()
 
 
+def tell_peers(error: BaseException) -> None:
+    """Tell the peers in every group of this process that it ends by ``error``."""
+    for comm in list(_living):
+        comm._tell_peers(error)
+
+
 def _tell_peers_at_exit() -> None:
     """Tell the peers of an exception that nobody caught: Python keeps the one that it printed."""
     for comm in list(_living):
         reach("exit", comm.rank)
     error = getattr(sys, "last_value", None)
     if isinstance(error, BaseException) and not isinstance(error, SystemExit):
-        for comm in list(_living):
-            comm._tell_peers(error)
+        tell_peers(error)
 
 
 os.register_at_fork(after_in_child=_disown_in_child)

@@ -25,6 +25,7 @@ from typing import Any
 
 from cobre_net.mpi.library import MPI
 from cobre_shm.errors import CollectiveFailed
+from cobre_shm.member import tell_peers
 
 __all__ = ["abort", "left_by_exception", "watch"]
 
@@ -58,6 +59,8 @@ def _chain_hook() -> None:
         finally:
             # A forked child is no rank.
             if os.getpid() == pid and not MPI.Is_finalized():
+                # A node's ranks see its poison before they see a death.
+                tell_peers(error)
                 if issubclass(kind, CollectiveFailed):
                     flush()
                     time.sleep(_ORIGIN_SECS)

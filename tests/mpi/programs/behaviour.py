@@ -1,6 +1,9 @@
 """What is this backend's alone: levels, order, windows, pieces, MPI's own reduction, forks."""
 
+import contextlib
+import io
 import os
+import sys
 
 import numpy as np
 from mpi4py import MPI
@@ -145,6 +148,22 @@ def check_abort_tells_the_node_before_mpi_ends_the_job():
         error = expect_error(RankFailed, "abort", comm.barrier)
         assert error.rank == 1
         assert "called abort(7)" in error.message, error.message
+    comm.close()
+    ending.abort = end
+
+
+def check_uncaught_exception_tells_the_node_before_mpi_ends_the_job():
+    end, ending.abort = ending.abort, lambda _: None
+    comm = make(hierarchical=True)
+    if RANK == 1:
+        error = LookupError("of rank 1")
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            sys.excepthook(LookupError, error, None)
+        assert "LookupError: of rank 1" in printed.getvalue()
+    else:
+        error = expect_error(RankFailed, "exception", comm.barrier)
+        assert "raised an exception" in error.message, error.message
+        assert "LookupError: of rank 1" in error.context["traceback"]
     comm.close()
     ending.abort = end
 
