@@ -116,8 +116,8 @@ def get_mpi(name: str) -> Mpi:
     """Return an MPI; without a network, which alone may bring it, the test is skipped."""
     code, said = _make(name)
     if code == NO_NETWORK:
-        reason = (re.findall(r"^WARNING.*|^ERROR.*", said, re.MULTILINE) or [said])[0]
-        pytest.skip(f"no {name}: the package index cannot be reached: {reason[:200]}")
+        reason = (re.findall(r"^.*connect.*$", said, re.MULTILINE | re.IGNORECASE) or [said])[0]
+        pytest.skip(f"no {name}: the package index cannot be reached: {reason[-300:]}")
     assert code == 0, said
     return Mpi(name, _folder() / name)
 
