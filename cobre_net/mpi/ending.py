@@ -17,9 +17,13 @@ The question is a barrier that nobody blocks in, on a duplicate that carries not
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
+import stat
 import sys
+import termios
 import time
+from array import array
 from types import TracebackType
 from typing import Any
 
@@ -34,6 +38,8 @@ _AGREE_SECS = 2.0
 # which needs up to the time above; only if nobody does, this one ends it.
 _ORIGIN_SECS = 3.0
 _INTERRUPTED = 130
+# Longer than a launcher takes to read a pipe on a busy machine; only one that never reads lasts so.
+_READ_SECS = 1.0
 
 _left: list[tuple[Any, int]] = []
 _state = {"watching": False}
@@ -98,12 +104,27 @@ def abort(code: int) -> None:
 
 
 def flush() -> None:
-    """Pass on what was printed."""
+    """Pass on what was printed, and see that the launcher has taken it.
+
+    MPICH's ends the job as soon as it hears of the abort, and leaves unread what is still in the
+    pipes of the ranks: the traceback that tells why.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
+            _wait_until_read(stream.fileno())
         except (OSError, ValueError, AttributeError):
             continue
+
+
+def _wait_until_read(descriptor: int) -> None:
+    deadline = time.monotonic() + _READ_SECS
+    unread = array("i", [1])
+    while stat.S_ISFIFO(os.fstat(descriptor).st_mode) and time.monotonic() < deadline:
+        fcntl.ioctl(descriptor, termios.FIONREAD, unread)
+        if not unread[0]:
+            return
+        time.sleep(0.001)
 
 
 def _at_exit() -> None:
