@@ -1,11 +1,14 @@
 """How a training iteration scales beyond the machines at hand: a model of LogGP's kind.
 
-    python bench/model.py [--alpha-us US --gbit GBIT]  the production case, to 4,096 ranks
-    scripts/mpi openmpi 16 bench/model.py --measure    predicted against measured, here
+    python bench/model.py [--alpha-us US --gbit GBIT]     the production case, to 4,096 ranks
+    scripts/mpi openmpi 2 bench/model.py --measure FILE   takes the parameters, here
+    scripts/mpi openmpi 16 bench/model.py --measure FILE  predicted against measured
 
 LogGP (Alexandrov, Ionescu, Schauser, Scheiman 1995) describes a message of n bytes by latency L,
 overhead o and gap per byte G: it takes L + 2 o + n G. Here alpha = L + 2 o and beta = G, once
-between nodes and once within a node. A collective of p partners:
+between nodes and once within a node. Within a node, where messages that fit a cache are several
+times faster per byte, n beta may be a measured function of n instead, as in the parameterised LogP
+of Kielmann, Bal and Verstoep (2000). A collective of p partners:
 
     barrier, small allreduce   ceil(log2 p) alpha
     broadcast                  ceil(log2 p) alpha + n beta         (a pipeline)
@@ -16,35 +19,57 @@ bandwidth. Hierarchical: within the node, between leaders, within the node.
 
 More ranks than cores: a core serves its w = ceil(p / cores) ranks in turn. Bytes take w times as
 long, and who waits for all waits until every core has been handed on: w sigma, where sigma is half
-of what the same takes two ranks on one core. LogGP knows no such thing; without it nothing could be
-compared on a machine of two cores.
+of what the same takes two ranks on one core; flat that is so in every round, in shared memory once.
+LogGP knows no such thing; without it nothing could be compared on a machine of two cores.
 
 An iteration has one cut exchange a stage (forward passes x cut bytes), one exchange of trial
 points, one small allreduce and one barrier. Its arithmetic, forward passes x stages solves in the
 forward sweep and as many times the openings in the backward sweep, is divided among the ranks.
 
 ``--measure`` takes alpha, beta and sigma from two ranks, and the time of a trajectory from one
-rank; what it says of 4, 8 and 16 ranks, and of the training on any, is prediction.
+rank; what it says of 4, 8 and 16 ranks, and of the training on any, is prediction. Ranks must wait
+in the same way in all of these runs: for Open MPI, which would not give a core away while there are
+enough of them, export OMPI_MCA_mpi_yield_when_idle=1.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Link:
-    """alpha: seconds of an empty message; beta: seconds per byte."""
+    """What a message takes.
+
+    Attributes:
+        alpha: Seconds of an empty one.
+        beta: Seconds per byte; beyond the last of ``points``, where there are any.
+        points: Bytes, and the seconds that they add; ascending. Straight lines are between them.
+    """
 
     alpha: float
     beta: float
+    points: tuple[tuple[float, float], ...] = ()
+
+    def gap(self, nbytes: float) -> float:
+        """Return the seconds that ``nbytes`` add to an empty message."""
+        before = (0.0, 0.0)
+        for point in self.points:
+            if nbytes <= point[0]:
+                share = (nbytes - before[0]) / (point[0] - before[0])
+                return before[1] + share * (point[1] - before[1])
+            before = point
+        return before[1] + (nbytes - before[0]) * self.beta
 
 
 @dataclass(frozen=True)
@@ -91,27 +116,30 @@ def _rounds(partners: int) -> int:
     return math.ceil(math.log2(partners)) if partners > 1 else 0
 
 
-def _meet(machine: Machine, ranks: int) -> float:
+def _meet(machine: Machine, ranks: int, *, hierarchical: bool) -> float:
     """Time until all ranks of a node know of each other."""
-    turns = machine.turns(ranks)
-    return turns * machine.sigma if turns > 1 else _rounds(ranks) * machine.memory.alpha
+    turns, rounds = machine.turns(ranks), _rounds(ranks)
+    if turns == 1:
+        return rounds * machine.memory.alpha
+    # MPI's ranks wait in every round, those of a shared memory group once for all others.
+    return turns * machine.sigma * (1 if hierarchical else rounds)
 
 
 def _gather(link: Link, partners: int, nbytes: float) -> float:
     if partners == 1:
         return 0.0
-    return _rounds(partners) * link.alpha + nbytes * (partners - 1) / partners * link.beta
+    return _rounds(partners) * link.alpha + link.gap(nbytes * (partners - 1) / partners)
 
 
-def _gather_within(machine: Machine, ranks: int, nbytes: float) -> float:
+def _gather_within(machine: Machine, ranks: int, nbytes: float, *, hierarchical: bool) -> float:
     if ranks == 1:
         return 0.0
-    gap = nbytes * (ranks - 1) / ranks * machine.memory.beta
-    return _meet(machine, ranks) + machine.turns(ranks) * gap
+    gap = machine.memory.gap(nbytes * (ranks - 1) / ranks)
+    return _meet(machine, ranks, hierarchical=hierarchical) + machine.turns(ranks) * gap
 
 
 def _spread(link: Link, partners: int, nbytes: float) -> float:
-    return 0.0 if partners == 1 else _rounds(partners) * link.alpha + nbytes * link.beta
+    return 0.0 if partners == 1 else _rounds(partners) * link.alpha + link.gap(nbytes)
 
 
 def allgather_secs(machine: Machine, ranks: int, nbytes: float, *, hierarchical: bool) -> float:
@@ -120,13 +148,13 @@ def allgather_secs(machine: Machine, ranks: int, nbytes: float, *, hierarchical:
     nodes = ranks // local
     if not hierarchical or nodes == 1:
         if nodes == 1:
-            return _gather_within(machine, ranks, nbytes)
+            return _gather_within(machine, ranks, nbytes, hierarchical=hierarchical)
         # What comes from other nodes comes once for each rank of the node, over one link.
         shared = Link(machine.network.alpha, machine.network.beta * local)
         return _gather(shared, ranks, nbytes)
     own = nbytes / nodes
     return (
-        _gather_within(machine, local, own)
+        _gather_within(machine, local, own, hierarchical=True)
         + _gather(machine.network, nodes, nbytes)
         + _spread(machine.memory, local, nbytes - own)
     )
@@ -137,7 +165,7 @@ def meeting_secs(machine: Machine, ranks: int, *, hierarchical: bool) -> float:
     local = min(ranks, machine.ranks_per_node)
     nodes = ranks // local
     between = _rounds(nodes) * machine.network.alpha
-    within = _meet(machine, local)
+    within = _meet(machine, local, hierarchical=hierarchical)
     return between + within * (2 if hierarchical and nodes > 1 else 1)
 
 
@@ -218,16 +246,19 @@ def measure_collectives(world, comm) -> dict[int, float]:
     for nbytes in SIZES:
         count = nbytes // 8 // comm.size
         send, recv = np.ones(count), np.ones(count * comm.size)
-        layout = [count] * comm.size, [count * rank for rank in range(comm.size)]
+        layout = np.full(comm.size, count), count * np.arange(comm.size)
         found[nbytes] = least_secs(world, partial(comm.allgatherv, send, recv, *layout))
     return found
 
 
 def fit(found: dict[int, float], alone: dict[int, float], cores: int) -> Machine:
     """Take the parameters from two ranks on two cores, and on one."""
+    # Each of the two takes half of what both have in the end from the other.
     small, large = SIZES[0], SIZES[-1]
-    beta = (found[large] - found[small]) / ((large - small) / 2)
-    memory = Link(found[small] - small / 2 * beta, beta)
+    beta = (found[large] - found[SIZES[-2]]) / ((large - SIZES[-2]) / 2)
+    alpha = found[small]
+    points = tuple((nbytes / 2, max(0.0, found[nbytes] - alpha)) for nbytes in SIZES)
+    memory = Link(alpha, beta, points)
     return Machine(CLUSTER.network, memory, 1 << 30, cores, alone[small] / 2)
 
 
@@ -244,64 +275,70 @@ def measure_training(comm) -> tuple[Case, float]:
     return Case(stages, passes, (1 + state) * 8, trial_bytes, secs / passes), secs
 
 
-def measure() -> None:
-    """Compare the model with this machine, for as many ranks as were started, halved to two."""
+def measure(path: Path) -> None:
+    """Compare the model with this machine, for the ranks that were started.
+
+    Args:
+        path: Two ranks write the parameters there, any other number reads them.
+    """
     from mpi4py import MPI
 
     from cobre_shm import LocalConfig, MpiConfig, create_communicator
 
     world = MPI.COMM_WORLD
-    rank = world.Get_rank()
-    cores = sorted(os.sched_getaffinity(0))
-    case = None
-    if rank == 0:
+    rank, ranks = world.Get_rank(), world.Get_size()
+    saved = {}
+    if ranks > 2:
+        saved = json.loads(path.read_text())
+    elif rank == 0:
         with create_communicator(LocalConfig()) as comm:
-            case, _ = measure_training(comm)
-    _rest(world)
-    case = world.bcast(case)
+            saved["case"] = asdict(measure_training(comm)[0])
+    case = Case(**world.bcast(saved.get("case")))
+    ratios = []
     for name, hierarchical in (("flat", False), ("hierarchical", True)):
-        machine, ratios = None, []
-        for ranks in (2, 4, 8, 16):
-            part = world.Split(0 if rank < ranks else MPI.UNDEFINED, rank)
-            if ranks <= world.Get_size() and part != MPI.COMM_NULL:
-                comm = create_communicator(MpiConfig(comm=part, hierarchical=hierarchical))
-                found = measure_collectives(part, comm)
-                if machine is None:
-                    os.sched_setaffinity(0, cores[:1])
-                    machine = fit(found, measure_collectives(part, comm), len(cores))
-                    os.sched_setaffinity(0, cores)
-                    _show_parameters(name, machine, rank)
-                _, secs = measure_training(comm)
-                lines = [
-                    (
-                        f"allgatherv {nbytes}",
-                        measured,
-                        allgather_secs(machine, ranks, nbytes, hierarchical=hierarchical),
-                    )
-                    for nbytes, measured in found.items()
-                ]
-                guess = sum(iteration_secs(case, machine, ranks, hierarchical=hierarchical))
-                lines.append(("iteration", secs, guess))
-                ratios += _show_comparison(ranks, lines, rank)
-                comm.close()
-            _rest(world)
-        if rank == 0:
-            spread = math.exp(statistics.mean(abs(math.log(ratio)) for ratio in ratios))
-            print(f"\nTypical factor between the two: {spread:.2f}", flush=True)
+        comm = create_communicator(MpiConfig(hierarchical=hierarchical))
+        cores = sorted(os.sched_getaffinity(0))
+        if ranks == 2:
+            os.sched_setaffinity(0, cores[rank : rank + 1])
+        found = measure_collectives(world, comm)
+        if ranks == 2:
+            os.sched_setaffinity(0, cores[:1])
+            saved[name] = asdict(fit(found, measure_collectives(world, comm), len(cores)))
+            os.sched_setaffinity(0, cores)
+        # Measured are those of one rank, for all.
+        machine = read_machine(world.bcast(saved[name]))
+        _show_parameters(name, machine, rank)
+        lines = [
+            (
+                f"allgatherv {nbytes}",
+                measured,
+                allgather_secs(machine, ranks, nbytes, hierarchical=hierarchical),
+            )
+            for nbytes, measured in found.items()
+        ]
+        _, secs = measure_training(comm)
+        guess = sum(iteration_secs(case, machine, ranks, hierarchical=hierarchical))
+        ratios += _show_comparison(ranks, [*lines, ("iteration", secs, guess)], rank)
+        comm.close()
+    if rank == 0:
+        spread = math.exp(statistics.mean(abs(math.log(ratio)) for ratio in ratios))
+        print(f"\nTypical factor between the two: {spread:.2f}", flush=True)
+        if ranks == 2:
+            path.write_text(json.dumps(saved))
 
 
-def _rest(world) -> None:
-    """Wait for all ranks without keeping a core busy."""
-    request = world.Ibarrier()
-    while not request.Test():
-        time.sleep(0.005)
+def read_machine(saved: dict[str, Any]) -> Machine:
+    """Return what ``asdict`` made a dictionary of."""
+    links = {name: Link(**saved[name]) for name in ("network", "memory")}
+    return Machine(**(saved | links))
 
 
 def _show_parameters(name: str, machine: Machine, rank: int) -> None:
     if rank == 0:
         memory = machine.memory
+        rates = (f"{nbytes * 1e-9 / secs:.2f}" for nbytes, secs in memory.points if secs)
         print(
-            f"\n{name}: alpha {memory.alpha * 1e6:.2f} us, {1e-9 / memory.beta:.2f} GB/s, "
+            f"\n{name}: alpha {memory.alpha * 1e6:.2f} us, {', '.join(rates)} GB/s, "
             f"sigma {machine.sigma * 1e6:.2f} us, {machine.cores} cores\n"
         )
         print("| ranks | | measured us | predicted us | predicted / measured |")
@@ -321,7 +358,9 @@ def _show_comparison(ranks: int, lines: list[tuple[str, float, float]], rank: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A LogGP-style model of a training iteration.")
-    parser.add_argument("--measure", action="store_true", help="under mpiexec: validate it here")
+    parser.add_argument(
+        "--measure", metavar="FILE", type=Path, help="under mpiexec: validate it here"
+    )
     parser.add_argument("--alpha-us", type=float, default=2.0, help="of the network (default: 2)")
     parser.add_argument("--gbit", type=float, default=100.0, help="of the network (default: 100)")
     parser.add_argument(
@@ -333,7 +372,7 @@ def main() -> None:
     parser.add_argument("--ranks-per-node", type=int, default=4, help="(default: 4)")
     options = parser.parse_args()
     if options.measure:
-        measure()
+        measure(options.measure)
         return
     network = Link(options.alpha_us * 1e-6, 8 / (options.gbit * 1e9))
     memory = Link(options.memory_alpha_us * 1e-6, 1e-9 / options.memory_gbs)

@@ -1,0 +1,32 @@
+"""The model of larger machines: bench/model.py."""
+
+import dataclasses
+
+import pytest
+
+from bench import model
+
+MEASURED = model.Link(1e-6, 1e-9, ((100.0, 2e-8), (1000.0, 3e-7)))
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "gap"), [(0, 0.0), (50, 1e-8), (100, 2e-8), (550, 1.6e-7), (2000, 3e-7 + 1e-6)]
+)
+def test_bytes_between_measured_sizes_lie_on_straight_lines(nbytes, gap):
+    assert MEASURED.gap(nbytes) == pytest.approx(gap)
+
+
+def test_parameters_give_back_what_they_were_taken_from():
+    found = {nbytes: 1e-6 + 1e-10 * nbytes**1.1 for nbytes in model.SIZES}
+    machine = model.fit(found, found, cores=2)
+    for nbytes, secs in found.items():
+        for hierarchical in (False, True):
+            guess = model.allgather_secs(machine, 2, nbytes, hierarchical=hierarchical)
+            assert guess == pytest.approx(secs)
+    assert model.read_machine(dataclasses.asdict(machine)) == machine
+
+
+def test_ranks_that_share_a_core_wait_for_it_in_every_round_or_once():
+    machine = dataclasses.replace(model.CLUSTER, ranks_per_node=8, cores=2, sigma=1e-3)
+    assert model.meeting_secs(machine, 8, hierarchical=True) == pytest.approx(4e-3)
+    assert model.meeting_secs(machine, 8, hierarchical=False) == pytest.approx(3 * 4e-3)
