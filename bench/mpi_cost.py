@@ -18,6 +18,7 @@ switch       a reduction in one step against one in three, which tells SMALL_BYT
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -32,8 +33,9 @@ from cobre_shm import MpiConfig, create_communicator
 WORLD = MPI.COMM_WORLD
 SIZE = WORLD.Get_size()
 SIZES = (8, 1 << 10, 1 << 16, 1 << 20, 1 << 24)
-# Of one loop, and of one round of the large ones, whose single call takes longer.
-LOOP_SECS = 0.01
+# Of one loop, and of one round of the large ones, whose single call takes longer. Ranks that share
+# a core begin a loop milliseconds apart.
+LOOP_SECS = 0.01 if len(os.sched_getaffinity(0)) >= SIZE else 0.1
 LIMIT_US, LIMIT_RATIO = 0.5, 1.01
 SMALL, LARGE = 8, 1 << 20
 
@@ -69,8 +71,10 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 def compare(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> Compared:
     """Time two calls in turn."""
-    longer = max(seconds(ours, 3), seconds(other, 3))
-    repeat = max(1, WORLD.bcast(int(LOOP_SECS / max(longer, 1e-6))))
+    repeat = 3
+    for _ in range(2):
+        longer = max(seconds(ours, repeat), seconds(other, repeat))
+        repeat = max(1, WORLD.bcast(int(LOOP_SECS / max(longer, 1e-6))))
     pairs = []
     for turn in range(rounds):
         first, second = (ours, other) if turn % 2 else (other, ours)
