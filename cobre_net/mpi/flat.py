@@ -36,7 +36,7 @@ PIECE_BYTES = 1 << 30
 # Of an allreduce, so that its buffers stay small: operands of that many bytes go at once.
 REDUCE_BYTES = 16 << 20
 # Up to this size times the ranks one Allgather is faster than three steps; see bench/mpi_cost.py.
-SMALL_BYTES = 256 << 10
+SMALL_BYTES = 512 << 10
 
 _OPERATIONS = {
     ReduceOp.SUM: MPI.SUM,
