@@ -339,12 +339,12 @@ def check_reduction_of_mpi():
     with make(deterministic=False) as comm:
         assert comm.levels == "flat: MPI's own reduction was asked for"
         for count in (1, 700, 300_000):
-            total = comm.allreduce(BLOCKS[RANK][:count])
             exact = np.sum([np.abs(block[:count]) for block in BLOCKS], axis=0)
-            error = np.abs(total - in_rank_order(BLOCKS)[:count])
-            assert (error <= 1e-14 * SIZE * exact).all()
             again = np.array(BLOCKS[RANK][:count])
-            assert comm.allreduce(again, again).tobytes() == total.tobytes()
+            # Intel MPI gives other bits for the same operands from one call to the next.
+            for total in comm.allreduce(BLOCKS[RANK][:count]), comm.allreduce(again, again):
+                error = np.abs(total - in_rank_order(BLOCKS)[:count])
+                assert (error <= 1e-14 * SIZE * exact).all()
 
 
 def check_forked_child_is_no_rank():
