@@ -11,8 +11,9 @@ How a peer is found to be gone, while one waits for it:
 
 A peer that computes, or was stopped, is not silent: its kernel answers. But TCP_USER_TIMEOUT also
 ends a connection whose peer acknowledges and has no room, which is what a late rank looks like to
-one that sends much. So it is off during long payloads (``begin_stream``), where ``is_silent`` does
-its work by looking at what TCP knows. What is below ``SMALL_BYTES`` always finds room.
+one that sends much. So it is off during long payloads (``begin_stream``) and until the peer's
+kernel has taken the last of them (``end_stream``); there ``is_silent`` does its work by looking at
+what TCP knows. What is below ``SMALL_BYTES`` always finds room.
 """
 
 from __future__ import annotations
@@ -62,13 +63,13 @@ __all__ = [
 HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 SLICE_SECS = 0.1
 SILENCE_SECS = 8
-# For one who looks once a second: silence is seen up to a second late, and its length again.
-_SUSPICION_SECS = SILENCE_SECS - 1
 _KEEPALIVE_IDLE_SECS = 3
 # Where a payload begins in a frame's buffer, so that elements of any type are aligned there.
 PAYLOAD = 64
 START = PAYLOAD - HEAD_BYTES
-_TCP_INFO_BYTES = 104
+# Of Linux's tcp_info: state, ca_state, RETRANSMITS, PROBES, 36 bytes of other fields; then how many
+# milliseconds ago data and an acknowledgement came last.
+_TCP_INFO = struct.Struct("=2xBB48xII")
 # How long a failing rank tries to finish a frame, and a closing one waits for the peers' word.
 _LAST_WORDS_SECS = 1.0
 
@@ -125,7 +126,6 @@ class Link:
         self.receive, self.send = sock.recv_into, sock.send
         self.unsent = 0
         self.unread = 0
-        self._suspicious_since: float | None = None
         tune(sock)
         whole = int(slice_secs)
         limit = struct.pack("ll", whole, int((slice_secs - whole) * 1e6))
@@ -177,28 +177,33 @@ class Link:
         """Expect that the peer may be late while much is sent to it."""
         self._set_user_timeout(0)
 
-    def end_stream(self) -> None:
-        """Return to the short limit."""
+    def end_stream(self) -> bool:
+        """Return to the short limit if the peer's kernel has taken all; whether it has."""
+        try:
+            (queued,) = struct.unpack("i", fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4)))
+        except OSError:
+            queued = 0
+        if queued:
+            return False
         self._set_user_timeout(SILENCE_SECS)
-        self._suspicious_since = None
+        return True
 
     def _set_user_timeout(self, seconds: int) -> None:
         with contextlib.suppress(OSError):
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
 
-    def is_silent(self, now: float) -> bool:
-        """Whether repeated packets have not been answered for so long. Look once a second."""
+    def is_silent(self) -> bool:
+        """Whether packets are repeated to a host from which nothing has come for so long.
+
+        One that answers is heard of every few seconds, by keep-alive if by nothing else.
+        """
         try:
-            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         except OSError:
             return False
-        retransmits, probes = info[2], info[3]
-        # One probe may always be under way.
-        if not retransmits and probes < 2:
-            self._suspicious_since = None
-        elif self._suspicious_since is None:
-            self._suspicious_since = now
-        return self._suspicious_since is not None and now - self._suspicious_since > _SUSPICION_SECS
+        retransmits, probes, data_ms, acknowledged_ms = _TCP_INFO.unpack(info)
+        heard_ms = min(data_ms, acknowledged_ms)
+        return bool(retransmits or probes) and heard_ms >= 1000 * SILENCE_SECS
 
     def ending(self) -> Ending:
         """What the peer said last, of what has arrived; nothing is taken away.
