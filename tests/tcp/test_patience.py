@@ -137,7 +137,7 @@ def test_rank_that_stands_still_before_a_large_result_is_not_taken_for_a_dead_ho
         raw = join(config(1, 2, port), SECRET.encode(), 0.1)
         raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         comm = coordinator.result(20)
-        monkeypatch.setattr(link, "SILENCE_SECS", 1)
+        monkeypatch.setattr(link, "_USER_TIMEOUT_MS", 1000)
         raw.sock.sendall(call.head(SEND, 1, 0))
         # All of it is with the kernel when this returns.
         comm.broadcast(np.ones(elements))
