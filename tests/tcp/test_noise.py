@@ -93,11 +93,14 @@ def stream_in(feed, kind, target):
 def feed_noise(rounds, seed):
     dice = random.Random(seed)
     feed, memory = Feed(), bytearray(TOTAL)
+    # Made once: their buffers are all the memory that a round may need.
+    centre, worker = Coordinator([feed], 1.0, 1.0), Worker(1, feed, 1.0, 1.0)
     sent, results = streams(SEND), streams(RESULT)
     done = 0
     for turn in range(rounds):
         is_centre = turn % 2 == 0
         feed.fill(damaged(dice, sent if is_centre else results))
+        centre.sequence = worker.sequence = 0
         # As it came, as a part of a reduction, and on the short road.
         road = turn // 2 % 3
         try:
@@ -106,9 +109,9 @@ def feed_noise(rounds, seed):
             elif road == 1:
                 stream_in(feed, SEND, Ring(memoryview(memory)[:128], 0, TOTAL))
             elif is_centre:
-                Coordinator([feed], 1.0, 1.0).exchange_equal(CALL, TOTAL, TOTAL, bool)
+                centre.exchange_equal(CALL, TOTAL, TOTAL, bool)
             else:
-                Worker(1, feed, 1.0, 1.0).exchange(CALL, TOTAL, TOTAL)
+                worker.exchange(CALL, TOTAL, TOTAL)
             done += 1
         except KNOWN:
             continue
