@@ -27,22 +27,34 @@ class Centre:
 
     Attributes:
         sequence: Of the last collective begun.
+        finished: Of the last collective done.
+        last: What that was; None before the first.
         out: The frame buffer of small results; its payload is where rank 0's part goes first.
         links: See above.
     """
 
     def __init__(self, links: Sequence[Link], timeout: float, stall_warn: float) -> None:
         self.links = list(links)
-        self.sequence = 0
+        self.sequence = self.finished = 0
         self.out = FrameBuffer()
         self._timeout, self._stall_warn = timeout, stall_warn
         self._call = Call(0)
         self.last: Call | None = None
         self._has_agreed: Callable[[int], bool] = _nobody
+        # Connections that may still hold a part of a large result.
+        self._unsettled: list[Link] = []
 
     def _begin(self, call: Call) -> None:
         self._call = call
         self.sequence += 1
+        self._settle()
+
+    def _end(self) -> None:
+        self.finished, self.last = self.sequence, self._call
+
+    def _settle(self) -> None:
+        """Return to the short limit on the connections whose peers have taken large results."""
+        self._unsettled = [link for link in self._unsettled if not link.end_stream()]
 
     def _wait(self, link: Link, patience: Patience) -> None:
         """Wait until something comes from ``link``, with an eye on all others."""
@@ -63,12 +75,15 @@ class Centre:
                 known = len(missing)
                 patience.moved()
             patience.look(missing, str(self._call))
+            self._settle()
             for each in self.links:
+                if each.is_silent():
+                    self._blame(each, "its host does not answer")
                 if each.rank not in missing:
                     each.heartbeat()
 
     def _missing(self, link: Link) -> list[int]:
-        """The ranks from which nothing of this round has come; ``link`` is read next."""
+        """Those from which nothing of this round has come, and ``link``, which is read next."""
         poller = select.poll()
         for each in self.links[self.links.index(link) :]:
             poller.register(each.sock, select.POLLIN)
@@ -76,7 +91,7 @@ class Centre:
         return [
             each.rank
             for each in self.links[self.links.index(link) :]
-            if each.sock.fileno() not in here and not each.buffer.received
+            if each is link or (each.sock.fileno() not in here and not each.buffer.received)
         ]
 
     # What went wrong
@@ -94,7 +109,7 @@ class Centre:
     def _did(self, rank: int) -> str:  # noqa: ARG002 - all ranks have done the same
         if self.last is None:
             return "had called nothing yet"
-        return f"finished collective {self.sequence - 1}, {self.last}"
+        return f"finished collective {self.finished}, {self.last}"
 
     def _blamed(self, link: Link) -> _Blame:
         return _Blame(self, link)

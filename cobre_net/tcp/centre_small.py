@@ -52,6 +52,8 @@ class SmallRounds(Centre):
         """
         self._call = plan.call
         self.sequence = sequence = self.sequence + 1
+        if self._unsettled:
+            self._settle()
         number = sequence.to_bytes(8)
         expected = plan.send_begin + number + plan.send_end
         total, combine = plan.send_bytes, plan.combine
@@ -73,7 +75,7 @@ class SmallRounds(Centre):
                 count = 0
             if count != plan.result_bytes:
                 self._send_slowly(link, frame[count:])
-        self.last = plan.call
+        self.finished, self.last = sequence, plan.call
 
     def exchange_equal(
         self, call: Call, part_bytes: int, result_bytes: int, combine: Callable[[Link], object]
@@ -117,7 +119,7 @@ class SmallRounds(Centre):
                 count = 0
             if count != total:
                 self._send_slowly(link, frame[count:])
-        self.last = call
+        self._end()
 
     def _receive_slowly(self, link: Link, count: int, expected: bytes, total: int) -> None:
         """Receive the rest of a part that did not come whole, or find out what came instead."""

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import ctypes
 import select
-import time
 from collections.abc import Callable, Sequence
 
 from cobre_net.tcp.call import Call
@@ -186,9 +185,12 @@ class Coordinator(SmallRounds):
                 patience.moved()
             else:
                 self._look(patience, inflows, outflows)
-        for link in self.links:
-            link.end_stream()
-        self.last = self._call
+            if patience.is_due():
+                # Also while others move: a rank that waits has a clock of its own.
+                self._beat([inflow for inflow, _ in open_flows.values()])
+        # A peer may still have to read what its kernel and ours hold.
+        self._unsettled = [link for link in self.links if not link.end_stream()]
+        self._end()
 
     def _look(
         self, patience: Patience, inflows: Sequence[Inflow], outflows: Sequence[Outflow]
@@ -199,9 +201,10 @@ class Coordinator(SmallRounds):
             link.rank for link, flow in zip(self.links, outflows, strict=True) if not flow.is_done
         ]
         patience.look(late, str(self._call))
-        now = time.monotonic()
+
+    def _beat(self, inflows: Sequence[Inflow]) -> None:
         for flow in inflows:
-            if flow.link.is_silent(now):
+            if flow.link.is_silent():
                 self._blame(flow.link, "its host does not answer")
             if flow.has_called:
                 flow.link.heartbeat()

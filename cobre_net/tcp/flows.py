@@ -21,6 +21,7 @@ from cobre_net.tcp.wire import (
     MAX_CONTROL_BYTES,
     PREFIX_BYTES,
     RESULT,
+    SEND,
     SHUTDOWN,
     BadFrame,
     check_prefix,
@@ -222,7 +223,7 @@ class Inflow:
         return len(self._block.room()) > 0
 
     def pull(self, flags: int = socket.MSG_DONTWAIT) -> int:
-        """Take what has come; return how many bytes of payload that was.
+        """Take what has come; return how many bytes that was, heads and heartbeats included.
 
         Raises:
             Different: The peer has called something else.
@@ -231,26 +232,28 @@ class Inflow:
             Ended: The connection is of no use any more.
         """
         link = self.link
-        if not link.unread and (self.is_done or not self._head(flags)):
+        if self.is_done:
             return 0
-        count = 0
+        count = 0 if link.unread else self._head(flags)
         if link.unread:
             assert self._block is not None
             room = self._block.room()[: link.unread]
-            count = link.take(room, flags) if room else 0
-            self._block.advance(count)
-            link.unread -= count
-        if not link.unread and self._kind != RESULT:
+            taken = link.take(room, flags) if room else 0
+            self._block.advance(taken)
+            link.unread -= taken
+            count += taken
+        if self.has_called and not link.unread and self._kind != RESULT:
             self.is_done = not any(block.left for block in self._blocks.values())
         return count
 
-    def _head(self, flags: int) -> bool:
-        """Read the head of the next frame; whether it is there."""
+    def _head(self, flags: int) -> int:
+        """Read more of the head of the next frame; return how many bytes came."""
         buffer = self.link.buffer
-        buffer.received += self.link.take(buffer.frame[buffer.received : HEAD_BYTES], flags)
+        taken = self.link.take(buffer.frame[buffer.received : HEAD_BYTES], flags)
+        buffer.received += taken
         look_for_word(self.link)
         if buffer.received < HEAD_BYTES:
-            return False
+            return taken
         if buffer.frame[4 : HEAD_BYTES - 4] != self._expected:
             raise Different
         head = buffer.head()
@@ -261,7 +264,7 @@ class Inflow:
             if count or any(block.left for block in self._blocks.values()):
                 raise BadFrame("the result ends too early")
             self.is_done = True
-            return True
+            return taken
         block = self._blocks.get(head.block)
         if block is None and (head.block or self._kind == RESULT):
             raise BadFrame(f"block {head.block} where {sorted(self._blocks)} may come")
@@ -270,7 +273,7 @@ class Inflow:
         if not 0 <= count <= min(room, FRAME_BYTES):
             raise BadFrame(f"{count} bytes for block {head.block}, which lacks {room}")
         self._block, self.link.unread = block, count
-        return True
+        return taken
 
 
 def look_for_word(link: Link) -> None:
@@ -282,7 +285,7 @@ def look_for_word(link: Link) -> None:
         Ended: It broke off.
     """
     buffer = link.buffer
-    while buffer.received >= PREFIX_BYTES and buffer.frame[4] <= SHUTDOWN:
+    while buffer.received >= PREFIX_BYTES and not buffer.frame[4] & (SEND | RESULT):
         end = PREFIX_BYTES + check_prefix(buffer.frame, _CONTROL)
         tag = buffer.frame[4]
         deadline = time.monotonic() + _WORD_SECS

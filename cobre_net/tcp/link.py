@@ -7,17 +7,23 @@ How a peer is found to be gone, while one waits for it:
 
     its process ends       the kernel says so at once: end of stream, or a reset
     its host is silent     nothing was acknowledged for ``SILENCE_SECS``: keep-alive probes when
-                           nothing is under way, TCP_USER_TIMEOUT when something is
+                           nothing is under way; when something is, whoever waits looks at what
+                           TCP knows (``is_silent``), and TCP_USER_TIMEOUT looks where nobody waits
+
+A host may hear and not be heard. Then what the other side repeats keeps its own keep-alive quiet,
+but a reset reaches it: so who finds a host silent resets the connection (``_cut``), before
+the kernel would give up, which does so without a word.
 
 A peer that computes, or was stopped, is not silent: its kernel answers. But TCP_USER_TIMEOUT also
 ends a connection whose peer acknowledges and has no room, which is what a late rank looks like to
-one that sends much. So it is off during long payloads (``begin_stream``), where ``is_silent`` does
-its work by looking at what TCP knows. What is below ``SMALL_BYTES`` always finds room.
+one that sends much. So it is off during long payloads (``begin_stream``) and until the peer's
+kernel has taken the last of them (``end_stream``). What is below ``SMALL_BYTES`` always finds room.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import select
@@ -62,15 +68,22 @@ __all__ = [
 HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 SLICE_SECS = 0.1
 SILENCE_SECS = 8
-# For one who looks once a second: silence is seen up to a second late, and its length again.
-_SUSPICION_SECS = SILENCE_SECS - 1
 _KEEPALIVE_IDLE_SECS = 3
 # Where a payload begins in a frame's buffer, so that elements of any type are aligned there.
 PAYLOAD = 64
 START = PAYLOAD - HEAD_BYTES
-_TCP_INFO_BYTES = 104
+# Later than who looks once a second and finds the length of a silence by it.
+_USER_TIMEOUT_MS = 1000 * SILENCE_SECS + 1500
+_SUSPICION_SECS = SILENCE_SECS - 1.1
+# So long after a look, the next one begins anew.
+_LOOK_SECS = 3.0
+# Of Linux's tcp_info: retransmits, probes, and how many bytes were acknowledged.
+_TCP_INFO = struct.Struct("=2xBB116xQ")
 # How long a failing rank tries to finish a frame, and a closing one waits for the peers' word.
 _LAST_WORDS_SECS = 1.0
+
+
+_libc = ctypes.CDLL(None)
 
 
 class Ended(Exception):
@@ -125,7 +138,9 @@ class Link:
         self.receive, self.send = sock.recv_into, sock.send
         self.unsent = 0
         self.unread = 0
-        self._suspicious_since: float | None = None
+        # When it was looked at last, since when it has been suspected, and the bytes it had
+        # acknowledged then.
+        self._suspicion = 0.0, 0.0, -1
         tune(sock)
         whole = int(slice_secs)
         limit = struct.pack("ll", whole, int((slice_secs - whole) * 1e6))
@@ -177,28 +192,47 @@ class Link:
         """Expect that the peer may be late while much is sent to it."""
         self._set_user_timeout(0)
 
-    def end_stream(self) -> None:
-        """Return to the short limit."""
-        self._set_user_timeout(SILENCE_SECS)
-        self._suspicious_since = None
-
-    def _set_user_timeout(self, seconds: int) -> None:
-        with contextlib.suppress(OSError):
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
-
-    def is_silent(self, now: float) -> bool:
-        """Whether repeated packets have not been answered for so long. Look once a second."""
+    def end_stream(self) -> bool:
+        """Return to the short limit if the peer's kernel has taken all; whether it has."""
         try:
-            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            (queued,) = struct.unpack("i", fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4)))
+        except OSError:
+            queued = 0
+        if queued:
+            return False
+        self._set_user_timeout(_USER_TIMEOUT_MS)
+        return True
+
+    def _set_user_timeout(self, milliseconds: int) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+    def is_silent(self) -> bool:
+        """Whether packets have been repeated for so long and none was acknowledged.
+
+        If so, the connection is reset. To be asked once a second.
+        """
+        try:
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         except OSError:
             return False
-        retransmits, probes = info[2], info[3]
+        retransmits, probes, acknowledged = _TCP_INFO.unpack(info)
+        looked, since, before = self._suspicion
+        now = time.monotonic()
         # One probe may always be under way.
-        if not retransmits and probes < 2:
-            self._suspicious_since = None
-        elif self._suspicious_since is None:
-            self._suspicious_since = now
-        return self._suspicious_since is not None and now - self._suspicious_since > _SUSPICION_SECS
+        is_suspect = retransmits or probes > 1
+        if not is_suspect or acknowledged != before or now - looked > _LOOK_SECS:
+            since = now
+        self._suspicion = now, since, acknowledged
+        if now - since < _SUSPICION_SECS:
+            return False
+        self._cut()
+        return True
+
+    def _cut(self) -> None:
+        # To close the socket would not do: rank 0 has a thread that waits on it.
+        nowhere = struct.pack("H14x", socket.AF_UNSPEC)
+        _libc.connect(self.sock.fileno(), nowhere, len(nowhere))
 
     def ending(self) -> Ending:
         """What the peer said last, of what has arrived; nothing is taken away.
@@ -231,7 +265,7 @@ def tune(sock: socket.socket) -> None:
         socket.TCP_KEEPIDLE: _KEEPALIVE_IDLE_SECS,
         socket.TCP_KEEPINTVL: 1,
         socket.TCP_KEEPCNT: SILENCE_SECS - _KEEPALIVE_IDLE_SECS,
-        socket.TCP_USER_TIMEOUT: SILENCE_SECS * 1000,
+        socket.TCP_USER_TIMEOUT: _USER_TIMEOUT_MS,
     }
     for option, value in tcp.items():
         sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -123,7 +123,7 @@ class Membership(Member):
         me = own_identity()
         did = "had called nothing yet"
         if self._star is not None and self._star.last is not None:
-            did = f"finished collective {self._star.sequence}, {self._star.last}"
+            did = f"finished collective {self._star.finished}, {self._star.last}"
         return Failure(kind, self.rank, me.pid, me.host, did=did, **fields)
 
     def _fail(self, failure: Failure) -> CollectiveFailed:

@@ -36,11 +36,20 @@ class Patience:
         self._describe = describe
         self.beat = min(_MAX_BEAT_SECS, timeout / 4, stall_warn / 4)
         self.moved()
+        self._next_beat = self._since + self.beat
 
     def moved(self) -> None:
         """Say that something has moved."""
         self._since = time.monotonic()
         self._next_warning = self._stall_warn
+
+    def is_due(self) -> bool:
+        """Whether a beat has passed since this was last so, whatever has moved."""
+        now = time.monotonic()
+        if now < self._next_beat:
+            return False
+        self._next_beat = now + self.beat
+        return True
 
     def look(self, missing: Sequence[int], where: str, *, warns: bool = True) -> None:
         """Be a moment older.

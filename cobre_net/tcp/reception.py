@@ -118,7 +118,8 @@ class _Reception:
         return [each for each in self._callers.values() if each.greeter.rank is None]
 
     def _accept(self) -> None:
-        while True:
+        # Not until nobody is left: who connects without end would keep the others unheard.
+        for _ in range(_MAX_STRANGERS):
             try:
                 sock, address = self._listener.accept()
             except BlockingIOError:

@@ -41,7 +41,7 @@ the receiver's own part is there.
 
 At any time between two frames:
 
-    C -> W   HEARTBEAT  empty; only to a rank that waits for a RESULT
+    C -> W   HEARTBEAT  empty; only to a rank whose SEND has begun to arrive
     both     ABORT      the first failure, as JSON (``failure.py``); nothing follows
     both     SHUTDOWN   empty; the sender has closed its communicator; nothing follows
 """

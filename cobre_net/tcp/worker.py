@@ -12,7 +12,6 @@ empties, while this rank waits for room in the other.
 from __future__ import annotations
 
 import select
-import time
 from collections.abc import Mapping
 
 from cobre_net.tcp.call import Call
@@ -20,7 +19,7 @@ from cobre_net.tcp.failure import Failure, Lost
 from cobre_net.tcp.flows import Block, Different, Inflow, Outflow, Spoke, look_for_word
 from cobre_net.tcp.link import PAYLOAD, START, Ended, FrameBuffer, Link
 from cobre_net.tcp.patience import Patience
-from cobre_net.tcp.wire import HEAD_BYTES, RESULT, SEND, BadFrame
+from cobre_net.tcp.wire import HEAD_BYTES, PREFIX_BYTES, RESULT, SEND, BadFrame
 
 __all__ = ["Worker"]
 
@@ -55,6 +54,8 @@ class Worker:
 
     Attributes:
         sequence: Of the last collective begun.
+        finished: Of the last collective done.
+        last: What that was; None before the first.
         out: The frame buffer whose payload is this rank's small part; results come in
             ``link.buffer``.
         links: The one connection.
@@ -62,7 +63,7 @@ class Worker:
 
     def __init__(self, rank: int, link: Link, timeout: float, stall_warn: float) -> None:
         self.links = [link]
-        self.sequence = 0
+        self.sequence = self.finished = 0
         self.out = FrameBuffer()
         self._rank, self._link = rank, link
         self._timeout, self._stall_warn = timeout, stall_warn
@@ -96,7 +97,7 @@ class Worker:
             count = -1
         if count != total or not buffer.memory.startswith(expected, START):
             self._receive_slowly(count, expected, total)
-        self.last = plan.call
+        self.finished, self.last = sequence, plan.call
 
     def stream(self, call: Call, part: memoryview, results: Mapping[int, Block]) -> None:
         """Do a round with a large payload.
@@ -117,7 +118,7 @@ class Worker:
         try:
             while not inflow.is_done:
                 if outflow.is_done:
-                    moved = inflow.pull(0) > 0 or inflow.is_done
+                    moved = inflow.pull(0) > 0
                 else:
                     poller.register(link.sock, select.POLLIN | select.POLLOUT)
                     events = sum(each for _, each in poller.poll(patience.beat * 1000))
@@ -134,30 +135,41 @@ class Worker:
             raise Lost(self._failure(error)) from error
         if not outflow.is_done:
             raise Lost(self._failure(BadFrame("a result before it had this rank's part")))
+        # The coordinator has had all of this rank's part, or it would not have ended the result.
         link.end_stream()
-        self.last = call
+        self.finished, self.last = self.sequence, call
 
     def _send_slowly(self, rest: memoryview) -> None:
         link = self._link
         patience = self._patience()
         poller = select.poll()
         poller.register(link.sock, select.POLLIN)
-        while rest:
-            link.unsent = len(rest)
-            try:
-                count = link.put([rest])
-            except Ended as error:
-                # It may have said why.
-                raise Lost(self._failure(error)) from error
-            rest = rest[count:]
-            if count:
-                patience.moved()
-                continue
-            if poller.poll(0):
-                # No result can come before the part has gone.
-                self._receive_slowly(0, b"", HEAD_BYTES)
-            self._look(patience)
-        link.unsent = 0
+        try:
+            # A heartbeat that was half read is in the way of the result.
+            while rest or link.buffer.received:
+                link.unsent = len(rest)
+                count = link.put([rest]) if rest else 0
+                rest = rest[count:]
+                link.unsent = len(rest)
+                if not count and poller.poll(0 if rest else patience.beat * 1000):
+                    count = self._hear()
+                if count:
+                    patience.moved()
+                else:
+                    self._look(patience)
+        except (Ended, Spoke, BadFrame) as error:
+            # It may have said why.
+            raise Lost(self._failure(error)) from error
+
+    def _hear(self) -> int:
+        """Take what comes while this rank still sends: heartbeats, or the last word."""
+        buffer = self._link.buffer
+        count = self._link.take(buffer.frame[buffer.received : PREFIX_BYTES])
+        buffer.received += count
+        look_for_word(self._link)
+        if buffer.received >= PREFIX_BYTES:
+            raise BadFrame("a result before it had this rank's part")
+        return count
 
     def _receive_slowly(self, count: int, expected: bytes, total: int) -> None:
         link, buffer = self._link, self._link.buffer
@@ -185,7 +197,7 @@ class Worker:
     def _look(self, patience: Patience) -> None:
         # One rank's word on a late coordinator is enough.
         patience.look([0], str(self._call), warns=self._rank == 1)
-        if self._link.is_silent(time.monotonic()):
+        if self._link.is_silent():
             raise Ended("its host does not answer")
 
     def _patience(self) -> Patience:
@@ -201,7 +213,7 @@ class Worker:
     def _did(self) -> str:
         if self.last is None:
             return "had called nothing yet"
-        return f"finished collective {self.sequence - 1}, {self.last}"
+        return f"finished collective {self.finished}, {self.last}"
 
     def _failure(self, error: Exception) -> Failure:
         peer, kind, text = self._link.peer, "damaged", str(error)
