@@ -91,9 +91,7 @@ def join(
         reach("begin", rank)
         segment, is_ours = made, made is not None
         if segment is None:
-            segment, is_ours = find_or_create(
-                name, rank, size, slot_bytes, timeout, stall_warn
-            )
+            segment, is_ours = find_or_create(name, rank, size, slot_bytes, timeout, stall_warn)
         return _enter(segment, is_ours, rank, size, (timeout, stall_warn), tune)
     except CutOff as error:
         raise _cut_off(name, error) from error

@@ -65,11 +65,10 @@ class Patience:
             self._reminder = Reminder(self._stall_warn)
         elif now - self._since > self._timeout:
             return poison(segment, layout.TIMED_OUT, self._rank)
-        elif self._reminder.is_due(now - self._since):
-            if self._is_speaker(arrived, epoch, steps):
-                say(lateness(segment, self._rank, epoch, steps, now - self._since))
-                if self._reminder.count == 1:
-                    ask_for_stacks(segment, missing_ranks(segment, epoch, steps))
+        elif self._reminder.is_due(now - self._since) and self._is_speaker(arrived, epoch, steps):
+            say(lateness(segment, self._rank, epoch, steps, now - self._since))
+            if self._reminder.count == 1:
+                ask_for_stacks(segment, missing_ranks(segment, epoch, steps))
         if now - self._checked >= _PROCESS_CHECK_SECS:
             self._checked = now
             first = self._ask_the_process_table(arrived, done, epoch, steps)

@@ -1,4 +1,4 @@
-"""A system call of the launcher fails: the run goes on, or one line says why, and nothing is left."""
+"""A system call of the launcher fails: the run goes on, or a line says why, and nothing is left."""
 
 import errno
 import os

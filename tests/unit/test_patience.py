@@ -1,4 +1,4 @@
-"""What a waiting rank does as time goes by: it warns, gives up, and begins anew when things move."""
+"""What a waiting rank does as time goes by: it warns, gives up, begins anew when things move."""
 
 import os
 
