@@ -22,7 +22,7 @@ class Reminder:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.count = 0
+        self.count: int = 0
         self._seconds = self._next = seconds
 
     def is_due(self, waited: float) -> bool:
