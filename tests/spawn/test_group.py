@@ -67,5 +67,5 @@ def test_interrupt_ends_ranks_that_wait_for_each_other(spawn):
     process = spawn.start("-n", 3, "--grace", 600, "program.py")
     assert [process.stdout.readline() for _ in range(3)] == [b"ready\n"] * 3
     os.kill(process.pid, signal.SIGINT)
-    process.communicate()
-    assert process.returncode == 130
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
