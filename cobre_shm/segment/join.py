@@ -3,7 +3,7 @@
 Actors: ranks 0..size-1 of the same user on one machine, perhaps a launcher.
 
 1. The segment is made by the launcher before it starts the ranks, or by rank 0. The others look
-   for it until it is there and ready (magic word).
+   for it until it is there and ready (magic word); see ``finding.py``.
 2. Each rank claims its control block under the control lock: pid and start time. A block that has
    a pid is taken; nobody else writes it.
 3. It takes the death mutex of its block, if it is the main thread of its process, and stores
@@ -17,11 +17,6 @@ there, for it was made ready before any rank was started: nobody looks for it, a
 in step 4. Everything else is the same. A process finds its own pid in its block when it uses its
 descriptor a second time: that is an error of its own and does not harm the group.
 
-A segment whose creator is dead is no group: who looks for one goes on looking. Rank 0 removes it,
-and so does a rank that looked in vain, when all of its processes are dead; likewise one of this
-user that is not made ready in time, whose creator was killed in the middle. A segment with a
-living process is left alone.
-
 As long as there is a name, a careless process of this user can cut the file off. Touching mapped
 memory that is gone would be SIGBUS, so who waits reads the words from the file, and finds an end
 instead. The few microseconds in which a rank claims its block remain.
@@ -32,8 +27,8 @@ the group, so that all ranks that wait here raise.
 
 from __future__ import annotations
 
+import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -43,24 +38,23 @@ from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.failpoints import reach
 from cobre_shm.segment.failure import failure
-from cobre_shm.segment.leftovers import remove_unready
+from cobre_shm.segment.finding import LOOK_SECS, find_or_create
+from cobre_shm.segment.lateness import Reminder, say
 from cobre_shm.segment.libc import is_robust_list_known
 from cobre_shm.segment.notes import NO_ROBUST_LIST, note_once
 from cobre_shm.segment.poison import Poison, poison, read_poison
-from cobre_shm.segment.process import is_alive, start_text, start_time
+from cobre_shm.segment.process import is_alive, start_time
 from cobre_shm.segment.refusal import system_error
 from cobre_shm.segment.segment import Segment
 from cobre_shm.segment.stacks import offer_stack
-from cobre_shm.segment.unnamed import descriptor_of
 from cobre_shm.segment.words import CutOff
 
 __all__ = ["join", "leave"]
 
-# A creator needs microseconds between the name and the magic word. Longer: it was killed there.
-_UNREADY_SECS = 2.0
-_LOOK_SECS = 0.002
 _PROCESS_CHECK_SECS = 0.1
 
+# Seconds without any new rank after which one gives up, and after which one says so.
+Times = tuple[float, float]
 # Rank 0's choice of the tuning words, made when all ranks are attached.
 Tune = Callable[[Segment], Sequence[int]]
 
@@ -73,6 +67,7 @@ def join(
     timeout: float,
     tune: Tune | None = None,
     made: Segment | None = None,
+    stall_warn: float = math.inf,
 ) -> Segment:
     """Attach to the group ``name`` as ``rank`` and wait for all ranks.
 
@@ -84,6 +79,7 @@ def join(
         timeout: Seconds without any new rank after which it gives up; may be ``inf``.
         tune: Called on rank 0 when all ranks are attached; returns the tuning words of the header.
         made: The segment, if this process has made it already.
+        stall_warn: Seconds after which who waits says so on stderr; may be ``inf``.
 
     Raises:
         InitializationFailed: With ``context["code"]`` NameInUse, IncompatibleSegment,
@@ -95,8 +91,8 @@ def join(
         reach("begin", rank)
         segment, is_ours = made, made is not None
         if segment is None:
-            segment, is_ours = _find_or_create(name, rank, size, slot_bytes, timeout)
-        return _enter(segment, is_ours, rank, size, timeout, tune)
+            segment, is_ours = find_or_create(name, rank, size, slot_bytes, timeout, stall_warn)
+        return _enter(segment, is_ours, rank, size, (timeout, stall_warn), tune)
     except CutOff as error:
         raise _cut_off(name, error) from error
     except OSError as error:
@@ -104,7 +100,7 @@ def join(
 
 
 def _enter(
-    segment: Segment, is_ours: bool, rank: int, size: int, timeout: float, tune: Tune | None
+    segment: Segment, is_ours: bool, rank: int, size: int, times: Times, tune: Tune | None
 ) -> Segment:
     """Take the rank's place in the segment and wait for the others."""
     try:
@@ -114,7 +110,7 @@ def _enter(
         _abandon(segment, is_ours)
         raise
     try:
-        _wait_for_all(segment, rank, timeout, tune)
+        _wait_for_all(segment, rank, times, tune)
     except CutOff:
         segment.give_up_memory()
         leave(segment, rank, unlink=True)
@@ -155,85 +151,6 @@ def leave(segment: Segment, rank: int, *, unlink: bool = False, stay_mapped: boo
         segment.close_descriptor()
     else:
         segment.close()
-
-
-def _find_or_create(
-    name: str, rank: int, size: int, slot_bytes: int, timeout: float
-) -> tuple[Segment, bool]:
-    """Return the segment, and whether this process made it."""
-    if descriptor_of(name) is not None:
-        return Segment.inherit(name), False
-    begun = time.monotonic()
-    while True:
-        if rank == 0:
-            try:
-                return Segment.create(name, size, slot_bytes=slot_bytes), True
-            except FileExistsError:
-                pass
-        segment = Segment.open(name)
-        waited = time.monotonic() - begun
-        if segment is not None:
-            try:
-                with segment.without_mapping():
-                    if segment.creator_is_alive() and (segment.launched or rank != 0):
-                        return segment, False
-                if rank == 0:
-                    _refuse_living(segment)
-                    _remove_dead(segment)
-                    continue
-                if waited > timeout and not _living_process(segment):
-                    _remove_dead(segment)
-            except BaseException:
-                segment.close()
-                raise
-            segment.close()
-        elif waited > (_UNREADY_SECS if rank == 0 else timeout) and remove_unready(name):
-            _notice(name, "which was never made ready")
-            continue
-        if waited > timeout:
-            raise InitializationFailed(
-                "shm",
-                f"Rank {rank} found no segment {name} within {timeout:g} s: rank 0 has not made it",
-                operation="attach",
-                context={"code": "JoinTimeout", "segment": name, "missing_ranks": [0]},
-                suggestion="Start all ranks with the same COBRE_SHM_NAME, rank 0 among them.",
-            )
-        time.sleep(_LOOK_SECS)
-
-
-def _living_process(segment: Segment) -> int:
-    with segment.without_mapping():
-        return segment.living_process()
-
-
-def _refuse_living(segment: Segment) -> None:
-    pid = _living_process(segment)
-    if pid:
-        name, uid, started = segment.name, os.geteuid(), start_text(start_time(pid))
-        segment.close()
-        raise InitializationFailed(
-            "shm",
-            f"Segment {name} is in use by pid {pid} (uid {uid}, started {started})",
-            operation="create",
-            context={
-                "code": "NameInUse",
-                "segment": name,
-                "pid": pid,
-                "uid": uid,
-                "started": started,
-            },
-            suggestion="Choose another COBRE_SHM_NAME, or end that run.",
-        )
-
-
-def _remove_dead(segment: Segment) -> None:
-    segment.unlink()
-    _notice(segment.name, f"left by a dead run (pid {segment.creator[0]})")
-    segment.close()
-
-
-def _notice(name: str, what: str) -> None:
-    print(f"cobre_shm: removed segment {name}, {what}", file=sys.stderr, flush=True)
 
 
 def _claim(segment: Segment, rank: int, size: int) -> None:
@@ -292,9 +209,9 @@ def _abandon(segment: Segment, is_ours: bool) -> None:
     segment.close()
 
 
-def _wait_for_all(segment: Segment, rank: int, timeout: float, tune: Tune | None) -> None:
+def _wait_for_all(segment: Segment, rank: int, times: Times, tune: Tune | None) -> None:
     if rank == 0:
-        _wait_until(segment, rank, timeout, lambda: not _absent(segment))
+        _wait_until(segment, rank, times, lambda: not _absent(segment))
         segment.unlink()
         # From here on nobody comes to the file by a name.
         segment.check_whole()
@@ -307,13 +224,15 @@ def _wait_for_all(segment: Segment, rank: int, timeout: float, tune: Tune | None
         _wait_until(
             segment,
             rank,
-            timeout,
+            times,
             lambda: segment.words.load(layout.HEADER_JOINED) == 1,  # <SYNC joined>
         )
 
 
-def _wait_until(segment: Segment, rank: int, timeout: float, is_done: Callable[[], bool]) -> None:
+def _wait_until(segment: Segment, rank: int, times: Times, is_done: Callable[[], bool]) -> None:
+    timeout, stall_warn = times
     progress, since, looked = -1, time.monotonic(), time.monotonic()
+    reminder = Reminder(stall_warn)
     while True:
         now, loss = time.monotonic(), None
         with segment.without_mapping():
@@ -321,7 +240,8 @@ def _wait_until(segment: Segment, rank: int, timeout: float, is_done: Callable[[
                 return
             segment.check_whole()
             first = read_poison(segment)
-            present = segment.size - len(_absent(segment))
+            absent = _absent(segment)
+            present = segment.size - len(absent)
             if now - looked > _PROCESS_CHECK_SECS:
                 looked = now
                 loss = _loss(segment)
@@ -330,10 +250,13 @@ def _wait_until(segment: Segment, rank: int, timeout: float, is_done: Callable[[
         if loss is not None:
             poison(segment, *loss)
         elif present != progress:
-            progress, since = present, now
+            progress, since, reminder = present, now, Reminder(stall_warn)
         elif now - since > timeout:
             poison(segment, layout.TIMED_OUT, rank)
-        time.sleep(_LOOK_SECS)
+        elif reminder.is_due(now - since) and all(other in absent for other in range(rank)):
+            text = f"{present} rank(s) have waited {now - since:.0f} s to join, for {absent}"
+            say(f"{text} of segment {segment.name}")
+        time.sleep(LOOK_SECS)
 
 
 def _absent(segment: Segment) -> list[int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from cobre_shm import layout
 from cobre_shm.segment.failure import missing_ranks
-from cobre_shm.segment.lateness import lateness
+from cobre_shm.segment.lateness import Reminder, lateness, say
 from cobre_shm.segment.libc import is_futex_refused
 from cobre_shm.segment.notes import NO_FUTEX, note_once
 from cobre_shm.segment.poison import Poison, poison, read_poison
@@ -19,8 +18,6 @@ __all__ = ["Patience"]
 
 # How often a waiting rank asks the process table; the kernel's death marks are seen sooner.
 _PROCESS_CHECK_SECS = 0.25
-# A rank that stays late is named again after so many times the first interval.
-_REPEAT_WARNING = 6
 # A slice of sleep that is over sooner was none. So many of them in a row are no coincidence.
 _NO_SLEEP_SECS = 0.0005
 _NO_SLEEPS = 3
@@ -38,7 +35,7 @@ class Patience:
         self._segment = segment
         self._rank = rank
         self._timeout = timeout
-        self._stall_warn = self._next_warning = stall_warn
+        self._stall_warn, self._reminder = stall_warn, Reminder(stall_warn)
         self._progress = -1
         self._since = self._checked = self._begun = self._looked = time.monotonic()
         self._no_sleeps = 0
@@ -65,17 +62,13 @@ class Patience:
         progress = sum(arrived) + sum(done)
         if progress != self._progress:
             self._progress, self._since = progress, now
-            self._next_warning = self._stall_warn
+            self._reminder = Reminder(self._stall_warn)
         elif now - self._since > self._timeout:
             return poison(segment, layout.TIMED_OUT, self._rank)
-        elif now - self._since > self._next_warning:
-            is_first = self._next_warning == self._stall_warn
-            self._next_warning += _REPEAT_WARNING * self._stall_warn
-            if self._is_speaker(arrived, epoch, steps):
-                line = lateness(segment, self._rank, epoch, steps, now - self._since)
-                print(line, file=sys.stderr, flush=True)
-                if is_first:
-                    ask_for_stacks(segment, missing_ranks(segment, epoch, steps))
+        elif self._reminder.is_due(now - self._since) and self._is_speaker(arrived, epoch, steps):
+            say(lateness(segment, self._rank, epoch, steps, now - self._since))
+            if self._reminder.count == 1:
+                ask_for_stacks(segment, missing_ranks(segment, epoch, steps))
         if now - self._checked >= _PROCESS_CHECK_SECS:
             self._checked = now
             first = self._ask_the_process_table(arrived, done, epoch, steps)

@@ -72,6 +72,7 @@ class Membership(_ContextFirst, Member):
             config.timeout_secs,
             lambda segment: tuning_words(segment, chosen),
             made,
+            config.stall_warn_secs,
         )
         self.slot_bytes: int = self._segment.slot_bytes
         room = 3 * config.size + 3 + context.COSTS_WORDS

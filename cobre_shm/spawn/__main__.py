@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cobre_shm.cpus import count_cpus
 from cobre_shm.errors import CobreError
-from cobre_shm.spawn.errors import LaunchError
+from cobre_shm.spawn.errors import LaunchError, ProgramNotRunnable
 from cobre_shm.spawn.options import Options, parse, wants_json
 
 __all__ = ["main"]
@@ -34,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cobre_shm.spawn.launcher import launch
 
         return launch(job)
-    except CobreError as error:
-        _show(error, as_json=wants_json(words))
-        return error.exit_code if isinstance(error, LaunchError) else _BACKEND_ERROR
+    except (CobreError, OSError) as error:
+        told = error if isinstance(error, CobreError) else _refused(error)
+        _show(told, as_json=wants_json(words))
+        return told.exit_code if isinstance(told, LaunchError) else _BACKEND_ERROR
     except KeyboardInterrupt:
         # Before the launcher watches signals, or after: there is no rank.
         return 130
@@ -55,6 +56,14 @@ def _examine(options: Options) -> int:
     if as_json:
         print(json.dumps(to_json(checks), indent=2))
     return 0 if has_passed(checks) else _BACKEND_ERROR
+
+
+def _refused(error: OSError) -> ProgramNotRunnable:
+    """Any of the launcher's own calls may meet a limit; what was made has been given back."""
+    return ProgramNotRunnable(
+        f"The system refuses what the launcher needs: {error}",
+        suggestion="Look at the limits of this process (ulimit -a) and of its container.",
+    )
 
 
 def _show(error: CobreError, *, as_json: bool) -> None:

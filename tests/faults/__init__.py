@@ -16,6 +16,8 @@ A process
          faults/test_death.py::test_each_way_to_leave_fails_the_others (slow)
     F5   stopped
          faults/test_death.py::test_stopped_rank_is_not_dead_and_the_group_goes_on
+         faults/test_death.py::test_stopped_rank_is_named_as_stopped_and_after_six_times_as_long_again
+         unit/test_patience.py
          top/test_top.py
     F6   alive but stuck
          faults/test_death.py::test_late_rank_prints_its_stack_once
@@ -58,6 +60,7 @@ Shared memory
          faults/test_surroundings.py::test_limit_that_is_met_is_a_clear_error_and_nothing_is_left
     F23  n-th system call fails
          faults/test_system_calls.py
+         spawn/test_refused.py (slow: every call)
     F24  name of a dead run
          faults/test_joining.py::test_segment_of_a_dead_run_is_replaced_with_one_line_of_notice
     F25  name of a live run

@@ -5,6 +5,7 @@ import ctypes
 import mmap
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -219,6 +220,12 @@ def wait_with_a_warning(comm, name, late, stick):
 
 def stick_asleep():
     time.sleep(1.0)
+
+
+def stick_stopped():
+    """Until after the second warning, and before the third."""
+    with subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {os.getpid()}"]):
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def stick_in_a_loop():

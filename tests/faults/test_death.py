@@ -10,7 +10,7 @@ import pytest
 
 from cobre_shm import layout
 from cobre_shm.errors import CollectiveTimeout, InitializationFailed, RankFailed
-from cobre_shm.segment import stacks
+from cobre_shm.segment import patience, stacks
 from cobre_shm.segment.attach import segments_open_in
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
@@ -132,6 +132,19 @@ def test_exception_before_the_first_collective_reaches_the_others():
         assert "in raise_error" in error.context["traceback"]
 
 
+def work_without_the_process_table(comm, victim):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patience, "is_alive", lambda pid, start: True)
+        return programs.depart(comm, victim, "kill_self")
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_marks_of_the_kernel_alone_tell_who_died(victim):
+    """Otherwise the process table would hide that they do not."""
+    outcomes = run_ranks(work_without_the_process_table, 3, "shm", victim)
+    assert_survivors_blame(outcomes, victim)
+
+
 def test_two_ranks_killed_at_once_fail_the_rest():
     with start(programs.work_until_failure, 4, 100) as group:
         wait_until_joined(group)
@@ -240,6 +253,14 @@ def test_late_rank_is_named_once_by_the_lowest_waiting_rank():
     assert re.match(r"cobre_shm: 2 rank\(s\) have waited \d+ s in collective 2, barrier, ", line)
     told = f"for rank 0 (pid {outcomes[0].pid}, sleeping; finished collective 1, barrier)"
     assert line.endswith(told)
+
+
+def test_stopped_rank_is_named_as_stopped_and_after_six_times_as_long_again():
+    outcomes = warned(programs.stick_stopped)
+    assert outcomes[0].output == outcomes[2].output == ""
+    lines = outcomes[1].output.splitlines()
+    told = f"for rank 0 (pid {outcomes[0].pid}, stopped; finished collective 1, barrier)"
+    assert [line.partition(", barrier, ")[2] for line in lines] == [told] * 2
 
 
 @pytest.mark.parametrize(

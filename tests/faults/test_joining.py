@@ -1,6 +1,7 @@
 """Groups that do not come together: everybody is told why, and nothing is left."""
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -24,8 +25,8 @@ from tests.support.ranks import RankGroup, results_of
 class Join:
     """Join a group as one rank, with a configuration that may be wrong."""
 
-    def __init__(self, name, rank, size, timeout=10.0, delay=0.0):
-        self.config = {"name": name, "rank": rank, "size": size, "timeout_secs": timeout}
+    def __init__(self, name, rank, size, timeout=10.0, delay=0.0, **more):
+        self.config = {"name": name, "rank": rank, "size": size, "timeout_secs": timeout, **more}
         self.delay = delay
 
     def __call__(self):
@@ -61,6 +62,26 @@ def codes_of(outcomes):
 def test_join_waits_for_a_late_rank(name, late):
     joins = [Join(name, rank, 3, delay=0.4 * (rank == late)) for rank in range(3)]
     assert results_of(outcomes_of(*joins)) == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_late_rank_is_named_by_the_lowest_that_waits_to_join(name):
+    # Warned of after 0.2 s, 1.4 s, 2.6 s.
+    outcomes = outcomes_of(
+        *(Join(name, rank, 4, delay=2.0 * (rank == 2), stall_warn_secs=0.2) for rank in range(4))
+    )
+    assert results_of(outcomes) == [(rank, 4) for rank in range(4)]
+    assert [outcome.output for outcome in outcomes[1:]] == [""] * 3
+    told = rf"cobre_shm: 3 rank\(s\) have waited \d s to join, for \[2\] of segment {name}\n"
+    assert re.fullmatch(f"({told}){{2}}", outcomes[0].output)
+
+
+def test_ranks_that_wait_for_rank_zero_say_so(name):
+    joins = [Join(name, rank, 2, delay=1.0 * (rank == 0), stall_warn_secs=0.3) for rank in (0, 1)]
+    outcomes = outcomes_of(*joins)
+    assert results_of(outcomes) == [(0, 2), (1, 2)]
+    assert outcomes[0].output == ""
+    told = f"cobre_shm: rank 1 has waited 0 s for segment {name}, which rank 0 makes\n"
+    assert outcomes[1].output == told
 
 
 def test_join_with_an_absent_rank_times_out_and_lists_it(name):
@@ -156,6 +177,19 @@ def test_segment_of_a_dead_run_is_replaced_with_one_line_of_notice(name):
     notices = [line for line in outcomes[0].output.splitlines() if "cobre_shm" in line]
     assert notices == [f"cobre_shm: removed segment {name}, left by a dead run (pid {process.pid})"]
     assert outcomes[1].output == ""
+
+
+def test_segment_of_an_earlier_boot_is_dead_whoever_has_its_pids_now(name):
+    with leave_segment(name) as process:
+        process.stdout.readline()
+        segment = Segment.open(name)
+        segment.words.store_bytes(layout.HEADER_BOOT_ID, bytes(16))
+        assert segment.living_process() == 0
+        segment.close()
+        outcomes = outcomes_of(Join(name, 0, 2, delay=0.3), Join(name, 1, 2))
+        process.kill()
+    assert results_of(outcomes) == [(0, 2), (1, 2)]
+    assert f"removed segment {name}, left by a dead run" in outcomes[0].output
 
 
 def test_segment_of_a_live_run_is_refused_and_left_alone(name):

@@ -33,6 +33,7 @@ except cobre_shm.RankFailed as error:
         ("os.kill(os.getpid(), signal.SIGKILL)", 137, b"9"),
         ("raise ValueError", 1, b"None"),
         ("os._exit(0)", None, b"None"),
+        ("sys.exit(3)", 3, b"None"),
         # The others see that it has left long before it ends.
         ("comm.close(); time.sleep(1); os._exit(9)", 9, b"None"),
         ("comm.abort(21)", 21, b"None"),
@@ -66,5 +67,5 @@ def test_interrupt_ends_ranks_that_wait_for_each_other(spawn):
     process = spawn.start("-n", 3, "--grace", 600, "program.py")
     assert [process.stdout.readline() for _ in range(3)] == [b"ready\n"] * 3
     os.kill(process.pid, signal.SIGINT)
-    process.communicate()
-    assert process.returncode == 130
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
