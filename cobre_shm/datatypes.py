@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -84,6 +83,9 @@ def dtype_tag(dtype: np.dtype[Any]) -> int:
     """
     text = dtype.str.encode("ascii")
     if dtype.names is not None or len(text) > 8:
+        # Only now: it loads a library of cryptography, and hardly anybody needs it here.
+        import hashlib
+
         digest = hashlib.blake2s(repr(dtype).encode(), digest_size=4).hexdigest()
         text = b"V" + digest[:7].encode("ascii")
     return int.from_bytes(text.ljust(8, b"\0"), "little", signed=True)

@@ -61,7 +61,7 @@ tag of the dtype; number of elements.
 
 from __future__ import annotations
 
-import hashlib
+import zlib
 
 MAGIC = int.from_bytes(b"COBRESHM", "little")
 VERSION = 1
@@ -197,8 +197,8 @@ def _hash_of_numbers() -> int:
         for name, value in globals().items()
         if name.isupper() and isinstance(value, int) and not name.startswith("_")
     )
-    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1  # fits a signed word
+    # Not by hashlib, which loads a library of cryptography into the launcher and every rank.
+    return zlib.crc32(repr(numbers).encode())
 
 
 LAYOUT_HASH = _hash_of_numbers()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +65,7 @@ class Segment:
     @staticmethod
     def random_name() -> str:
         """Return a name that nobody else has."""
-        return f"/cobre-{secrets.token_hex(12)}"
+        return f"/cobre-{os.urandom(12).hex()}"
 
     @classmethod
     def create(
@@ -138,7 +137,7 @@ class Segment:
         words.store(layout.HEADER_CREATOR_PID, os.getpid())
         words.store(layout.HEADER_CREATOR_START, start_time(os.getpid()))
         words.store_bytes(layout.HEADER_BOOT_ID, boot_id())
-        words.store_bytes(layout.HEADER_NONCE, secrets.token_bytes(16))
+        words.store_bytes(layout.HEADER_NONCE, os.urandom(16))
         words.store(layout.HEADER_VERSION, layout.VERSION)
         words.store(layout.HEADER_LAYOUT_HASH, layout.LAYOUT_HASH)
         words.store(layout.HEADER_SIZE, size)

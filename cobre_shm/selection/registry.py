@@ -3,6 +3,9 @@
 A backend is registered by an entry point of the group ``cobre.backends`` whose name is the
 backend's and whose object is a :class:`BackendSpec`. A description is loaded when a choice needs
 it; the backend itself, with everything it depends on, when it is chosen.
+
+The entry points of other distributions are read when a name, or all of them, are asked for that
+are none of ours: reading them takes longer than the rest of a start with a backend that was named.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ import importlib.machinery
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from cobre_shm.selection.variables import Variable
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = [
     "BackendSpec",
@@ -123,32 +129,83 @@ class RegistrationFailure:
     reason: str
 
 
-@dataclass
-class Registry:
-    """The entry points that were found; each is loaded when it is asked for.
+@dataclass(frozen=True)
+class Entry:
+    """An entry point.
 
     Attributes:
-        failures: The entry points that could not be used so far. One that fails takes nothing
-            from the others.
+        name: Of the entry point.
+        reference: What it points to, ``module:attribute``.
+        load: Imports that.
+        distribution: Name of the distribution that installed it.
     """
 
-    entries: dict[str, EntryPoint]
-    failures: list[RegistrationFailure] = field(default_factory=list)
-    _loaded: dict[str, BackendSpec | None] = field(default_factory=dict)
+    name: str
+    reference: str
+    load: Callable[[], object]
+    distribution: str = ""
+
+    @classmethod
+    def of(cls, found: EntryPoint) -> Entry:
+        """Return what ``importlib.metadata`` has found."""
+        distribution = found.dist.name if found.dist is not None else ""
+        return cls(found.name, found.value, found.load, distribution)
+
+    @classmethod
+    def builtin(cls, name: str) -> Entry:
+        """Return one of ``BUILTIN``."""
+        reference = BUILTIN[name]
+        return cls(name, reference, lambda: pkgutil.resolve_name(reference))
+
+    def failure(self, reason: str) -> RegistrationFailure:
+        """Return that it could not be used."""
+        return RegistrationFailure(self.name, self.reference, self.distribution, reason)
+
+
+class Registry:
+    """The entry points that there are; each is found, and loaded, when it is asked for."""
+
+    def __init__(self) -> None:
+        self._failures: list[RegistrationFailure] = []
+        self._loaded: dict[str, BackendSpec | None] = {}
+
+    @cached_property
+    def _entries(self) -> dict[str, Entry]:
+        found = [Entry.builtin(name) for name in BUILTIN]
+        try:
+            found += _installed()
+        except Exception as error:
+            damaged = Entry(f"group {GROUP}", "", lambda: None)
+            self._failures.append(damaged.failure(f"{type(error).__name__}: {error}"))
+        entries: dict[str, Entry] = {}
+        for entry in found:
+            first = entries.setdefault(entry.name, entry)
+            if first.reference != entry.reference:
+                reason = f"the name is taken by {first.reference}"
+                self._failures.append(entry.failure(reason))
+        return entries
+
+    @property
+    def failures(self) -> list[RegistrationFailure]:
+        """Entry points that could not be used so far. One that fails takes nothing from others."""
+        self.names()
+        return self._failures
 
     def names(self) -> list[str]:
         """Return the registered names, whether or not their entry points can be loaded."""
-        return list(self.entries)
+        return list(self._entries)
 
     def find(self, name: str) -> BackendSpec | None:
         """Return the description of ``name``; None: not registered, or in ``failures``."""
-        if name not in self._loaded and name in self.entries:
-            self._loaded[name] = self._load(self.entries[name])
-        return self._loaded.get(name)
+        if name not in self._loaded:
+            # Nobody else can have taken one of these.
+            entry = Entry.builtin(name) if name in BUILTIN else self._entries.get(name)
+            self._loaded[name] = None if entry is None else self._load(entry)
+        return self._loaded[name]
 
     def specs(self) -> list[BackendSpec]:
         """Return all descriptions that can be loaded, the highest priority first."""
-        found = [spec for name in self.entries if (spec := self.find(name)) is not None]
+        found = [spec for name in self._entries if (spec := self.find(name)) is not None]
         return sorted(found, key=lambda spec: (-spec.priority, spec.name))
 
     def available(self) -> list[str]:
@@ -159,11 +216,11 @@ class Registry:
         """Return why ``name`` could not be loaded, or None."""
         return next((failure for failure in self.failures if failure.name == name), None)
 
-    def _load(self, entry: EntryPoint) -> BackendSpec | None:
+    def _load(self, entry: Entry) -> BackendSpec | None:
         try:
             spec = entry.load()
         except (Exception, SystemExit) as error:
-            self.failures.append(_failure(entry, f"{type(error).__name__}: {error}"))
+            self._failures.append(entry.failure(f"{type(error).__name__}: {error}"))
             return None
         if not isinstance(spec, BackendSpec):
             reason = f"expected a BackendSpec, found {type(spec).__name__}"
@@ -173,26 +230,22 @@ class Registry:
             reason = "the name stands for auto-detection"
         else:
             return spec
-        self.failures.append(_failure(entry, reason))
+        self._failures.append(entry.failure(reason))
         return None
 
 
 def read_registry() -> Registry:
-    """Look up which backends are registered; nothing of theirs is imported."""
-    found = [EntryPoint(name, reference, GROUP) for name, reference in BUILTIN.items()]
-    failures = []
-    try:
-        # Order within a directory of installed distributions is that of the file system.
-        found += sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
-    except Exception as error:
-        damaged = EntryPoint(f"group {GROUP}", "", GROUP)
-        failures.append(_failure(damaged, f"{type(error).__name__}: {error}"))
-    entries: dict[str, EntryPoint] = {}
-    for entry in found:
-        first = entries.setdefault(entry.name, entry)
-        if first.value != entry.value:
-            failures.append(_failure(entry, f"the name is taken by {first.value}"))
-    return Registry(entries, failures)
+    """Return the registered backends as they are now; nothing of theirs is imported."""
+    return Registry()
+
+
+def _installed() -> list[Entry]:
+    """Find the entry points of all installed distributions, our own included."""
+    from importlib.metadata import entry_points
+
+    # Order within a directory of installed distributions is that of the file system.
+    found = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+    return [Entry.of(entry) for entry in found]
 
 
 def has_module(name: str) -> bool:
@@ -210,8 +263,3 @@ def has_module(name: str) -> bool:
         path = f"{path}.{part}"
         spec = importlib.machinery.PathFinder.find_spec(path, spec.submodule_search_locations)
     return spec is not None
-
-
-def _failure(entry: EntryPoint, reason: str) -> RegistrationFailure:
-    distribution = entry.dist.name if entry.dist is not None else ""
-    return RegistrationFailure(entry.name, entry.value, distribution, reason)

@@ -11,7 +11,8 @@
     plan          what would be started, for --dry-run
     doctor        whether ranks can be run here, for --doctor
 
-    launcher      from a job to its exit code: meeting, guard, attempts
+    launcher      from a job to its exit code
+    attempts      a job's runs: meeting, guard, group
     meeting       how the ranks find each other: in a segment of shared memory
     tcp           the same over tcp, also on several machines
     network       which part of a run over several machines is started here

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from cobre_shm.cpus import count_cpus
 from cobre_shm.errors import CobreError
 from cobre_shm.spawn.errors import LaunchError, ProgramNotRunnable
 from cobre_shm.spawn.options import Options, parse, wants_json
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 _BACKEND_ERROR = 4
 
@@ -72,5 +74,17 @@ def _show(error: CobreError, *, as_json: bool) -> None:
         print(text, file=sys.stderr)
 
 
+def run() -> NoReturn:
+    """Run this process's command line, and end it."""
+    code = main()
+    # Nothing of ours is left that Python could free or write, and freeing takes it a while.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    # Python says what it could not write, or there is nothing to write to.
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -18,11 +18,12 @@ from typing import Any
 
 from cobre_shm.spawn import boot
 from cobre_shm.spawn.errors import ProgramNotRunnable
+from cobre_shm.spawn.job import Job
 from cobre_shm.spawn.program import Program, interpreter
 from cobre_shm.spawn.rank import Pipes, die_with_parent
 from cobre_shm.spawn.zygote import ORDER_BYTES
 
-__all__ = ["Order", "Zygote", "can_adopt"]
+__all__ = ["Order", "Zygote", "can_adopt", "start_zygote"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 # Leaves no name in ``__main__``.
@@ -175,6 +176,13 @@ class Zygote:
             for descriptor in self._gate:
                 os.close(descriptor)
             self._gate = None
+
+
+def start_zygote(job: Job) -> Zygote | None:
+    """Start the zygote of a job; None where its ranks are to be started one by one."""
+    if job.start_method != "zygote" or not job.program.is_python or not can_adopt():
+        return None
+    return Zygote(job.program, job.environment, job.preload)
 
 
 def can_adopt() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -111,6 +110,9 @@ def _read_standard_input() -> bytes:
 
 
 def _check_command(name: str) -> None:
+    # Only now, as below: it imports what packs archives.
+    import shutil
+
     context = {"program": name}
     if shutil.which(name) is not None:
         return
@@ -167,6 +169,8 @@ def _check_file(program: str) -> None:
     except PermissionError:
         raise ProgramNotRunnable(f"No permission to read {program!r}", context=context) from None
     except (OSError, ValueError):
+        import shutil
+
         found = shutil.which(program)
         raise ProgramNotFound(
             f"There is no file {program!r}",

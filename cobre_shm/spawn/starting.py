@@ -99,6 +99,10 @@ class FreshStart:
         return rank
 
 
+# Orders that the zygote has not answered: while it forks one rank, the next is being ordered.
+_MOST_ORDERS = 2
+
+
 class ZygoteStart:
     """Has ranks forked from a zygote; from fresh interpreters where it is not fit for that.
 
@@ -109,6 +113,7 @@ class ZygoteStart:
     def __init__(self, zygote: Zygote) -> None:
         self.is_done: bool = False
         self._zygote = zygote
+        self._ordered = 0
 
     def begin(self, group: Group) -> None:
         """Listen to the zygote."""
@@ -132,20 +137,21 @@ class ZygoteStart:
         elif "unfit" in message:
             self._start_fresh(message["unfit"])
         elif "error" in message:
-            with _refusal_of(self._next(), group.job):
+            with _refusal_of(self._expected(), group.job):
                 raise OSError(message["error"])
         else:
             if "pid" in message:
-                rank = Rank(self._next(), message["pid"])
+                rank = Rank(self._expected(), message["pid"])
                 rank.dump_signal = DUMP_SIGNAL
                 group.add(rank)
-            if len(group.ranks) < group.job.size:
-                self._order(self._next())
-            else:
+            if len(group.ranks) == group.job.size:
                 self._finish()
+            while self._ordered < min(group.job.size, len(group.ranks) + _MOST_ORDERS):
+                self._order(group.job.ranks[self._ordered])
+                self._ordered += 1
 
-    def _next(self) -> int:
-        """The rank that is ordered, or to be ordered."""
+    def _expected(self) -> int:
+        """The rank that the zygote tells of next: it answers in the order of its orders."""
         return self._group.job.ranks[len(self._group.ranks)]
 
     def _order(self, number: int) -> None:

@@ -82,6 +82,8 @@ def main() -> list[str]:
         _import_all(link, preload, words)
         imported |= set(sys.modules) - bare
         why = _why_unfit(words, imported)
+        # Python takes these apart last, and a rank shall neither.
+        imported |= bare - {"__main__", "sys", "builtins"}
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
     gc.freeze()
@@ -104,8 +106,6 @@ def _import_all(link: socket.socket, preload: str, words: list[str]) -> None:
     more = _used_by(words) if preload == "auto" else preload.split(",") if preload else []
     for name in (*_PRELOADED, *filter(None, [_BACKENDS.get(backend)]), *more):
         importlib.import_module(name)
-    # The metadata of installed distributions, once read, is remembered by importlib.
-    sys.modules["cobre_shm.selection.registry"].read_registry()
     if backend == "shm":
         # Where it is refused, ranks will say so.
         with contextlib.suppress(CobreError, OSError):
@@ -120,13 +120,14 @@ def _call_once() -> None:
     Much is set up at the first call, on pages that would otherwise be copied in every rank.
     """
     from cobre_shm.segment.watch import WatchedSegment
+    from cobre_shm.selection.factory import create_communicator
     from cobre_shm.selection.kinds import ShmConfig
 
-    numpy, shm = sys.modules["numpy"], sys.modules["cobre_shm.shm"]
+    numpy = sys.modules["numpy"]
     segment = WatchedSegment.create_unnamed(1, launched=True)
     try:
         config = ShmConfig(name=segment.name, rank=0, size=1)
-        with shm.ShmCommunicator(config) as comm:
+        with create_communicator(config) as comm:
             comm.barrier()
             comm.broadcast(numpy.zeros(1))
             comm.allgatherv(numpy.zeros(1))
@@ -290,13 +291,22 @@ def _dump_stacks_on(number: int) -> None:
 
 
 def _keep(imported: set[str]) -> None:
-    """Spare the interpreter to take apart what the zygote had imported; called last at exit.
+    """Spare the interpreter to take apart the modules of the zygote; called last at exit.
 
     Freeing all of it, Python would write to nearly every page that ranks share, and copy it first.
-    What the program itself has imported or made is freed as always.
+    What the program itself has imported or made is freed as always, and what it runs on the way
+    may still import all of it.
     """
     for name in imported:
-        module = sys.modules.pop(name, None)
+        module = sys.modules.get(name)
         if isinstance(module, ModuleType):
-            # With no name and a reference that nobody gives back, it is left alone.
+            # Python takes modules apart that it finds by name, and this is none. The module has a
+            # reference that nobody gives back.
+            stand_in = _StandIn()
+            stand_in.__dict__ = vars(module)
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))
+            sys.modules[name] = stand_in  # type: ignore[assignment]
+
+
+class _StandIn:
+    """Has all that a module has."""

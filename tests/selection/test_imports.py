@@ -24,6 +24,8 @@ SHARED_MEMORY = {
 }
 SPOOLED = {"spool_backend.communicator"}
 NEVER = {"mpi4py", "cobre_net", "cobre_shm.spawn", "cobre_shm.sddp"}
+# Needed where all that is installed is looked at, or hardly ever, and slow to import.
+SLOW = {"importlib.metadata", "hashlib"}
 # What makes the images of kernels; with a warm cache nobody needs it.
 COMPILER = {"numba", "llvmlite", "cobre_shm.compiler"}
 
@@ -39,12 +41,14 @@ def test_choice_of_local_imports_no_other_backend(third_party, env):
     loaded = modules(third_party, env=env)
     assert loaded >= LOCAL
     assert not loaded & (SHARED_MEMORY | SPOOLED | NEVER | COMPILER)
+    if env:
+        assert not loaded & SLOW
 
 
 def test_choice_of_shm_imports_no_other_backend(third_party):
     env = {**SHM, "COBRE_COMM_BACKEND": "shm"}
     # The first may have to compile.
-    for unneeded in (set(), COMPILER):
+    for unneeded in (set(), COMPILER | SLOW):
         loaded = modules(third_party, env=env)
         assert loaded >= SHARED_MEMORY
         assert not loaded & (LOCAL | SPOOLED | NEVER | unneeded)

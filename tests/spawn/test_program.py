@@ -151,7 +151,7 @@ def test_rank_that_cannot_be_started_ends_the_others(spawn):
 
 def test_console_script_is_the_same(spawn):
     script = spawn.folder / "cobrerun"
-    script.write_text("import sys; from cobre_shm.spawn.__main__ import main; sys.exit(main())")
+    script.write_text("import sys; from cobre_shm.spawn.__main__ import run; sys.exit(run())")
     shown = spawn.run(command=[sys.executable, str(script), "--help"])
     assert shown.stdout.startswith(b"usage: cobrerun ")
     (spawn.folder / "local.py").write_text("raise SystemExit(3)")

@@ -98,6 +98,19 @@ SCRIPTS = {
         "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\n"
         "print('main')"
     ),
+    "late": (
+        "import json, os, threading, numpy\n"
+        "class Late:\n"
+        "    def __init__(self): self.itself = self\n"
+        "    def __del__(self):\n"
+        "        import json, os.path, threading, numpy\n"
+        "        print(json.dumps(numpy.arange(2).tolist()), os.path.basename('a/b'))\n"
+        "        print(threading.current_thread() is threading.main_thread())\n"
+        "        import traceback\n"
+        "        try: 1 / 0\n"
+        "        except ZeroDivisionError: traceback.print_exc()\n"
+        "Late()"
+    ),
     "interrupt": "raise KeyboardInterrupt",
     "crash": "import os\nos._exit(7)",
 }

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import pickle
+from importlib import metadata
 
 import pytest
 
@@ -102,7 +103,7 @@ def shape(value):
 def without_mpi(monkeypatch):
     """The backends tcp and shm look installed, and mpi does not."""
     monkeypatch.setattr(registry, "has_module", lambda module: module != "mpi4py")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [])
     for variable in MISSING["context"]["missing_variables"]:
         monkeypatch.delenv(variable, raising=False)
     return monkeypatch

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import types
 from dataclasses import replace
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_report_unknown_variables_are_named_without_their_value(capsys, monkeypa
 
 def test_report_failed_registration_is_shown(capsys, monkeypatch):
     broken = EntryPoint("ring", "no_such_module_anywhere:SPEC", "cobre.backends")
-    monkeypatch.setattr(registry_module, "entry_points", lambda group: [broken])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [broken])
     code, report = report_of(capsys)
     assert code == 0
     assert report["failed_registrations"][0]["name"] == "ring"
@@ -102,7 +103,7 @@ def ring(monkeypatch):
         module.SPEC = replace(SHM, name="ring", connect=print, requirements=(), **fields)
         monkeypatch.setitem(sys.modules, "ring_spec", module)
         entry = EntryPoint("ring", "ring_spec:SPEC", "cobre.backends")
-        monkeypatch.setattr(registry_module, "entry_points", lambda group: [entry])
+        monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
 
     return register
 

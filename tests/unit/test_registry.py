@@ -4,13 +4,13 @@ import dataclasses
 import sys
 import tomllib
 import types
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 import cobre_shm
-from cobre_shm.selection import registry as registry_module
 from cobre_shm.selection.builtin import LOCAL, MPI, SHM, TCP
 from cobre_shm.selection.registry import BUILTIN, GROUP, BackendSpec, has_module, read_registry
 
@@ -39,7 +39,7 @@ def register(monkeypatch):
             setattr(module, f"spec{number}", obj)
             found.append(EntryPoint(name, f"third_party_specs:spec{number}", GROUP))
         monkeypatch.setitem(sys.modules, "third_party_specs", module)
-        monkeypatch.setattr(registry_module, "entry_points", lambda group: found)
+        monkeypatch.setattr(metadata, "entry_points", lambda group: found)
         return read_registry()
 
     return register
@@ -63,7 +63,7 @@ def test_registry_without_metadata_knows_the_builtin_backends(register):
 
 def test_registry_with_own_metadata_has_each_backend_once(monkeypatch):
     installed = [EntryPoint(name, reference, GROUP) for name, reference in BUILTIN.items()]
-    monkeypatch.setattr(registry_module, "entry_points", lambda group: installed)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: installed)
     registry = read_registry()
     assert registry.specs() == [MPI, TCP, SHM, LOCAL]
     assert registry.failures == []
@@ -108,7 +108,7 @@ def test_registry_unusable_object_is_recorded_and_harms_nobody(register, name, o
 
 def test_registry_entry_that_raises_is_recorded_once(monkeypatch):
     broken = EntryPoint("ring", "no_such_module_anywhere:SPEC", GROUP)
-    monkeypatch.setattr(registry_module, "entry_points", lambda group: [broken])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [broken])
     registry = read_registry()
     registry.specs()
     registry.specs()
@@ -121,7 +121,7 @@ def test_registry_entry_that_exits_is_recorded(register, tmp_path, monkeypatch):
     (tmp_path / "leaving_spec.py").write_text("raise SystemExit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     leaving = EntryPoint("ring", "leaving_spec:SPEC", GROUP)
-    monkeypatch.setattr(registry_module, "entry_points", lambda group: [leaving])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [leaving])
     registry = read_registry()
     assert registry.find("ring") is None
     assert registry.failures[0].reason == "SystemExit: 3"
@@ -145,7 +145,7 @@ def test_registry_damaged_metadata_leaves_the_builtin_backends(monkeypatch):
     def damaged(group):
         raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 
-    monkeypatch.setattr(registry_module, "entry_points", damaged)
+    monkeypatch.setattr(metadata, "entry_points", damaged)
     registry = read_registry()
     assert registry.specs() == [MPI, TCP, SHM, LOCAL]
     assert "UnicodeDecodeError" in registry.failures[0].reason

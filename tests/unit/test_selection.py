@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 import types
+from importlib import metadata
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from cobre_shm.selection import factory
 from cobre_shm.selection import registry as registry_module
 from cobre_shm.selection.factory import available_backends, choose, detect
 from cobre_shm.selection.kinds import BackendKind, LocalConfig, MpiConfig, ShmConfig, TcpConfig
-from cobre_shm.selection.registry import BackendSpec, EntryPoint, read_registry
+from cobre_shm.selection.registry import BackendSpec, read_registry
 
 FEATURES = ("mpi", "tcp", "shm")
 MODULES = {
@@ -82,7 +84,7 @@ def register(monkeypatch):
         module.SPEC = BackendSpec(**fields)
         monkeypatch.setitem(sys.modules, "ring_spec", module)
         entry = EntryPoint("ring", "ring_spec:SPEC", "cobre.backends")
-        monkeypatch.setattr(registry_module, "entry_points", lambda group: [entry])
+        monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
 
     return register
 
@@ -182,7 +184,7 @@ def test_backend_without_implementation_promises_nothing_from_an_install(monkeyp
 
 def test_broken_registration_is_not_available_and_says_why(monkeypatch):
     entry = EntryPoint("ring", "no_such_module_anywhere:SPEC", "cobre.backends")
-    monkeypatch.setattr(registry_module, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
     with pytest.raises(BackendNotAvailable) as caught:
         choose(read_registry(), "ring", {})
     assert "no_such_module_anywhere" in caught.value.suggestion
