@@ -187,24 +187,17 @@ def time_parts() -> Sequence[tuple[str, str]]:
 
 
 def speed_up(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    """Draw problems per second over ranks, relative to the fewest ranks of each backend.
+    """Draw speed-ups over ranks.
 
     Args:
-        runs: For each backend (ranks, problems per second), sorted by ranks.
+        runs: For each backend (ranks, speed-up in problems per second), sorted by ranks.
     """
     figure, axes = _axes(6.0, 4.5)
     most = max(ranks for points in runs.values() for ranks, _ in points)
     axes.plot([1, most], [1, most], ":", color=_GREY, label="ideal")
     styles = ((_BLUE, "o-"), (_ORANGE, "s--"), (_GREEN, "^-."), (_RED, "d:"))
     for (backend, points), (colour, style) in zip(runs.items(), styles, strict=False):
-        first_ranks, first_rate = points[0]
-        axes.plot(
-            [ranks for ranks, _ in points],
-            [rate / first_rate * first_ranks for _, rate in points],
-            style,
-            color=colour,
-            label=backend,
-        )
+        axes.plot(*zip(*points, strict=True), style, color=colour, label=backend)
     _tidy(axes, "ranks", "speed-up (LPs per second)")
     axes.set_ylim(bottom=0.0)
     axes.legend(frameon=False)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_INTEGERS = {"lag", "block_id", "opening_index", "entity_index"}
+_TYPES = {"lag": pa.int32(), "opening_index": pa.uint32(), "entity_index": pa.uint32()}
 
 
 def copy_case(source: Path, target: Path) -> Path:
@@ -40,13 +40,11 @@ def write_json(case: Path, file: str, content: Any) -> None:
 
 
 def write_table(case: Path, file: str, names: list[str], rows: list[tuple[Any, ...]]) -> None:
-    """Write rows as Parquet; columns that end in ``_id`` are int32, the others float64."""
+    """Write rows as Parquet; ids and the like are integers, the others float64."""
     arrays = []
     for i, name in enumerate(names):
-        integer = name.endswith("_id") or name in _INTEGERS
-        arrays.append(
-            pa.array([row[i] for row in rows], type=pa.int32() if integer else pa.float64())
-        )
+        kind = pa.int32() if name.endswith("_id") else _TYPES.get(name, pa.float64())
+        arrays.append(pa.array([row[i] for row in rows], type=kind))
     path = case / file
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(arrays, names=names), path, compression="zstd")

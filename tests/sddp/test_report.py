@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -56,6 +57,19 @@ def test_page_holds_every_picture_and_needs_no_other_file(output):
     assert set(pictures(page)) == files
     assert all(data.startswith(PNG) for data in files)
     assert re.findall(r'src="(?!data:)|href=|<script', page) == []
+
+
+def test_speed_up_is_relative_to_one_run(output, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(output, other)
+    file = other / "training" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    metadata |= {"backend": "shm", "ranks": 2, "seconds": metadata["seconds"] / 1.5}
+    file.write_text(json.dumps(metadata))
+    page = write_report(output, [other]).read_text()
+    table = page[page.index(">Speed-up over ranks<") :]
+    rows = re.findall(r"<td>(local|shm)</td><td>(\d)</td><td>[\d,]+</td><td>(.*?)</td>", table)
+    assert rows == [("local", "1", "1.00"), ("shm", "2", "1.50")]
 
 
 def test_tables_tell_the_results(output):

@@ -7,6 +7,7 @@ computes for them. To make it anew, write the variants with :func:`write_variant
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,30 @@ def _load_and_wind(case: Path) -> None:
     _wind(case)
 
 
+def _much_at_once(case: Path) -> None:
+    for change in (
+        *(_cvar, _load_and_wind, _lags("penalty"), _correlation, _overrides, _diversion),
+        *(_discount_by_transition, _production_model, _exchange_factors, _generic_constraints),
+    ):
+        change(case)
+
+
+def _own_openings(case: Path) -> None:
+    """Openings of the user, with CVaR, random load and lagged inflow."""
+    for change in (_cvar, _random_load, _lags("truncation_with_penalty"), _generic_constraints):
+        change(case)
+    components = len(HYDROS) + 2
+    rows = [
+        # Made up, but neither symmetric nor sorted.
+        (t, opening, i, 1.7 * np.sin(1.0 + 2.3 * t + 3.1 * opening + 5.7 * i))
+        for t, stage in enumerate(json.loads((case / "stages.json").read_text())["stages"])
+        for opening in range(stage["num_scenarios"])
+        for i in range(components)
+    ]
+    names = ["stage_id", "opening_index", "entity_index", "value"]
+    write_table(case, "scenarios/noise_openings.parquet", names, rows)
+
+
 VARIANTS: dict[str, Callable[[Path], None]] = {
     "plain": lambda _: None,
     "cvar": _cvar,
@@ -250,6 +275,8 @@ VARIANTS: dict[str, Callable[[Path], None]] = {
     "exchange_factors": _exchange_factors,
     "shared_noise": _shared_noise,
     "generic_constraints": _generic_constraints,
+    "much_at_once": _much_at_once,
+    "own_openings": _own_openings,
 }
 
 
