@@ -82,6 +82,7 @@ TEXT_COMMANDS = {
     "python -m cobre_shm.top": HELP,
     "python -m cobre_shm.tune": HELP,
     "python bench/faults.py": HELP,
+    "python bench/chaos.py --kills 10000": HELP,
     "python bench/memory.py": HELP,
     "python bench/hugepages.py --mb 128 --rounds 25": HELP,
     "python bench/readme.py": HELP,
