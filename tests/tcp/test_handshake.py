@@ -1,9 +1,7 @@
 """The handshake without sockets: who is let in, and what any bytes do to it."""
 
-import os
 import random
 import struct
-import tracemalloc
 
 import pytest
 
@@ -11,6 +9,7 @@ from cobre_net.tcp import handshake, wire
 from cobre_net.tcp.call import ALLREDUCE
 from cobre_net.tcp.handshake import Applicant, Greeter, Identity, Refused
 from cobre_net.tcp.wire import SEND, frame
+from tests.tcp.fuzzing import check_memory, new_seed
 
 KEY = b"the secret of this group"
 ME = Identity(4242, "node-7")
@@ -201,21 +200,9 @@ def feed_noise(rounds, seed):
 
 
 def test_noise_at_any_step_of_the_handshake_is_refused():
-    seed = int.from_bytes(os.urandom(4))
-    print("seed", seed)
-    feed_noise(10_000, seed)
+    feed_noise(10_000, new_seed())
 
 
 @pytest.mark.slow
 def test_a_million_random_inputs_are_refused_and_cost_no_memory():
-    seed = int.from_bytes(os.urandom(4))
-    print("seed", seed)
-    feed_noise(1_000_000, seed)
-    # Not all of them: to trace takes several times as long.
-    tracemalloc.start()
-    try:
-        feed_noise(50_000, seed + 1)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 1 << 20
+    check_memory(feed_noise, 1_000_000, 50_000)

@@ -1,8 +1,6 @@
 """Random and damaged frames into every parser of data frames: an error that is known, no memory."""
 
-import os
 import random
-import tracemalloc
 
 import pytest
 
@@ -15,6 +13,7 @@ from cobre_net.tcp.handshake import Identity
 from cobre_net.tcp.link import Ended, Ending, FrameBuffer
 from cobre_net.tcp.wire import END, RESULT, SEND, BadFrame, frame
 from cobre_net.tcp.worker import Worker
+from tests.tcp.fuzzing import check_memory, new_seed
 
 TOTAL = 400
 CALL = Call(ALLREDUCE, 0, 0, 7, TOTAL // 8)
@@ -119,21 +118,9 @@ def feed_noise(rounds, seed):
 
 
 def test_noise_in_data_frames_is_a_known_error():
-    seed = int.from_bytes(os.urandom(4))
-    print("seed", seed)
-    assert 0 < feed_noise(6000, seed) < 3000, "most are damaged, and some are not"
+    assert 0 < feed_noise(6000, new_seed()) < 3000, "most are damaged, and some are not"
 
 
 @pytest.mark.slow
 def test_a_million_noises_in_data_frames_cost_no_memory():
-    seed = int.from_bytes(os.urandom(4))
-    print("seed", seed)
-    feed_noise(1_000_000, seed)
-    # Not all of them: to trace takes several times as long.
-    tracemalloc.start()
-    try:
-        feed_noise(50_000, seed + 1)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 1 << 20
+    check_memory(feed_noise, 1_000_000, 50_000)
