@@ -5,7 +5,8 @@ minute; the machine should have nothing else to do.
 
 The ranks of one group change the words that choose the algorithm, all to the same values between
 two barriers, and time a collective with each candidate in turn, several times over; the candidate
-with the smallest median is kept. A file holds for about as many ranks as it was measured with.
+with the smallest median is kept. A threshold is looked for payload by payload, until the algorithm
+beyond it loses. A file holds for about as many ranks as it was measured with.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _KIB, _MIB = 1 << 10, 1 << 20
 _NEVER = 1 << 62
 _ROUNDS = 5
 _SECONDS = 0.02  # of one candidate in one round
+_TIE = 0.03  # of a ratio: no answer, the next payload may give one
 # Given to the ranks, which are this same program.
 _INSIDE = "--inside"
 
@@ -43,7 +45,8 @@ class Trial(NamedTuple):
     Attributes:
         operation: Collective that is timed.
         nbytes: Its payload.
-        candidates: Switch points to try; the names are the same in each.
+        candidates: Values to try of one switch point. Of a threshold there are two, and that which
+            is ``nbytes`` has the algorithm beyond it used.
         shared_cores: Whether it matters only with more ranks than processors.
     """
 
@@ -79,22 +82,34 @@ TRIALS = (
     Trial("allgatherv", 16 * _MIB, _each("gather_stream_chunk", *_CHUNKS)),
     Trial("broadcast", 256 * _KIB, _each("broadcast_small_chunk", 16 * _KIB, 32 * _KIB, *_CHUNKS)),
     Trial("broadcast", 4 * _MIB, _each("broadcast_chunk", *_CHUNKS)),
+    *(
+        Trial("allreduce", nbytes, _each("read_bytes", nbytes, _NEVER))
+        for nbytes in (16 * _MIB, 8 * _MIB, 4 * _MIB, 2 * _MIB, _MIB, 512 * _KIB)
+    ),
 )
 
 
 def _call_of(comm: Communicator, operation: str, nbytes: int) -> Callable[[], Any]:
     count = nbytes // 8
     send, recv = np.full(count, comm.rank + 1.5), np.zeros(count)
-    if operation == "allreduce":
-        return comm.allreduce_init(send, recv)
-    if operation == "broadcast":
-        return comm.broadcast_init(send)
     share = count // comm.size
-    return comm.allgatherv_init(send[:share], recv, [share] * comm.size)
+    if operation == "allgatherv":
+        send = send[:share]
+        plan = comm.allgatherv_init(send, recv, [share] * comm.size)
+    else:
+        is_reduced = operation == "allreduce"
+        plan = comm.allreduce_init(send, recv) if is_reduced else comm.broadcast_init(send)
+
+    def call() -> None:
+        # As in a program: what peers fetch lies in the cache of the core that has made it.
+        send.fill(comm.rank + 1.5)
+        plan()
+
+    return call
 
 
-def _measure(comm: Any, trial: Trial, chosen: dict[str, int]) -> dict[str, int]:
-    """Return the best candidate, the same on all ranks."""
+def _measure(comm: Any, trial: Trial, chosen: dict[str, int]) -> list[float]:
+    """Return the seconds that each candidate takes, the same on all ranks."""
     call = _call_of(comm, trial.operation, trial.nbytes)
     times: list[list[float]] = [[] for _ in trial.candidates]
     for round_ in range(_ROUNDS + 1):
@@ -106,15 +121,14 @@ def _measure(comm: Any, trial: Trial, chosen: dict[str, int]) -> dict[str, int]:
                 call()
             comm.barrier()
             times[index].append((time.perf_counter() - begun) / turns)
-    medians = np.array([statistics.median(found[1:]) for found in times])
-    best = int(np.argmin(comm.broadcast(medians)))
+    medians = comm.broadcast(np.array([statistics.median(found[1:]) for found in times]))
     if comm.rank == 0:
         shown = "  ".join(
             f"{next(iter(candidate.values()))}: {median * 1e6:.1f} us"
             for candidate, median in zip(trial.candidates, medians, strict=True)
         )
         print(f"{trial.operation} {trial.nbytes}  {next(iter(trial.candidates[0]))}  {shown}")
-    return trial.candidates[best]
+    return [float(median) for median in medians]
 
 
 def _agreed_turns(comm: Communicator, seconds: float) -> int:
@@ -124,21 +138,26 @@ def _agreed_turns(comm: Communicator, seconds: float) -> int:
 
 def _chosen_by(comm: Any) -> dict[str, int]:
     """Ask all questions; a switch point that was settled stays for the later ones."""
-    chosen: dict[str, int] = {}
+    # Until the last question, so that those about slots are asked of slots.
+    chosen: dict[str, int] = {"read_bytes": _NEVER}
     settled: set[str] = set()
     for trial in TRIALS:
         name = next(iter(trial.candidates[0]))
         if name in settled or (trial.shared_cores and comm.size <= count_cpus()):
             continue
-        best = _measure(comm, trial, chosen)
-        if name in ("direct_bytes", "chain_min_bytes", "stream_bytes"):
-            # A threshold moves as long as the algorithm beyond it wins at the next payload.
-            is_beyond = best[name] == trial.nbytes
-            if not is_beyond:
-                settled.add(name)
-                if name in chosen or name == "direct_bytes":
-                    best = {name: chosen.get(name, best[name])}
-        chosen.update(best)
+        medians = _measure(comm, trial, chosen)
+        values = [candidate[name] for candidate in trial.candidates]
+        if trial.nbytes not in values:
+            chosen[name] = values[int(np.argmin(medians))]
+            continue
+        beyond = values.index(trial.nbytes)
+        ratio = medians[beyond] / medians[1 - beyond]
+        if ratio < 1 - _TIE:
+            # Stores of all ranks leave the caches together.
+            chosen[name] = trial.nbytes * (comm.size if name == "stream_bytes" else 1)
+        elif ratio > 1 + _TIE:
+            chosen.setdefault(name, values[1 - beyond])
+            settled.add(name)
     return chosen
 
 

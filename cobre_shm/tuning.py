@@ -33,6 +33,7 @@ BROADCAST_SMALL_BYTES = 12  # ... so many bytes
 BROADCAST_CHUNK = 13  # of a larger one
 SHARE_BYTES = 15  # payload from which shared arrays are used without copies
 SPIN_PAUSES = 14  # turns of a wait before it yields, to begin with; waiting adapts it
+READ_BYTES = 16  # payload from which ranks read private memory of peers; twice that in a broadcast
 
 NAMES = (
     "direct_bytes",
@@ -51,6 +52,7 @@ NAMES = (
     "broadcast_chunk",
     "spin_pauses",
     "share_bytes",
+    "read_bytes",
 )
 _CHUNKS = tuple(name for name in NAMES if name.endswith("chunk"))
 _SMALLEST_CHUNK = 4096
@@ -65,7 +67,8 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
         "chain_min_bytes": 192 * _KIB if shared else _NEVER,
         "chain_max_bytes": 2 * _MIB,
         "chain_chunk": 128 * _KIB,
-        "stream_bytes": last_level_cache_bytes() // 4,
+        # Of a cache of hundreds of MiB the rest belongs to other cores, or virtual machines.
+        "stream_bytes": min(last_level_cache_bytes() // 4, 64 * _MIB),
         "stream_ranks": 2,
         "direct_chunk": 128 * _KIB,
         "scatter_chunk": 256 * _KIB,
@@ -77,6 +80,8 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
         "broadcast_chunk": 256 * _KIB,
         "spin_pauses": 0 if shared else 2000,
         "share_bytes": 32 * _KIB,
+        # On cores of their own: ranks that take turns on one find what they copied in its cache.
+        "read_bytes": 2 * _MIB if not shared else _NEVER,
     }
 
 

@@ -28,10 +28,10 @@ from cobre_shm.kernels.rounds import (
     take_slots,
 )
 from cobre_shm.kernels.sharing import (
-    ALL_SEND,
+    SENDS_READABLE,
     ending_round,
+    fetch_from,
     probe,
-    source,
 )
 from cobre_shm.kernels.switches import PIECE_BYTES, gather_chunk, is_probing, is_streaming
 from cobre_shm.kernels.waiting import arrival_line
@@ -81,11 +81,11 @@ def allgatherv(
     own_bytes = load_plain(counts + 8 * rank) * item_bytes
     if largest <= layout.INLINE_BYTES:
         return _inline(ctx, send, recv, own, own_bytes, counts, displs, item_bytes)
-    if is_probing(ctx, count * item_bytes):
-        status = probe(ctx, send, recv)
+    if is_probing(ctx, what, count * item_bytes):
+        status = probe(ctx, what, count * item_bytes, send, 0)
         if status != context.READY:
             return status
-        if ctx[context.FOUND] & ALL_SEND:
+        if ctx[context.FOUND] & SENDS_READABLE:
             return _shared(ctx, send, recv, counts, displs, count, item_bytes)
     chunk = gather_chunk(ctx, count * item_bytes)
     streams = is_streaming(ctx, count * item_bytes)
@@ -150,17 +150,17 @@ def _shared(
     size = ctx[context.SIZE]
     rank = ctx[context.RANK]
     streams = is_streaming(ctx, count * item_bytes)
-    if ctx[context.ROUND] == 0:
-        for step in range(size):
-            peer = rank + step
-            if peer >= size:
-                peer -= size
-            destination = recv + load_plain(displs + 8 * peer) * item_bytes
+    while ctx[context.ROUND] < size:
+        peer = rank + ctx[context.ROUND]
+        if peer >= size:
+            peer -= size
+        destination = recv + load_plain(displs + 8 * peer) * item_bytes
+        if destination != send or peer != rank:
             nbytes = load_plain(counts + 8 * peer) * item_bytes
-            if destination != send or peer != rank:
-                move_bytes(destination, source(ctx, peer), nbytes, streams)
-                fail_at(ctx, COPY_OUT)
-        ctx[context.ROUND] = 1
+            status = fetch_from(ctx, peer, destination, nbytes, streams)
+            if status != context.READY:
+                return status
+        ctx[context.ROUND] += 1
     return ending_round(ctx, count * item_bytes)
 
 

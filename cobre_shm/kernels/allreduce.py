@@ -11,7 +11,7 @@
   its own part in or out.
 - *chain*: one accumulator goes from rank to rank, see ``chain.py``.
 
-Shared arrays need no slots: ``sharing.py``.
+Buffers that the peers can read need no slots: ``sharing.py``.
 
 Which one: ``switches.py``.
 """
@@ -79,8 +79,8 @@ def allreduce(
             return status
     if nbytes <= layout.INLINE_BYTES:
         return _inline(ctx, send, recv, count, item_bytes, reduction)
-    if is_probing(ctx, nbytes):
-        status = probe(ctx, send, recv)
+    if is_probing(ctx, what, nbytes):
+        status = probe(ctx, what, nbytes, send, recv)
         if status != context.READY:
             return status
         if is_shared_allreduce(ctx):

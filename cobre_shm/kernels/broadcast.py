@@ -11,7 +11,7 @@ from typing import Any
 from cobre_shm import layout
 from cobre_shm.kernels import context
 from cobre_shm.kernels.choices import deposit
-from cobre_shm.kernels.copying import copy_streaming, move_bytes
+from cobre_shm.kernels.copying import copy_streaming
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.rounds import (
@@ -27,9 +27,9 @@ from cobre_shm.kernels.rounds import (
 )
 from cobre_shm.kernels.sharing import (
     ending_round,
-    is_shared,
+    fetch_from,
+    is_readable,
     probe,
-    source,
 )
 from cobre_shm.kernels.switches import broadcast_chunk, is_probing, is_streaming
 from cobre_shm.kernels.waiting import arrival_line
@@ -47,15 +47,16 @@ def broadcast(
         if status != context.READY:
             return status
     is_root = ctx[context.RANK] == root
-    if is_probing(ctx, nbytes):
-        status = probe(ctx, buf, buf)
+    if is_probing(ctx, what, nbytes):
+        status = probe(ctx, what, nbytes, buf if is_root else 0, 0)
         if status != context.READY:
             return status
-        if is_shared(ctx, root):
+        if is_readable(ctx, root):
             if ctx[context.ROUND] == 0:
                 if not is_root:
-                    move_bytes(buf, source(ctx, root), nbytes, is_streaming(ctx, nbytes))
-                    fail_at(ctx, COPY_OUT)
+                    status = fetch_from(ctx, root, buf, nbytes, is_streaming(ctx, nbytes))
+                    if status != context.READY:
+                        return status
                 ctx[context.ROUND] = 1
             return ending_round(ctx, nbytes)
     is_inline = nbytes <= layout.INLINE_BYTES

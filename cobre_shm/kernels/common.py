@@ -28,7 +28,7 @@ from cobre_shm.kernels.rounds import (
     slot,
     take_slots,
 )
-from cobre_shm.kernels.sharing import ALL_SEND, ending_round, probe, reduce_from
+from cobre_shm.kernels.sharing import SENDS_READABLE, ending_round, probe, reduce_from
 from cobre_shm.kernels.switches import is_probing, is_streaming, scatter_chunk
 
 __all__ = ["allreduce_common"]
@@ -54,19 +54,21 @@ def allreduce_common(
         status = begin(ctx, what, tag, count, nbytes)
         if status != context.READY:
             return status
-    if is_probing(ctx, nbytes):
-        status = probe(ctx, send, result)
+    if is_probing(ctx, what, nbytes):
+        status = probe(ctx, what, nbytes, send, 0)
         if status != context.READY:
             return status
-        if ctx[context.FOUND] & ALL_SEND:
+        if ctx[context.FOUND] & SENDS_READABLE:
             if ctx[context.ROUND] == 0:
                 low = part_start(count, item_bytes, size, rank) * item_bytes
                 high = part_start(count, item_bytes, size, rank + 1) * item_bytes
                 # Every part is stored once, by one rank: the node-wide output is one payload.
                 streams = is_streaming(ctx, nbytes // size)
-                reduce_from(
+                status = reduce_from(
                     ctx, result + low, low, high - low, item_bytes, reduction, streams, True
                 )
+                if status != context.READY:
+                    return status
                 ctx[context.ROUND] = 1
             return ending_round(ctx, nbytes)
     return _through_slots(ctx, send, result, count, item_bytes, reduction)

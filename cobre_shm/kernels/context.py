@@ -24,7 +24,7 @@ YIELD_SINCE = 13  # monotonic ns at which the current wait began to yield; 0: no
 ASLEEP = 14  # whether the current wait has gone to sleep once
 WAIT_SINCE = 15  # monotonic ns at which the current wait left spinning; 0: it has not
 SEQUENCE = 16  # of the current or last collective, from 1
-SUSPECT = 17  # rank whose death was seen, valid with status DEAD
+SUSPECT = 17  # rank whose death was seen (status DEAD), whose memory was not read (LOST)
 ENTRY = 18  # address of the recorder entry of the current collective
 FAIL_PHASE = 19  # chosen failpoint; -1: none
 FAIL_SEQUENCE = 20
@@ -39,7 +39,9 @@ HEAP_STRIDE = 28  # bytes from one rank's area to the next
 SELF = 29  # address of this vector
 KNOWN = 30  # address of the table of known.py
 KNOWN_COUNT = 31
-TUNING = 32  # the 16 words of layout.HEADER_TUNING, see tuning.py
+PEER_READS = 32  # whether the ranks can read each other's private memory, see sharing.py
+READS_SUCCEED = 33  # whether this rank's trial of it did
+PROGRESS = 34  # bytes of the current step of a collective without slots
 
 # For the fast road: addresses of kernels, and of Python objects that live as long as this vector.
 BARRIER_KERNEL, BROADCAST_KERNEL, ALLREDUCE_KERNEL, ALLGATHERV_KERNEL = 48, 49, 50, 51
@@ -78,12 +80,13 @@ RING_BYTES = 79  # from one rank's ring to the next
 COMING = 86  # of the slot of the coming round
 CURRENT = 87  # of the slot of the round that was published last
 POSITION = 88  # at which the next large slot begins
-WORDS = 92
+TUNING = 92  # the 17 words of layout.HEADER_TUNING, see tuning.py
+WORDS = 109
 
-SCRATCH_BYTES = 16384
+SCRATCH_BYTES = 131072
 
 # Stages.
 IDLE, DEPOSIT, WAIT = 0, 1, 2
 
 # Results of a kernel.
-READY, PENDING, POISONED, DEAD, MISMATCH, TAKEN, LONGER = 0, 1, 2, 3, 4, 5, 6
+READY, PENDING, POISONED, DEAD, MISMATCH, TAKEN, LONGER, LOST = 0, 1, 2, 3, 4, 5, 6, 7

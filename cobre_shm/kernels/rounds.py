@@ -130,7 +130,7 @@ def begin(ctx: Any, what: int, tag: int, count: int, nbytes: int) -> int:
     if claim(ctx, 0) != context.READY:
         return context.TAKEN
     # A rank without the heap that the others have would take their probe for a payload.
-    ctx[context.SIGNATURE] = what * _K1 ^ tag * _K2 ^ count * _K3 ^ is_probing(ctx, nbytes)
+    ctx[context.SIGNATURE] = what * _K1 ^ tag * _K2 ^ count * _K3 ^ is_probing(ctx, what, nbytes)
     choose(ctx, what, nbytes)
     sequence = ctx[context.SEQUENCE] + 1
     ctx[context.SEQUENCE] = sequence

@@ -13,7 +13,10 @@ from cobre_shm.kernels import context
 from cobre_shm.kernels.jit import inlined
 
 __all__ = [
+    "ALLOWED",
+    "NOT_ALLOWED",
     "PIECE_BYTES",
+    "UNTRIED",
     "broadcast_chunk",
     "chain_chunk",
     "direct_chunk",
@@ -22,12 +25,16 @@ __all__ = [
     "is_direct",
     "is_probing",
     "is_streaming",
+    "may_read_peers",
     "scatter_chunk",
     "streams_directly",
 ]
 
 # What stays in the first-level cache while several streams go by.
 PIECE_BYTES = 8192
+
+# Whether the ranks may read each other's private memory.
+UNTRIED, ALLOWED, NOT_ALLOWED = 0, 1, 2
 
 
 @inlined
@@ -47,9 +54,23 @@ def is_streaming(ctx: Any, nbytes: int) -> bool:
 
 
 @inlined
-def is_probing(ctx: Any, nbytes: int) -> bool:
-    """Whether a collective of ``nbytes`` begins with a probe."""
-    return ctx[context.HEAP] != 0 and nbytes >= ctx[context.TUNING + tuning.SHARE_BYTES]
+def may_read_peers(ctx: Any, what: int, nbytes: int) -> bool:
+    """Whether ranks offer private buffers of such a collective to be read, if that is allowed."""
+    if ctx[context.PEER_READS] == NOT_ALLOWED or ctx[context.SIZE] == 1:
+        return False
+    if what & 0xFF == layout.BROADCAST:
+        # Of its two copies one is the root's alone; and the kernel does not copy past the caches.
+        is_small = nbytes < 2 * _word(ctx, tuning.READ_BYTES)
+        return not is_small and not is_streaming(ctx, nbytes // 2)
+    return nbytes >= _word(ctx, tuning.READ_BYTES)
+
+
+@inlined
+def is_probing(ctx: Any, what: int, nbytes: int) -> bool:
+    """Whether a collective of ``nbytes`` begins with a probe; ``what``: its first call word."""
+    if ctx[context.HEAP] != 0 and nbytes >= _word(ctx, tuning.SHARE_BYTES):
+        return True
+    return may_read_peers(ctx, what, nbytes)
 
 
 @inlined

@@ -1,4 +1,4 @@
-"""Calls from kernels to the operating system: clock, yield, futex.
+"""Calls from kernels to the operating system: clock, yield, futex, memory of other processes.
 
 Linux x86-64: the system call numbers are those of that architecture.
 """
@@ -18,10 +18,12 @@ __all__ = [
     "futex_wait",
     "futex_wake_all",
     "monotonic_ns",
+    "process_vm_read",
     "yield_processor",
 ]
 
 _SYS_FUTEX = 202
+_SYS_PROCESS_VM_READV = 310
 # Without FUTEX_PRIVATE_FLAG: the word is shared between processes.
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 _CLOCK_MONOTONIC = 1
@@ -30,6 +32,7 @@ _CLOCK_MONOTONIC_COARSE = 6
 _I64 = ir.IntType(64)
 _I32 = ir.IntType(32)
 _TIMESPEC = ir.ArrayType(_I64, 2)
+_IOVEC = ir.ArrayType(_I64, 2)
 _NANO = 1_000_000_000
 
 
@@ -131,3 +134,25 @@ def futex_wake_all(typing_context: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64), code
+
+
+@intrinsic
+def process_vm_read(
+    typing_context: Any, pid: Any, destination: Any, source: Any, nbytes: Any
+) -> Any:
+    """Copy from address ``source`` of process ``pid``: bytes copied, perhaps fewer, or -1."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pid, destination, source, nbytes = args
+        vectors = []
+        for base in (destination, source):
+            with builder.goto_entry_block():
+                vector = builder.alloca(_IOVEC)
+            builder.store(base, builder.gep(vector, [_I32(0), _I32(0)]))
+            builder.store(nbytes, builder.gep(vector, [_I32(0), _I32(1)]))
+            vectors.append(builder.ptrtoint(vector, _I64))
+        local, remote = vectors
+        number = _I64(_SYS_PROCESS_VM_READV)
+        return _syscall(builder, number, pid, local, _I64(1), remote, _I64(1), _I64(0))
+
+    return types.int64(types.int64, types.int64, types.int64, types.int64), code

@@ -12,6 +12,7 @@ import threading
 
 __all__ = [
     "RobustMutex",
+    "allow_reading_by",
     "futex_wake_all",
     "is_futex_refused",
     "is_robust_list_known",
@@ -45,8 +46,18 @@ _SYS_FUTEX = 202
 _SYS_GET_ROBUST_LIST = 274
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 _MUTEX_ATTRIBUTE_BYTES = 64  # sizeof(pthread_mutexattr_t) is 4
+_PR_SET_PTRACER = 0x59616D61
 _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
+
+
+def allow_reading_by(ancestor: int) -> None:
+    """Let a process and its descendants read this one's memory where Yama restricts that.
+
+    Its mode 1 (the kernel's admin-guide/LSM/Yama) allows it to ancestors only. Elsewhere this does
+    nothing.
+    """
+    _LIBC.prctl(_PR_SET_PTRACER, ctypes.c_ulong(ancestor), 0, 0, 0)
 
 
 def map_shared(

@@ -18,14 +18,19 @@ from cobre_shm.native.entry import CLAIM, Kernel
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words
+from cobre_shm.segment.libc import allow_reading_by
 from cobre_shm.segment.patience import Patience
 from cobre_shm.segment.poison import Poison, poison, read_poison
+from cobre_shm.segment.process import is_alive
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm.state import UNJOINED, new_context, tuning_words
 from cobre_shm.tuning import load_tuning
 
 __all__ = ["Membership"]
+
+# Freeing gigabytes of a dying rank may take some hundred milliseconds.
+_DYING_SECS = 1.0
 
 
 class _ContextFirst:
@@ -74,6 +79,9 @@ class Membership(_ContextFirst, Member):
             made,
             config.stall_warn_secs,
         )
+        if self._segment.launched:
+            # Ranks are not each other's ancestors, but all are the launcher's descendants.
+            allow_reading_by(self._segment.creator[0])
         self.slot_bytes: int = self._segment.slot_bytes
         room = 3 * config.size + 3 + context.COSTS_WORDS
         self._private = np.zeros(room, dtype=np.int64)
@@ -172,8 +180,26 @@ class Membership(_ContextFirst, Member):
         if status == context.DEAD:
             suspect = int(self._context[context.SUSPECT])
             self._fail(poison(self._segment, layout.DIED, suspect))
+        if status == context.LOST:
+            self._lose(int(self._context[context.SUSPECT]))
         first = read_poison(self._segment)
         self._fail(first or Poison(layout.DIED, self.rank, 0))
+
+    def _lose(self, suspect: int) -> NoReturn:
+        """Fail because private memory of ``suspect`` could not be read: as a rule it has died."""
+        words, block = self._segment.words, self._segment.control(suspect)
+        pid, start = words.load(block + layout.PID), words.load(block + layout.START)
+        # Its memory goes some time before it counts as ended.
+        deadline = time.monotonic() + _DYING_SECS
+        while is_alive(pid, start):
+            if time.monotonic() > deadline:
+                self._fail_for(
+                    f"Rank {self.rank} could not read memory of rank {suspect} (pid {pid}), which "
+                    "lives: is its buffer a file that was cut off, or has it changed its user?"
+                )
+                raise self._unusable  # type: ignore[misc]
+            time.sleep(0.001)
+        self._fail(poison(self._segment, layout.DIED, suspect))
 
     def _fail_unless_arrived(self, first: Poison) -> None:
         """Fail for ``first``, unless everybody has reached this round: then it completes."""

@@ -26,11 +26,13 @@ from tests.support.ranks import RankGroup
 # Elements of each payload, and the switch points that lead an allreduce of them that way.
 _NEVER = 1 << 62
 ALGORITHMS = {
-    "scatter": (80_000, {"chain_min_bytes": _NEVER, "stream_bytes": _NEVER}),  # several rounds
+    # Several rounds.
+    "scatter": (80_000, {"chain_min_bytes": _NEVER, "stream_bytes": _NEVER, "read_bytes": _NEVER}),
     "chain": (40_000, {"direct_bytes": 0, "chain_min_bytes": 1, "chain_chunk": 65536}),
     "streaming": (40_000, {"chain_min_bytes": _NEVER, "stream_bytes": 0, "stream_ranks": 64}),
     "direct": (500, {"direct_bytes": 4096}),
     "inline": (1, {}),
+    "reading": (40_000, {"read_bytes": 64}),
 }
 # Not adapted to so little that a waiting rank spins no more.
 _SPIN_PAUSES = 1 << 16
@@ -57,6 +59,8 @@ IN_ALLREDUCE = {
     "streaming": dict.fromkeys(("first", "last"), ("copy_in", "reduce", "copy_out")),
     "direct": dict.fromkeys(("first", "last"), ("copy_in", "reduce")),
     "inline": dict.fromkeys(("first", "last"), ("copy_in", "reduce")),
+    # What it has not read yet is gone with the victim.
+    "reading": dict.fromkeys(("first", "last"), ("publish", "reduce", "copy_out")),
 }
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator, RankFailed
 from cobre_shm.kernels import context
+from cobre_shm.kernels.switches import ALLOWED, NOT_ALLOWED
 from cobre_shm.native.entry import CLAIM
 from cobre_shm.segment.poison import read_poison
 from cobre_shm.segment.segment import Segment
@@ -25,6 +26,7 @@ from tests.support.ranks import results_of, run_ranks
 
 _SYS_SET_ROBUST_LIST = 273
 _NOT_PERMITTED = "seccomp filters are not permitted here"
+_READS_FORBIDDEN = "this system does not let ranks read each other's memory"
 
 
 def refused_or_skipped(names, code):
@@ -128,6 +130,87 @@ def test_death_is_found_where_futex_is_refused():
     if outcomes[0].result is None and outcomes[0].error is None:
         pytest.skip(_NOT_PERMITTED)
     assert_blamed(outcomes, 1)
+
+
+def large_collectives(comm):
+    """Right results of what ranks do by reading each other's memory; whether they still may."""
+    send = np.arange(30_000) + float(comm.rank)
+    total = comm.allreduce(send)
+    assert (total == comm.size * np.arange(30_000) + sum(range(comm.size))).all()
+    gathered = comm.allgatherv(send, counts=[send.size] * comm.size)
+    assert (gathered.reshape(comm.size, -1)[:, 0] == np.arange(comm.size)).all()
+    comm.broadcast(send, 1)
+    assert (send == np.arange(30_000) + 1.0).all()
+    return int(comm._context[context.PEER_READS])
+
+
+def read_no_peer(comm, refused):
+    comm.use_switch_points({"read_bytes": 4096})
+    if comm.rank == refused and not refused_or_skipped(["process_vm_readv"], errno.EPERM):
+        return None
+    return large_collectives(comm)
+
+
+@pytest.mark.parametrize("refused", [0, 2])
+def test_no_rank_reads_another_where_one_of_them_may_not(refused):
+    results = results_of(run_ranks(read_no_peer, 3, "shm", refused))
+    if None in results:
+        pytest.skip(_NOT_PERMITTED)
+    assert results == [NOT_ALLOWED] * 3
+
+
+_READS = """
+import os, sys
+import numpy as np
+import cobre_shm
+from cobre_shm.kernels import context
+with cobre_shm.create_communicator() as comm:
+    comm.use_switch_points({"read_bytes": 4096})
+    total = comm.allreduce(np.ones(10_000))
+    print(int(total[0]), comm._context[context.PEER_READS], flush=True)
+"""
+
+
+@pytest.mark.parametrize("method", ["zygote", "spawn"])
+def test_ranks_of_the_launcher_read_each_other_under_yama_too(tmp_path, method):
+    yama = Path("/proc/sys/kernel/yama/ptrace_scope")
+    if yama.exists() and int(yama.read_text()) > 1:
+        pytest.skip("kernel.yama.ptrace_scope lets nobody read another process")
+    script = tmp_path / "program.py"
+    script.write_text(_READS)
+    done = subprocess.run(
+        [sys.executable, "-m", "cobre_shm.spawn", "-n", "2", "--start-method", method, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout == f"2 {ALLOWED}\n" * 2, done.stderr
+
+
+def broadcast_a_file_cut_off(comm, path):
+    """The root's buffer is a mapped file that has become shorter."""
+    comm.use_switch_points({"read_bytes": 4096})
+    if large_collectives(comm) == NOT_ALLOWED:
+        return None
+    buf = np.empty(1 << 20, np.uint8)
+    if comm.rank == 1:
+        buf = np.memmap(path, np.uint8, "w+", shape=buf.size)
+        os.truncate(path, 4096)
+    try:
+        comm.broadcast(np.asarray(buf), 1)
+    except RankFailed as error:
+        return str(error), error.rank
+    return "nothing failed", -1
+
+
+def test_memory_that_cannot_be_read_fails_on_all_ranks_and_says_whose(tmp_path):
+    results = results_of(run_ranks(broadcast_a_file_cut_off, 3, "shm", tmp_path / "buffer"))
+    if None in results:
+        pytest.skip(_READS_FORBIDDEN)
+    assert len({rank for _, rank in results}) == 1
+    for text, rank in results:
+        assert rank in (0, 2)
+        assert f"Rank {rank} could not read memory of rank 1 (pid " in text
 
 
 _PROGRAM = """

@@ -35,6 +35,7 @@ SMALL = {
     "stream_bytes": NEVER,
     "stream_ranks": 0,
     "share_bytes": 64,
+    "read_bytes": NEVER,
 }
 ALGORITHMS = {
     "direct": {**SMALL, "direct_bytes": NEVER},
@@ -43,6 +44,7 @@ ALGORITHMS = {
     "streaming": {**SMALL, "stream_ranks": 1024},
     "streaming past the caches": {**SMALL, "stream_bytes": 0, "stream_ranks": 1024},
     "chain": {**SMALL, "chain_min_bytes": 0, "chain_max_bytes": NEVER},
+    "reading": {**SMALL, "read_bytes": 64},
 }
 # Around lines, pieces and chunks of 8-byte elements, and beyond the room of a chain.
 LENGTHS = [1, 5, 6, 7, 8, 9, 63, 511, 512, 513, 1023, 1024, 1025, 1537, 4097, 9000]
@@ -141,6 +143,9 @@ def test_tuning_forces_the_algorithm(tmp_path, algorithm, size):
     found = run_tuned(tmp_path, ALGORITHMS[algorithm], rounds_and_parts, size, False, 1024)
     if algorithm == "chain":
         assert found == [(found[0][0], 2)] * size
+    elif algorithm == "reading":
+        # The probe, the trial, and two rounds; or three by slots, where reading is forbidden.
+        assert found in ([(4, 0)] * size, [(5, 0)] * size)
     else:
         assert found == [(ROUNDS[algorithm], 0)] * size
     inline = run_tuned(tmp_path, ALGORITHMS[algorithm], rounds_and_parts, size, False, 6)
@@ -205,15 +210,15 @@ def mixed_buffers(comm):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("algorithm", ["scatter", "streaming", "chain"])
+@pytest.mark.parametrize("algorithm", ["scatter", "streaming", "chain", "reading"])
 def test_private_and_shared_buffers_may_meet(tmp_path, algorithm, size):
     run_tuned(tmp_path, ALGORITHMS[algorithm], mixed_buffers, size)
 
 
-def sender_goes_on_at_once(comm):
+def sender_goes_on_at_once(comm, shared):
     """Who returns from a collective may change its buffers, whoever still reads them."""
     length = 4097
-    send, recv = buffers(comm, True, np.float64, length)
+    send, recv = buffers(comm, shared, np.float64, length)
     for turn in range(100):
         send[:] = turn + comm.rank
         comm.allreduce(send, recv)
@@ -228,9 +233,12 @@ def sender_goes_on_at_once(comm):
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
-@pytest.mark.parametrize("algorithm", ["scatter", "streaming", "chain"])
-def test_buffers_belong_to_the_program_again_on_return(tmp_path, algorithm, size):
-    run_tuned(tmp_path, ALGORITHMS[algorithm], sender_goes_on_at_once, size)
+@pytest.mark.parametrize(
+    ("algorithm", "shared"),
+    [("scatter", True), ("streaming", True), ("chain", True), ("reading", False)],
+)
+def test_buffers_belong_to_the_program_again_on_return(tmp_path, algorithm, shared, size):
+    run_tuned(tmp_path, ALGORITHMS[algorithm], sender_goes_on_at_once, size, shared)
 
 
 def records_of_any_size(comm):
@@ -243,6 +251,6 @@ def records_of_any_size(comm):
             assert_same_bytes(recv, np.concatenate(blocks), f"{dtype} {counts}")
 
 
-@pytest.mark.parametrize("algorithm", ["scatter", "streaming"])
+@pytest.mark.parametrize("algorithm", ["scatter", "streaming", "reading"])
 def test_allgatherv_moves_records_in_chunks_that_do_not_divide_them(tmp_path, algorithm):
     run_tuned(tmp_path, ALGORITHMS[algorithm], records_of_any_size, 3)

@@ -91,6 +91,8 @@ def random_operations(comm, turns, seed):
     agreed, own = Agreed(seed, turns, comm.size), random.Random(seed * 1000 + comm.rank)
     shared, room = comm.empty(MOST_BYTES, np.uint8), np.empty(MOST_BYTES * comm.size, np.uint8)
     for turn in range(turns):
+        if turn == turns // 2:
+            comm.use_switch_points({"read_bytes": 8192})
         pause = own.random()
         if pause < 0.002:
             time.sleep(pause / 2)

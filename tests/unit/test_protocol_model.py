@@ -276,3 +276,60 @@ def test_shared_buffers_are_read_before_their_rank_writes_them_again(size):
 def test_shared_buffers_without_a_round_are_caught(broken):
     with pytest.raises(Violation):
         explore(*shared_buffer_model(2, **broken))
+
+
+# -- private memory that peers read: it goes with its rank ----------------------------------------
+
+DEAD, LOST = "dead", "lost"
+
+
+def private_buffer_model(size, *, goes_on=False, ending_round=True):
+    """One collective by reading, in which rank 0 may die at any step.
+
+    A rank probes, reads each peer, publishes its end and waits for all ends. Who finds the memory
+    gone ends as LOST, and so does who waits for a rank that is dead or lost and has not published.
+    """
+
+    def successors(state):
+        published, ranks = state
+        for rank, step in enumerate(ranks):
+            if step in (DEAD, LOST) or step == size + 4:
+                continue
+            if rank == 0:
+                yield published, replaced(ranks, 0, DEAD)
+            onward = replaced(ranks, rank, step + 1)
+            if step in (0, size + 2):
+                yield replaced(published, rank, published[rank] + 1), onward
+            elif step in (1, size + 3):
+                wanted = 1 if step == 1 else 2
+                skips = step == size + 3 and not ending_round
+                late = [p for p in range(size) if published[p] < wanted]
+                if not late or skips:
+                    yield published, onward
+                elif any(ranks[p] in (DEAD, LOST) for p in late):
+                    yield published, replaced(ranks, rank, LOST)
+            elif ranks[step - 2] == DEAD and not goes_on:
+                yield published, replaced(ranks, rank, LOST)
+            elif ranks[step - 2] == DEAD:
+                raise Violation(f"rank {rank} returns what it has not read")
+            else:
+                yield published, onward
+
+    def is_final(state):
+        ends = set(state[1][1:])
+        if len(ends) > 1:
+            raise Violation(f"the collective is done on some survivors only: {state[1]}")
+        return ends <= {size + 4, LOST}
+
+    return ((0,) * size, (0,) * size), successors, is_final
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_death_ends_a_collective_by_reading_on_all_survivors_or_on_none(size):
+    assert explore(*private_buffer_model(size)) > 20
+
+
+@pytest.mark.parametrize("broken", [{"goes_on": True}, {"ending_round": False}], ids=str)
+def test_a_read_that_is_not_checked_or_not_ended_together_is_caught(broken):
+    with pytest.raises(Violation):
+        explore(*private_buffer_model(3, **broken))
