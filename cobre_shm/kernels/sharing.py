@@ -132,7 +132,8 @@ def is_readable(ctx: Any, rank: int) -> bool:
 def probe(ctx: Any, what: int, nbytes: int, send: int, recv: int) -> int:
     """The first round of a collective that may do without slots; READY at once when done.
 
-    ``send`` and ``recv``: the buffers that others may read, or 0. ``what`` and ``nbytes``: of the collective.
+    ``send`` and ``recv``: the buffers that others may read, or 0. ``what`` and ``nbytes``: of the
+    collective.
     """
     if ctx[context.PROBED] == _DONE:
         return context.READY
@@ -190,9 +191,8 @@ def _try_to_read(ctx: Any) -> None:
     for rank in range(ctx[context.SIZE]):
         theirs = load_plain(arrival_line(ctx, ctx[context.EPOCH], rank) + _CONTEXT)
         room = ctx[context.SCRATCH]
-        if not _read_peer(ctx, rank, room, theirs + 8 * context.RANK, 8):
-            ctx[context.READS_SUCCEED] = 0
-        elif load_plain(room) != rank:
+        is_read = _read_peer(ctx, rank, room, theirs + 8 * context.RANK, 8)
+        if not is_read or load_plain(room) != rank:
             ctx[context.READS_SUCCEED] = 0
 
 
