@@ -37,7 +37,9 @@ class Loop:
 
     def __init__(self) -> None:
         self.is_pidfd_refused: bool = False
-        self.selector: selectors.DefaultSelector = selectors.DefaultSelector()
+        # Not epoll: it goes on to tell of a closed descriptor, under a number that may have come to
+        # mean another, where the kernel refused to take it out or a forked process still has it.
+        self.selector: selectors.PollSelector = selectors.PollSelector()
         self._timers: list[Timer] = []
         self._pidfds: set[int] = set()
 

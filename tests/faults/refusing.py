@@ -17,6 +17,8 @@ CALLS = {
     "memfd_create": (319, None),
     "pidfd_open": (434, None),
     "set_robust_list": (273, None),
+    "epoll_ctl": (233, None),
+    "shutdown": (48, None),
     # Without the private flag: between processes.
     "futex_wait": (202, 0),
     "futex_wake": (202, 1),
