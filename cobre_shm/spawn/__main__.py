@@ -13,6 +13,7 @@ from cobre_shm.cpus import count_cpus
 from cobre_shm.errors import CobreError
 from cobre_shm.spawn.errors import LaunchError, ProgramNotRunnable
 from cobre_shm.spawn.options import Options, parse, wants_json
+from cobre_shm.spawn.signals import remember_interrupts
 
 __all__ = ["main", "run"]
 
@@ -22,6 +23,7 @@ _BACKEND_ERROR = 4
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    remember_interrupts()
     try:
         options = parse(words)
         if options.own.doctor:
