@@ -44,10 +44,12 @@ class Loop:
         self._pidfds: set[int] = set()
 
     def turn_until(self, is_done: Callable[[], bool]) -> None:
-        """Wait and call until ``is_done``."""
+        """Wait and call until ``is_done``, and not once more: the rest is for whoever waits next."""
         while not is_done():
             for key, _ in self.selector.select(self._timeout()):
                 key.data()
+                if is_done():
+                    return
             self._call_timers()
 
     def call_after(self, seconds: float, action: Callable[[], None]) -> Timer:

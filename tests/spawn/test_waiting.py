@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import selectors
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from cobre_shm.spawn import rank as rank_module
 from cobre_shm.spawn.environment import common_environment
 from cobre_shm.spawn.forking import Zygote
+from cobre_shm.spawn.loop import Loop
 from cobre_shm.spawn.program import resolve_program
 from tests.faults import refusing
 from tests.spawn import tracer
@@ -134,6 +137,21 @@ def test_death_of_the_zygote_is_seen_where_another_process_has_its_socket(spawn)
     os.kill(holder, signal.SIGKILL)
     assert done.stdout == b"up\n"
     assert b"the zygote has died" in done.stderr
+
+
+def test_what_comes_with_the_last_event_is_left_to_who_waits_next(spawn):
+    # A ^C in the turn in which the last rank was released was taken for one with no ranks.
+    loop, called = Loop(), []
+    ends = [os.pipe() for _ in range(2)]
+    for number, (reader, writer) in enumerate(ends):
+        loop.selector.register(reader, selectors.EVENT_READ, partial(called.append, number))
+        os.write(writer, b"x")
+    loop.turn_until(lambda: bool(called))
+    assert called == [0]
+    loop.turn_until(lambda: 1 in called)
+    loop.close()
+    for end in (end for both in ends for end in both):
+        os.close(end)
 
 
 @pytest.fixture
