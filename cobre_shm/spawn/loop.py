@@ -44,7 +44,7 @@ class Loop:
         self._pidfds: set[int] = set()
 
     def turn_until(self, is_done: Callable[[], bool]) -> None:
-        """Wait and call until ``is_done``, and not once more: the rest is for whoever waits next."""
+        """Wait and call until ``is_done``, and not once more: the rest is for who waits next."""
         while not is_done():
             for key, _ in self.selector.select(self._timeout()):
                 key.data()
