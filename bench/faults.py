@@ -298,6 +298,8 @@ def main() -> int:
     parser.add_argument("--systems", default=",".join(KNOWN), help="of these (default: all)")
     parser.add_argument("--endings", default=",".join(ENDINGS), help="of these (default: all)")
     options = parser.parse_args()
+    # A script's & has it ignored, and what is started here would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     wanted, endings = options.systems.split(","), options.endings.split(",")
     for flag, given, known in (("systems", wanted, KNOWN), ("endings", endings, ENDINGS)):
         if unknown := set(given) - set(known):
