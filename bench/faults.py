@@ -60,7 +60,7 @@ ENDINGS = {
     "raise": "exception on rank 1",
     "raise-m": "exception on rank 1, under `python -m mpi4py`",
     "launcher": "`kill -9` of the launcher",
-    "interrupt": "^C, once",
+    "interrupt": "^C on the launcher, once",
 }
 # Over when no process of the run is alive, for the launcher is the one that was hit.
 _OF_THE_LAUNCHER = ("launcher", "interrupt")
@@ -296,19 +296,23 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="of each ending (default: 5)")
     parser.add_argument("--environments", type=Path, help="where MPI is, or will be, installed")
     parser.add_argument("--systems", default=",".join(KNOWN), help="of these (default: all)")
+    parser.add_argument("--endings", default=",".join(ENDINGS), help="of these (default: all)")
     options = parser.parse_args()
-    wanted = options.systems.split(",")
-    if unknown := set(wanted) - set(KNOWN):
-        parser.error(f"--systems: no {', '.join(sorted(unknown))}; there are {', '.join(KNOWN)}")
+    # A script's & has it ignored, and what is started here would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    wanted, endings = options.systems.split(","), options.endings.split(",")
+    for flag, given, known in (("systems", wanted, KNOWN), ("endings", endings, ENDINGS)):
+        if unknown := set(given) - set(known):
+            parser.error(f"--{flag}: no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     # Sockets below TMPDIR have short names only.
     with tempfile.TemporaryDirectory(prefix="cf-", dir="/tmp") as text:
         folder = Path(text)
         environments = (options.environments or folder / "environments").absolute()
-        table(systems(environments, wanted), options.runs, folder)
+        table(systems(environments, wanted), endings, options.runs, folder)
     return 0
 
 
-def table(found: list[System], runs: int, folder: Path) -> None:
+def table(found: list[System], endings: list[str], runs: int, folder: Path) -> None:
     """Run everything, and print the table."""
     with ThreadPoolExecutor() as settling:
         # Loads what is loaded or compiled once, and shows that the program works at all.
@@ -324,7 +328,7 @@ def table(found: list[System], runs: int, folder: Path) -> None:
     print("| | " + " | ".join(system.name for system in found) + " |")
     print("| --- " * (len(found) + 1) + "|")
     with ThreadPoolExecutor() as settling:
-        for ending, title in ENDINGS.items():
+        for ending in endings:
             waiting: list[list[Future[End]]] = []
             for system in found:
                 if ending == "raise-m" and system.setup != _MPI:
@@ -339,7 +343,7 @@ def table(found: list[System], runs: int, folder: Path) -> None:
                         break
                 waiting.append(futures)
             cells = [cell([f.result() for f in each]) if each else "-" for each in waiting]
-            print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
+            print(f"| {ENDINGS[ending]} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Under nohup it is ignored, and what the tests start would inherit that, and rightly keep it.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # nohup has SIGHUP ignored, and a script's & the other two; what the tests start would inherit
+    # that, and rightly keep it.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(
+                number,
+                signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
+            )
     unknown = _required(config) - set(BACKENDS)
     if unknown:
         raise pytest.UsageError(

@@ -1,6 +1,7 @@
 """The launcher: ``python -m cobre_shm.spawn -n N program`` starts N ranks and looks after them.
 
-    __main__      errors as text or JSON, exit code
+    __main__      the entry, and ^C before anything else is there
+    command       what was asked for, errors as text or JSON, exit code
     flags         what can stand on the command line
     values        what stands behind a flag
     options       the command line, turned into a job

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import json
 import os
-import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from cobre_shm.spawn import boot
 from cobre_shm.spawn.errors import ProgramNotRunnable
 from cobre_shm.spawn.job import Job
 from cobre_shm.spawn.program import Program, interpreter
-from cobre_shm.spawn.rank import Pipes, die_with_parent
+from cobre_shm.spawn.rank import Pipes, die_with_parent, wait_for_killed
 from cobre_shm.spawn.zygote import ORDER_BYTES
 
 __all__ = ["Order", "Zygote", "can_adopt", "start_zygote"]
@@ -70,7 +69,7 @@ class Zygote:
 
     def __init__(self, program: Program, environment: Mapping[str, str], preload: str) -> None:
         self._words = [preload, *program.words]
-        self._has_ended = False
+        self._is_over = False
         self._gate: tuple[int, int] | None = None
         with contextlib.ExitStack() as undo:
             try:
@@ -123,6 +122,10 @@ class Zygote:
             packet = b""
         return json.loads(packet) if packet else None
 
+    def has_ended(self) -> bool:
+        """Look whether it has ended by itself."""
+        return not self._is_over and self._process.poll() is not None
+
     def order(self, order: Order) -> None:
         """Have a rank forked; the answer comes by ``receive``.
 
@@ -144,7 +147,7 @@ class Zygote:
         socket.send_fds(self._link, [json.dumps(message).encode()], descriptors)
 
     def release(self, ranks: int) -> None:
-        """Let the zygote end, take over its ranks, and let them run."""
+        """End the zygote, take over its ranks, and let them run."""
         self._end()
         if self._gate is not None:
             # They are written before anybody can have closed the other end: it is ours as well.
@@ -153,8 +156,7 @@ class Zygote:
 
     def kill(self) -> None:
         """End it, and its ranks unless they were released; idempotent."""
-        if not self._has_ended:
-            self._process.send_signal(signal.SIGKILL)
+        if not self._is_over:
             self._end()
         if self._pipes is not None:
             self._pipes.close_read_ends()
@@ -162,12 +164,12 @@ class Zygote:
         self._close_gate()
 
     def _end(self) -> None:
-        # Not close alone: the guard, which is a copy of us, has the same socket.
-        with contextlib.suppress(OSError):
-            self._link.shutdown(socket.SHUT_RDWR)
+        # Not asked to: it may be stopped, and the end of the socket, which the guard has as well,
+        # may not reach it. It has nothing to tidy up.
         self._link.close()
-        self._process.wait()
-        self._has_ended = True
+        self._process.kill()
+        wait_for_killed(self._process)
+        self._is_over = True
         # From now on, who loses its parent is no longer our business.
         _be_subreaper(False)
 

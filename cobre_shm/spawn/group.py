@@ -1,7 +1,8 @@
 """The group of ranks: watch, stop, exit code.
 
 One thread, one loop: ends of processes (pidfds), signals, output, typed input and deadlines.
-Nothing polls and nothing blocks.
+Nothing blocks. Ranks are looked at every second beside, for an end of which nobody tells us: that
+of a rank whose debugger lets it go later, or where pidfds are refused and SIGCHLD is blocked.
 
 Exit codes; the first cause decides:
 
@@ -44,7 +45,7 @@ from cobre_shm.spawn.limits import more_descriptors
 from cobre_shm.spawn.loop import Loop
 from cobre_shm.spawn.memory import MemoryGroup
 from cobre_shm.spawn.monitor import Monitor
-from cobre_shm.spawn.rank import Rank, group_members
+from cobre_shm.spawn.rank import KILLED_SECS, Rank, group_members
 from cobre_shm.spawn.rank_output import RankOutput
 from cobre_shm.spawn.report import judge
 from cobre_shm.spawn.signals import SignalInbox
@@ -61,6 +62,7 @@ __all__ = ["TIMED_OUT", "Group", "Outcome"]
 TIMED_OUT = 124
 # Time for the culprit to end by itself, if others who noticed were faster: its code decides.
 _CULPRIT_SECS = 2.0
+_LOOK_SECS = 1.0
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FORWARDED_SIGNALS = (
@@ -134,6 +136,7 @@ class Group:
         self._is_asking = False
         self._write_error: OSError | None = None
         self._has_spared = False
+        self._has_given_up = False
         self._is_abandoned = False
 
     @property
@@ -161,6 +164,7 @@ class Group:
             self.loop.close()
 
     def _run(self, start: Start) -> Outcome:
+        self._look_at_all()
         if self._deadline is not None:
             self.loop.call_after(self._deadline - time.monotonic(), self._on_timeout)
         self._events.start(self, self._attempt)
@@ -198,9 +202,16 @@ class Group:
 
     # What happens
 
+    def _look_at_all(self) -> None:
+        for rank in self.ranks:
+            self._look_at(rank)
+        self.loop.call_after(_LOOK_SECS, self._look_at_all)
+
     def _look_at(self, rank: Rank) -> None:
+        if rank.number not in self._running:
+            return
         ending = rank.look()
-        if ending is None or rank.number not in self._running:
+        if ending is None:
             return
         self._running.remove(rank.number)
         self.meeting.report_exit(rank.number, exit_code=ending.exit_code, signal=ending.signal)
@@ -273,6 +284,18 @@ class Group:
             self._terminate()
         elif step.signal is not None:
             self._send(step.signal)
+        if step.signal == signal.SIGKILL:
+            self.loop.call_after(KILLED_SECS, self._give_up)
+
+    def _give_up(self) -> None:
+        """Wait no longer for ranks that were killed and have not ended."""
+        from cobre_shm.segment.process import state_of
+
+        for rank in [rank for rank in self.ranks if rank.number in self._running]:
+            self._running.remove(rank.number)
+            self._has_given_up = True
+            text = f"Rank {rank.number} (pid {rank.pid}) was killed and cannot be reaped"
+            self.output.say(f"cobre_shm.spawn: {text}: {state_of(rank.pid)}\n".encode())
 
     def _terminate(self) -> None:
         """Send SIGTERM, once to each rank, and a little later to the one that is to blame."""
@@ -316,8 +339,9 @@ class Group:
             self.terminal.close()
         for rank in self.ranks:
             rank.send(signal.SIGKILL)
+        deadline = time.monotonic() + (0.0 if self._has_given_up else KILLED_SECS)
         for rank in self.ranks:
-            rank.reap()
+            rank.reap(deadline)
         self.output.discard()
 
     # Reporting

@@ -22,11 +22,13 @@ from types import TracebackType
 from typing import Self
 
 from cobre_shm.spawn.errors import ProgramNotRunnable
+from cobre_shm.spawn.rank import KILLED_SECS, reap
 
 __all__ = ["Guard"]
 
 _DONE = 0
 _PID_BYTES = 4
+_END_SECS = 2.0
 
 
 class Guard:
@@ -70,7 +72,10 @@ class Guard:
     ) -> None:
         self._write(_DONE)
         os.close(self._writer)
-        os.waitpid(self._pid, 0)
+        if not reap(self._pid, _END_SECS):
+            # Someone has stopped it, and it has nothing left to do.
+            os.kill(self._pid, signal.SIGKILL)
+            reap(self._pid, KILLED_SECS)
 
     def _write(self, number: int) -> None:
         # Someone may have killed the guard; the run itself does not depend on it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 
 from cobre_shm.spawn.forking import start_zygote
 from cobre_shm.spawn.job import Job
@@ -22,6 +23,9 @@ def launch(job: Job) -> int:
         InvalidArguments: Output cannot be written where it shall go.
     """
     _open_standard_descriptors()
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        # As some daemons start what they run: children would end without a trace.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with contextlib.ExitStack() as stack:
         # First of all: it takes the longest, and we import what we need ourselves meanwhile.
         zygote = start_zygote(job)

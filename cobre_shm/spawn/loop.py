@@ -37,15 +37,19 @@ class Loop:
 
     def __init__(self) -> None:
         self.is_pidfd_refused: bool = False
-        self.selector: selectors.DefaultSelector = selectors.DefaultSelector()
+        # Not epoll: it goes on to tell of a closed descriptor, under a number that may have come to
+        # mean another, where the kernel refused to take it out or a forked process still has it.
+        self.selector: selectors.PollSelector = selectors.PollSelector()
         self._timers: list[Timer] = []
         self._pidfds: set[int] = set()
 
     def turn_until(self, is_done: Callable[[], bool]) -> None:
-        """Wait and call until ``is_done``."""
+        """Wait and call until ``is_done``, and not once more: the rest is for who waits next."""
         while not is_done():
             for key, _ in self.selector.select(self._timeout()):
                 key.data()
+                if is_done():
+                    return
             self._call_timers()
 
     def call_after(self, seconds: float, action: Callable[[], None]) -> Timer:

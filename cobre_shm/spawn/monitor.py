@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from cobre_shm.spawn.loop import Loop
 from cobre_shm.spawn.program import interpreter
-from cobre_shm.spawn.rank import die_with_parent
+from cobre_shm.spawn.rank import die_with_parent, wait_for_killed
 
 __all__ = ["Monitor"]
 
@@ -46,7 +46,7 @@ class Monitor:
             yield cls(process)
         finally:
             process.kill()
-            process.wait()
+            wait_for_killed(process)
 
     def wait_for_last_table(self, loop: Loop) -> None:
         """All ranks have ended: have that shown before anything else is said."""

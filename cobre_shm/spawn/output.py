@@ -103,14 +103,8 @@ class Sink:
     def _wait_until_writable(self) -> None:
         if self._is_waiting:
             return
-        try:
-            self._selector.register(self._descriptor, selectors.EVENT_WRITE, self._write)
-        except PermissionError:
-            # A regular file cannot be waited for, and writing to it does not have to wait.
-            while self._pending:
-                self._write()
-        else:
-            self._is_waiting = True
+        self._selector.register(self._descriptor, selectors.EVENT_WRITE, self._write)
+        self._is_waiting = True
 
     def _stop_waiting(self) -> None:
         if self._is_waiting:

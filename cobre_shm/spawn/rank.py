@@ -6,11 +6,28 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Ending", "Pipes", "Rank", "die_with_parent", "group_members", "look_at"]
+__all__ = [
+    "KILLED_SECS",
+    "Ending",
+    "Pipes",
+    "Rank",
+    "die_with_parent",
+    "group_members",
+    "look_at",
+    "reap",
+    "wait_for_killed",
+]
+
+# SIGKILL ends a process at once, unless a call that cannot be interrupted holds it in the kernel
+# (a dead file server), a debugger does not let it go, or it has become another user's.
+KILLED_SECS = 5.0
+_LOOK_SECS = 0.0005
 
 _PR_SET_PDEATHSIG = 1
 
@@ -65,6 +82,30 @@ def look_at(pid: int) -> Ending | None:
     return Ending(signal=result.si_status)
 
 
+def reap(pid: int, secs: float) -> bool:
+    """Take a child out of the process table; return whether it has ended within ``secs``."""
+
+    def is_reaped() -> bool:
+        try:
+            return os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:
+            return True
+
+    return _is_soon(is_reaped, secs)
+
+
+def wait_for_killed(process: subprocess.Popen[bytes]) -> None:
+    """Reap a process that was sent SIGKILL; leave one that does not end to the system."""
+    _is_soon(lambda: process.poll() is not None, KILLED_SECS)
+
+
+def _is_soon(condition: Callable[[], bool], secs: float) -> bool:
+    deadline = time.monotonic() + secs
+    while not (is_true := condition()) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECS)
+    return is_true
+
+
 class Rank:
     """A process of the group, a child of ours.
 
@@ -109,10 +150,11 @@ class Rank:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(self.pid, number)
 
-    def reap(self) -> None:
-        """Wait for the process and take it out of the process table."""
-        self.look()
-        os.waitpid(self.pid, 0)
+    def reap(self, deadline: float) -> None:
+        """Take the process, which was killed, out of the process table if it ends in time."""
+        with contextlib.suppress(ChildProcessError):
+            self.look()
+        reap(self.pid, deadline - time.monotonic())
 
 
 @dataclass(frozen=True)

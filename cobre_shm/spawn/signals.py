@@ -8,7 +8,24 @@ from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Self
 
-__all__ = ["SignalInbox"]
+__all__ = ["SignalInbox", "remember_interrupts"]
+
+_interrupts: list[int] = []
+
+
+def remember_interrupts() -> None:
+    """Have a ^C from now on reach the next inbox where the exception that it raises does not.
+
+    Python drops an exception in a weak reference's callback, and every import runs some.
+    """
+    _interrupts.clear()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
 
 
 class SignalInbox:
@@ -27,6 +44,8 @@ class SignalInbox:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._handlers = {n: signal.signal(n, _ignore) for n in self._numbers}
+        os.write(self._writer, bytes(_interrupts))
+        _interrupts.clear()
         return self
 
     def __exit__(

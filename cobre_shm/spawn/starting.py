@@ -101,6 +101,7 @@ class FreshStart:
 
 # Orders that the zygote has not answered: while it forks one rank, the next is being ordered.
 _MOST_ORDERS = 2
+_LOOK_SECS = 1.0
 
 
 class ZygoteStart:
@@ -120,10 +121,18 @@ class ZygoteStart:
         self._group = group
         group.output.add_other(self._zygote.take_pipes())
         group.loop.selector.register(self._zygote, selectors.EVENT_READ, self._on_message)
+        self._look()
 
     def cancel(self) -> None:
         """Kill the zygote, and ranks that it has not handed over."""
         self._zygote.kill()
+
+    def _look(self) -> None:
+        """See its end even where a process that an import has started holds its socket open."""
+        if self._zygote.has_ended():
+            self._on_end()
+        elif not self.is_done:
+            self._group.loop.call_after(_LOOK_SECS, self._look)
 
     def _on_message(self) -> None:
         group = self._group

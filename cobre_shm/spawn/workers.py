@@ -32,7 +32,7 @@ from cobre_shm.spawn.frames import Frame, FrameReader, encode_frame
 from cobre_shm.spawn.meeting import Meeting
 from cobre_shm.spawn.memory import MemoryGroup
 from cobre_shm.spawn.program import interpreter
-from cobre_shm.spawn.rank import Ending, look_at
+from cobre_shm.spawn.rank import Ending, look_at, wait_for_killed
 from cobre_shm.spawn.remote import decode_exception
 
 __all__ = ["Cancellation", "Cancelled", "OnEvent", "WorkerGroup"]
@@ -144,7 +144,7 @@ class _Worker:
     def close(self) -> None:
         """End it and what it started, reap it, close the descriptors."""
         self.signal(signal.SIGKILL)
-        self._process.wait()
+        wait_for_killed(self._process)
         self.socket.close()
         if self.pidfd is not None:
             os.close(self.pidfd)
@@ -225,7 +225,7 @@ class WorkerGroup:
             Cancelled: It was asked for.
             ProgramNotRunnable: The system refuses to start a worker.
         """
-        with selectors.DefaultSelector() as self._selector:
+        with selectors.PollSelector() as self._selector:
             try:
                 if self._cancellation is not None:
                     self._selector.register(

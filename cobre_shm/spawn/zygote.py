@@ -7,7 +7,7 @@ it; ranks, forked from the zygote. They talk over one socket, a JSON object per 
     launcher  orders one rank: {"environment", "cpus", ...}, with its standard descriptors, the
               gate, and what the ranks meet in where that is inherited
     zygote    forks; tells {"pid"} or {"error"}; waits for the next order
-    launcher  has all pids: closes the socket; the zygote ends
+    launcher  has all pids: kills the zygote
     kernel    makes the ranks children of the launcher, which is their subreaper
     launcher  opens the gate: a byte for each rank
     rank      asks to be killed when the launcher ends, takes the zygote's traces off, runs

@@ -18,6 +18,8 @@ CALLS = {
     "pidfd_open": (434, None),
     "set_robust_list": (273, None),
     "process_vm_readv": (310, None),
+    "epoll_ctl": (233, None),
+    "shutdown": (48, None),
     # Without the private flag: between processes.
     "futex_wait": (202, 0),
     "futex_wake": (202, 1),

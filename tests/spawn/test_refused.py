@@ -28,7 +28,7 @@ for owner, name in (
     (os, "fork"), (os, "pidfd_open"), (os, "pipe"), (os, "pipe2"), (os, "posix_fallocate"),
     (os, "set_blocking"), (fcntl, "fcntl"), (resource, "getrlimit"), (resource, "setrlimit"),
     (socket, "socketpair"), (socket, "send_fds"),
-    (selectors.DefaultSelector, "register"), (selectors, "DefaultSelector"),
+    (selectors.PollSelector, "select"),
 ):
     setattr(owner, name, failing(getattr(owner, name)))
 from cobre_shm.spawn.__main__ import main

@@ -1,12 +1,15 @@
 import fcntl
 import os
 import pty
+import selectors
 import signal
 import sys
 import termios
 from pathlib import Path
 
 import pytest
+
+from cobre_shm.spawn import terminal as terminal_module
 
 pytestmark = pytest.mark.parametrize("spawn", ["zygote"], indirect=True)
 
@@ -208,6 +211,23 @@ def test_typed_lines_reach_rank_zero_only(spawn):
         assert terminal.process.wait() == 0
 
 
+def test_line_typed_as_rank_zero_ends_is_dropped(spawn, monkeypatch):
+    reader, writer = os.pipe()
+    master, slave = pty.openpty()
+    monkeypatch.setattr(terminal_module, "_TERMINAL", slave)
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
+    with selectors.PollSelector() as selector:
+        typed = terminal_module.TerminalInput(writer, selector)
+        os.write(master, b"line\n")
+        ((key, _),) = selector.select()
+        # Rank 0's end is seen first of what one turn brings.
+        typed.close()
+        key.data()
+        assert not selector.get_map()
+    for descriptor in (reader, master, slave):
+        os.close(descriptor)
+
+
 def test_output_to_a_terminal_is_passed_on(spawn):
     master, slave = pty.openpty()
     code = "import sys; print('out'); print('err', file=sys.stderr)"
@@ -270,6 +290,26 @@ def test_signal_while_ranks_are_being_started_ends_the_run(spawn):
     assert process.stdout.readline() == b"up\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
+
+
+def test_interrupt_whose_exception_is_dropped_ends_the_run(spawn):
+    code = (
+        "import os, signal, sys, weakref\n"
+        "from cobre_shm.spawn import options\n"
+        "from cobre_shm.spawn.__main__ import main\n"
+        "real = options.resolve_program\n"
+        "class Module: pass\n"
+        "def resolve(*words, **kind):\n"
+        "    module = Module()\n"
+        "    kept = weakref.ref(module, lambda _: os.kill(os.getpid(), signal.SIGINT))\n"
+        "    del module\n"
+        "    return real(*words, **kind)\n"
+        "options.resolve_program = resolve\n"
+        "sys.exit(main(['-n', '2', '-c', 'import time; time.sleep(600)']))"
+    )
+    done = spawn.run(command=[sys.executable, "-c", code])
+    assert b"Exception ignored" in done.stderr
+    assert done.returncode == 130
 
 
 def test_interrupt_before_any_rank_is_started_is_quiet(spawn):
