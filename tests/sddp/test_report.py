@@ -88,6 +88,8 @@ def test_tables_tell_the_results(output):
     assert f"{metadata['lower_bound']:,.2f} $" in page
     assert f"{summary['mean']:,.2f}" in page
     assert "--compare" in page
+    assert metadata["notes"]
+    assert all(note in page for note in metadata["notes"])
 
 
 def test_generation_and_deficit_meet_the_load(output):
