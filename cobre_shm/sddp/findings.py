@@ -36,11 +36,11 @@ class Findings:
         if not self._errors:
             return
         first, others = self._errors[0], len(self._errors) - 1
-        if others and first.suggestion is None:
+        if others:
+            more = f"The case has {others} more {'finding' if others == 1 else 'findings'}; "
+            more += "'python -m cobre_shm.sddp validate CASE' lists all"
+            advice = [first.suggestion] if first.suggestion else []
             raise type(first)(
-                first.message,
-                context=first.context,
-                suggestion=f"The case has {others} more such findings; "
-                "'python -m cobre_shm.sddp validate CASE' lists all",
+                first.message, context=first.context, suggestion=". ".join([*advice, more])
             ) from first
         raise first

@@ -46,13 +46,15 @@ def _axes(width: float = 8.0, height: float = 4.5) -> tuple[Figure, Any]:
     return figure, figure.add_subplot()
 
 
-def _tidy(axes: Any, x_label: str, y_label: str) -> None:
+def _tidy(axes: Any, x_label: str, y_label: str, *, counts: bool = True) -> None:
+    """Label axes; ``counts`` says that the horizontal one has whole numbers only."""
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(visible=True, color="0.88", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if counts:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _unit(values: Floats) -> tuple[float, str]:
@@ -174,7 +176,8 @@ def time_split(totals: Mapping[str, Floats]) -> Figure:
             edgecolor="white", linewidth=0.4,
         )  # fmt: skip
         left = left + totals[key]
-    _tidy(axes, "time [s]; a collective includes the wait for the other ranks", "rank")
+    label = "time [s]; a collective includes the wait for the other ranks"
+    _tidy(axes, label, "rank", counts=False)
     axes.set_yticks(ranks)
     axes.invert_yaxis()
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)

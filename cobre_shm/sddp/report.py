@@ -152,6 +152,8 @@ class _Report:
         )
         table = self._read("training/convergence")
         yield self._picture("convergence", "Convergence", plots.convergence(table))
+        for note in facts.get("notes", []):
+            yield f"<p>{html.escape(note)}</p>"
         count = len(table["iteration"])
         shown = np.unique(np.linspace(0, count - 1, min(_ROWS, count)).round().astype(int))
         yield _table(

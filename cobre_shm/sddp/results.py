@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.communicator import Communicator
+from cobre_shm.sddp.case import Case
 from cobre_shm.sddp.cuts import StageCuts
 from cobre_shm.sddp.errors import MissingFile, OutputError, ParseError, require
 from cobre_shm.sddp.sharing import on_rank_zero
@@ -265,7 +266,31 @@ def _metadata(result: TrainingResult) -> dict[str, Any]:
         "lp_solves": result.lp_solves,
         "lp_retries": result.lp_retries,
         "warnings": list(case.warnings),
+        "notes": _notes(case),
     }
+
+
+def _notes(case: Case) -> list[str]:
+    """Return what keeps lower and upper bound from enclosing the optimum of the case."""
+    notes = []
+    if any(stage.risk is not None for stage in case.horizon.stages):
+        notes.append(
+            "Under CVaR the lower bound is one of the risk-adjusted cost, but the upper bound is "
+            "the mean cost: it may be the lower of the two, and the gap is no measure."
+        )
+    if case.config.truncate_inflow and case.statistics.lags:
+        notes.append(
+            "With truncated inflow that depends on earlier inflow the future cost is not convex: "
+            "the lower bound may exceed the optimum."
+        )
+    if any(
+        case.statistics.load.get((bus, 0), (0.0, 0.0))[1] for bus in case.statistics.random_buses
+    ):
+        notes.append(
+            "The lower bound takes the mean of the random load in the first stage, where no "
+            "trajectory need have gone, so it may stay below the optimum."
+        )
+    return notes
 
 
 def write_policy(

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason='needs the extra "report"')
@@ -72,6 +73,14 @@ def test_speed_up_is_relative_to_one_run(output, tmp_path):
     assert rows == [("local", "1", "1.00"), ("shm", "2", "1.50")]
 
 
+def test_time_axis_is_readable_for_a_short_run():
+    from cobre_shm.sddp.plots import time_parts, time_split
+
+    axes = time_split({key: np.full(2, 0.03) for key, _ in time_parts()}).axes[0]
+    low, high = axes.get_xlim()
+    assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 3
+
+
 def test_tables_tell_the_results(output):
     page = write_report(output).read_text()
     metadata = json.loads((output / "training" / "metadata.json").read_text())
@@ -79,6 +88,8 @@ def test_tables_tell_the_results(output):
     assert f"{metadata['lower_bound']:,.2f} $" in page
     assert f"{summary['mean']:,.2f}" in page
     assert "--compare" in page
+    assert metadata["notes"]
+    assert all(note in page for note in metadata["notes"])
 
 
 def test_generation_and_deficit_meet_the_load(output):

@@ -13,7 +13,7 @@ import pytest
 from cobre_shm.sddp import OutputError, series_digest, simulate, train
 from cobre_shm.sddp.results import write_atomically
 from cobre_shm.sddp.simulation_results import write_simulation
-from tests.sddp.editing import copy_case, edit
+from tests.sddp.editing import constant_load, copy_case, edit
 
 CONVERGENCE = {
     "iteration": pa.int32(),
@@ -65,6 +65,33 @@ def test_cuts_are_stored_with_every_bit_and_explained(trained):
     assert table["intercept"] == np.concatenate([c.intercept for c in result.cuts]).tolist()
     assert table["coef_3"] == np.concatenate([c.coefficients[:, 3] for c in result.cuts]).tolist()
     assert table["stage_id"] == [0] * 8 + [1] * 8
+
+
+def test_metadata_tells_what_keeps_the_bounds_apart(small, comm, tmp_path):
+    def notes(name):
+        train(small, comm, iterations=1, output_dir=tmp_path / name)
+        return json.loads((tmp_path / name / "training" / "metadata.json").read_text())["notes"]
+
+    constant_load(small, 60.0)
+    assert notes("plain") == []
+    constant_load(small, 60.0, 5.0)
+    risk = {"cvar": {"alpha": 0.5, "lambda": 0.3}}
+    edit(small, "stages.json", lambda content: content["stages"][0].update(risk_measure=risk))
+    assert [("CVaR" in note, "random load" in note) for note in notes("both")] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_bounds_of_truncated_inflow_are_explained(random_path, comm, tmp_path):
+    edit(
+        random_path,
+        "config.json",
+        lambda content: content["modeling"]["inflow_non_negativity"].update(method="truncation"),
+    )
+    train(random_path, comm, iterations=1, output_dir=tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "training" / "metadata.json").read_text())
+    assert any("truncated inflow" in note for note in facts["notes"])
 
 
 def test_metadata_tells_what_ran(trained):

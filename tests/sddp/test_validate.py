@@ -165,4 +165,14 @@ def test_training_raises_the_first_finding_and_counts_the_others(random_path, ca
     assert main([str(random_path)]) == 3
     err = capsys.readouterr().err
     assert "thermals[0].bus_id" in err
-    assert "1 more such finding" in err
+    assert "1 more finding;" in err
+
+
+def test_first_finding_keeps_its_own_advice(random_path, capsys):
+    (random_path / "system" / "lines.json").unlink()
+    (random_path / "system" / "buses.json").unlink()
+    write_json(random_path, "system/hydros.json", {})
+    assert main([str(random_path)]) == 3
+    err = capsys.readouterr().err
+    assert "A case needs the files" in err
+    assert "2 more findings;" in err
