@@ -31,9 +31,9 @@ GATHER_STREAM_CHUNK = 10  # the same, past the caches
 BROADCAST_SMALL_CHUNK = 11  # of a broadcast of at most ...
 BROADCAST_SMALL_BYTES = 12  # ... so many bytes
 BROADCAST_CHUNK = 13  # of a larger one
-SHARE_BYTES = 15  # payload from which shared arrays are used without copies
+SHARE_BYTES = 15  # payload from which shared arrays need no slots; in a broadcast, twice that
 SPIN_PAUSES = 14  # turns of a wait before it yields, to begin with; waiting adapts it
-READ_BYTES = 16  # payload from which ranks read private memory of peers; twice that in a broadcast
+READ_BYTES = 16  # payload from which ranks read private memory of peers; likewise
 
 NAMES = (
     "direct_bytes",
@@ -79,7 +79,9 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
         "broadcast_small_bytes": _MIB,
         "broadcast_chunk": 256 * _KIB,
         "spin_pauses": 0 if shared else 2000,
-        "share_bytes": 32 * _KIB,
+        # What a peer has read of a buffer has to go from its cache before it can be written again.
+        # Slots are used in turn, so that this has happened long before.
+        "share_bytes": _MIB if not shared else 32 * _KIB,
         # On cores of their own: ranks that take turns on one find what they copied in its cache.
         "read_bytes": 2 * _MIB if not shared else _NEVER,
     }

@@ -54,21 +54,28 @@ def is_streaming(ctx: Any, nbytes: int) -> bool:
 
 
 @inlined
+def _to_spare(what: int, nbytes: int) -> int:
+    """Bytes by which to decide whether to do without slots.
+
+    Of the two copies of a broadcast one is the root's alone.
+    """
+    return nbytes // 2 if what & 0xFF == layout.BROADCAST else nbytes
+
+
+@inlined
 def may_read_peers(ctx: Any, what: int, nbytes: int) -> bool:
     """Whether ranks offer private buffers of such a collective to be read, if that is allowed."""
     if ctx[context.PEER_READS] == NOT_ALLOWED or ctx[context.SIZE] == 1:
         return False
-    if what & 0xFF == layout.BROADCAST:
-        # Of its two copies one is the root's alone; and the kernel does not copy past the caches.
-        is_small = nbytes < 2 * _word(ctx, tuning.READ_BYTES)
-        return not is_small and not is_streaming(ctx, nbytes // 2)
-    return nbytes >= _word(ctx, tuning.READ_BYTES)
+    if what & 0xFF == layout.BROADCAST and is_streaming(ctx, nbytes // 2):
+        return False  # the kernel does not copy past the caches
+    return _to_spare(what, nbytes) >= _word(ctx, tuning.READ_BYTES)
 
 
 @inlined
 def is_probing(ctx: Any, what: int, nbytes: int) -> bool:
     """Whether a collective of ``nbytes`` begins with a probe; ``what``: its first call word."""
-    if ctx[context.HEAP] != 0 and nbytes >= _word(ctx, tuning.SHARE_BYTES):
+    if ctx[context.HEAP] != 0 and _to_spare(what, nbytes) >= _word(ctx, tuning.SHARE_BYTES):
         return True
     return may_read_peers(ctx, what, nbytes)
 
