@@ -48,12 +48,14 @@ class Trial(NamedTuple):
         candidates: Values to try of one switch point. Of a threshold there are two, and that which
             is ``nbytes`` has the algorithm beyond it used.
         shared_cores: Whether it matters only with more ranks than processors.
+        shared_arrays: Whether it is asked of shared arrays; else of private ones.
     """
 
     operation: str
     nbytes: int
     candidates: list[dict[str, int]]
     shared_cores: bool = False
+    shared_arrays: bool = False
 
 
 def _each(name: str, *values: int) -> list[dict[str, int]]:
@@ -86,18 +88,24 @@ TRIALS = (
         Trial("allreduce", nbytes, _each("read_bytes", nbytes, _NEVER))
         for nbytes in (16 * _MIB, 8 * _MIB, 4 * _MIB, 2 * _MIB, _MIB, 512 * _KIB)
     ),
+    *(
+        Trial("allgatherv", nbytes, _each("share_bytes", nbytes, _NEVER), shared_arrays=True)
+        for nbytes in (4 * _MIB, 2 * _MIB, _MIB, 512 * _KIB, 256 * _KIB, 64 * _KIB, 32 * _KIB)
+    ),
 )
 
 
-def _call_of(comm: Communicator, operation: str, nbytes: int) -> Callable[[], Any]:
-    count = nbytes // 8
-    send, recv = np.full(count, comm.rank + 1.5), np.zeros(count)
+def _call_of(comm: Communicator, trial: Trial) -> Callable[[], Any]:
+    count = trial.nbytes // 8
+    make = comm.empty if trial.shared_arrays else np.empty
+    send, recv = make(count), make(count)
+    recv.fill(0.0)
     share = count // comm.size
-    if operation == "allgatherv":
+    if trial.operation == "allgatherv":
         send = send[:share]
         plan = comm.allgatherv_init(send, recv, [share] * comm.size)
     else:
-        is_reduced = operation == "allreduce"
+        is_reduced = trial.operation == "allreduce"
         plan = comm.allreduce_init(send, recv) if is_reduced else comm.broadcast_init(send)
 
     def call() -> None:
@@ -110,7 +118,7 @@ def _call_of(comm: Communicator, operation: str, nbytes: int) -> Callable[[], An
 
 def _measure(comm: Any, trial: Trial, chosen: dict[str, int]) -> list[float]:
     """Return the seconds that each candidate takes, the same on all ranks."""
-    call = _call_of(comm, trial.operation, trial.nbytes)
+    call = _call_of(comm, trial)
     times: list[list[float]] = [[] for _ in trial.candidates]
     for round_ in range(_ROUNDS + 1):
         for index, candidate in enumerate(trial.candidates):
