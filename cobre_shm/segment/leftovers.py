@@ -4,9 +4,11 @@ A group removes its names itself, and so does the launcher's guard. Only where a
 are killed at one moment, the launcher and the guard too, a name can stay: of the segment while the
 ranks join, of a region while they map it. The next launcher removes it.
 
-A segment says itself which processes it belongs to. A region is nothing but the program's data.
-But whoever makes one has it open until its name is gone, and the name tells in which pid namespace
-that was. So a region of this namespace that no process of its user has open is dead.
+A segment says itself which processes it belongs to, once it is made, which takes milliseconds: one
+that is still not after a minute, and that no process of its user has open, is dead. A region is
+nothing but the program's data. But whoever makes one has it open until its name is gone, and the
+name tells in which pid namespace that was. So a region of this namespace that no process of its
+user has open is dead.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cobre_shm import layout
@@ -32,6 +35,7 @@ __all__ = ["FoundSegment", "find_segments", "remove_if_dead", "remove_leftovers"
 _RANDOM_NAME = re.compile(r"cobre-[0-9a-f]{24}")
 # What Segment.region_prefix and a number give.
 _REGION_NAME = re.compile(r"cobre-[0-9a-f]{32}-(\d+)-\d+")
+_MAKING = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def remove_leftovers(directory: Path = DIRECTORY) -> None:
     for path in directory.glob("cobre-*"):
         if _RANDOM_NAME.fullmatch(path.name) or _REGION_NAME.fullmatch(path.name):
             with suppress(OSError):
-                remove_if_dead(f"/{path.name}")
+                if not remove_if_dead(f"/{path.name}") and _is_abandoned(path):
+                    remove_unready(f"/{path.name}")
 
 
 def remove_unready(name: str) -> bool:
@@ -125,6 +130,12 @@ def remove_unready(name: str) -> bool:
         return is_unready
     finally:
         os.close(fd)
+
+
+def _is_abandoned(path: Path) -> bool:
+    status = path.lstat()
+    age = datetime.now(UTC) - datetime.fromtimestamp(status.st_mtime, UTC)
+    return age > _MAKING and _who_has_open(status) == 0
 
 
 def _is_region_of_ours(file_name: str) -> bool:

@@ -93,7 +93,8 @@ class Segment:
         fd = create_object(name, nbytes)
         try:
             return cls._made(name, fd, nbytes, size, slot_bytes, launched=launched)
-        except InitializationFailed:
+        except BaseException:
+            # A ^C too.
             remove_object(name)
             raise
 

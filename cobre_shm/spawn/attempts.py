@@ -16,6 +16,7 @@ from cobre_shm.spawn.job import Job
 from cobre_shm.spawn.meeting import Meeting, ShmMeeting
 from cobre_shm.spawn.monitor import Monitor
 from cobre_shm.spawn.rank_output import cannot_write
+from cobre_shm.spawn.signals import signals_held
 from cobre_shm.spawn.starting import FreshStart, Start, ZygoteStart
 
 if TYPE_CHECKING:
@@ -59,8 +60,11 @@ def _run(
         if zygote is not None:
             stack.callback(zygote.kill)
             start = ZygoteStart(zygote)
-        meeting = stack.enter_context(_meet(job))
-        guard = stack.enter_context(Guard(meeting.unlink))
+        # A segment that has a name and no guard yet would outlive us. Over tcp there is no name,
+        # and an address may take long to be had.
+        with signals_held() if job.backend == "shm" else contextlib.nullcontext():
+            meeting = stack.enter_context(_meet(job))
+            guard = stack.enter_context(Guard(meeting.unlink))
         monitor = stack.enter_context(Monitor.started()) if job.monitor else None
         return Group(job, meeting, guard, events, attempt, deadline, monitor).run(start)
 

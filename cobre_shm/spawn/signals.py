@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Self
 
-__all__ = ["SignalInbox", "remember_interrupts"]
+__all__ = ["SignalInbox", "remember_interrupts", "signals_held"]
 
 _interrupts: list[int] = []
 
@@ -21,6 +22,16 @@ def remember_interrupts() -> None:
     _interrupts.clear()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold back what would end this process, for the length of the block."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

@@ -221,7 +221,8 @@ def test_interrupt_inside_a_collective_is_raised_there_and_fails_the_others():
 
 @pytest.mark.parametrize("seconds", [0.5, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_signals_during_collectives_do_not_change_results(seconds):
-    for failed, hits in results_of(run_ranks(programs.work_under_signals, 3, "shm", seconds)):
+    outcomes = run_ranks(programs.work_under_signals, 3, "shm", seconds, timeout=seconds + 60)
+    for failed, hits in results_of(outcomes):
         assert failed is None
         assert hits > 10 * seconds
 

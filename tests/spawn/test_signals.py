@@ -312,6 +312,26 @@ def test_interrupt_whose_exception_is_dropped_ends_the_run(spawn):
     assert done.returncode == 130
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_while_the_segment_is_made_leaves_nothing(spawn, number):
+    code = (
+        "import os, sys\n"
+        "from cobre_shm.segment.segment import Segment\n"
+        "from cobre_shm.spawn.__main__ import main\n"
+        "real = Segment._make_ready\n"
+        "def make_ready(segment, *words, **kind):\n"
+        "    print(segment.name, flush=True)\n"
+        f"    os.kill(os.getpid(), {number:d})\n"
+        "    real(segment, *words, **kind)\n"
+        "Segment._make_ready = make_ready\n"
+        "sys.exit(main(['-n', '2', '-c', 'import time; time.sleep(600)']))"
+    )
+    done = spawn.run(command=[sys.executable, "-c", code])
+    assert done.returncode in (128 + number, -number)
+    assert done.stderr == b""
+    spawn.wait_for(lambda: not Path(f"/dev/shm{done.stdout.decode().strip()}").exists())
+
+
 def test_interrupt_before_any_rank_is_started_is_quiet(spawn):
     code = (
         "import os, signal, sys\n"

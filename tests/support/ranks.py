@@ -162,6 +162,8 @@ class RankGroup:
         reports: dict[int, dict[str, Any]] = {}
         self._wait(reports, deadline)
         late = [rank for rank, process in enumerate(self._processes) if process.is_alive()]
+        # What those that ended at the last moment have left.
+        self._wait(reports, deadline)
         if late:
             for rank in late:
                 self.send_signal(rank, signal.SIGUSR1)
@@ -198,14 +200,16 @@ class RankGroup:
                     waiting[process.sentinel] = rank
                 if not self._reports[rank].closed and rank not in reports:
                     waiting[self._reports[rank]] = rank
-            left = deadline - time.monotonic()
-            if not waiting or left <= 0:
+            if not waiting:
                 return
-            for ready in wait(list(waiting), timeout=left):
+            left = deadline - time.monotonic()
+            for ready in wait(list(waiting), timeout=max(0.0, left)):
                 if isinstance(ready, Connection):
                     with contextlib.suppress(EOFError, ConnectionError):
                         reports[waiting[ready]] = pickle.loads(ready.recv_bytes())
                     ready.close()
+            if left <= 0:
+                return
 
     def _outcome(
         self, rank: int, report: dict[str, Any] | None, timeout: float | None

@@ -208,3 +208,17 @@ def test_leftovers_of_launchers_are_removed_and_names_that_somebody_chose_are_no
     assert found(living.name) is not None
     living.unlink()
     living.close()
+
+
+def test_leftover_that_was_never_made_is_removed_when_it_is_old_and_nobody_has_it_open():
+    paths = {what: Path("/dev/shm", Segment.random_name()[1:]) for what in ("old", "open", "new")}
+    for what, path in paths.items():
+        path.write_bytes(bytes(4096))
+        path.chmod(0o600)
+        if what != "new":
+            os.utime(path, (0, 0))
+    with paths["open"].open("rb"):
+        remove_leftovers()
+    assert [what for what, path in paths.items() if path.exists()] == ["open", "new"]
+    for path in paths.values():
+        path.unlink(missing_ok=True)
