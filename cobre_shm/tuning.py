@@ -63,7 +63,7 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
     """Return the switch points for ``size`` ranks on ``cpus`` processors."""
     shared = size > cpus
     return {
-        "direct_bytes": 256 * _KIB if size == 2 and not shared else 4 * _KIB,
+        "direct_bytes": 256 * _KIB if size == 2 and not shared else 8 * _KIB,
         "chain_min_bytes": 192 * _KIB if shared else _NEVER,
         "chain_max_bytes": 2 * _MIB,
         "chain_chunk": 128 * _KIB,
