@@ -106,7 +106,14 @@ FEATURES: dict[str, list[Edit]] = {
         Drop("waiting.py", "_yield_or_sleep", "context.POISON", "_some_rank_died"),
     ],
     "recorder": [
-        Drop("rounds.py", "begin", "layout.ENTRY_", "layout.RECORDED", "monotonic_ns"),
+        Drop(
+            "rounds.py",
+            "begin",
+            "layout.ENTRY_",
+            "context.ENTRY",
+            "layout.RECORDED",
+            "monotonic_ns",
+        ),
         Drop("rounds.py", "end", "layout.ENTRY_"),
         Body("rounds.py", "recorded_wait", "pass"),
     ],
