@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ SHARED = Path("/dev/shm")
 NO_NETWORK = 69
 # Ends what hangs; a busy machine needs tens of seconds.
 WATCHDOG_SECS = 270.0
+RANKS_END_SECS = 10.0
 NAMES = ("mpich", "openmpi", pytest.param("impi", marks=pytest.mark.slow))
 
 
@@ -89,16 +91,22 @@ def _segments() -> set[Path]:
 
 
 def _remove_left(segments: set[Path]) -> None:
-    """Remove what a library leaves behind when a job is aborted; not what a process still maps."""
-    if not segments:
-        return
-    mapped = ""
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):
-            mapped += maps.read_text()
-    for path in segments:
-        if str(path) not in mapped:
+    """Remove what a library leaves behind when a job is aborted; not what a process still maps.
+
+    A rank may end after its launcher.
+    """
+    deadline = time.monotonic() + RANKS_END_SECS
+    while segments:
+        mapped = ""
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            with contextlib.suppress(OSError):
+                mapped += maps.read_text()
+        for path in {path for path in segments if str(path) not in mapped}:
             path.unlink(missing_ok=True)
+            segments.remove(path)
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05 if segments else 0)
 
 
 def _folder() -> Path:
