@@ -166,8 +166,8 @@ class Zygote:
     def _end(self) -> None:
         # Not asked to: it may be stopped, and the end of the socket, which the guard has as well,
         # may not reach it. It has nothing to tidy up.
-        self._link.close()
         self._process.kill()
+        self._link.close()
         wait_for_killed(self._process)
         self._is_over = True
         # From now on, who loses its parent is no longer our business.

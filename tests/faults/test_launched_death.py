@@ -53,10 +53,12 @@ def launch(size, *args, program=PROGRAM, env=None):
 @pytest.mark.parametrize(("size", "victim"), [(2, 0), (3, 2), (8, 5)])
 def test_killed_rank_is_named_with_pid_and_signal_by_every_survivor(size, victim, elements):
     process = launch(size, elements)
-    pids, line = {}, ""
-    while "all there" not in line:
+    pids, are_there = {}, False
+    # What the ranks wrote comes through a pipe each: in which order is the launcher's.
+    while not are_there or len(pids) < size:
         line = process.stdout.readline()
         assert line, process.communicate()
+        are_there |= line == "all there\n"
         if found := re.match(r"rank (\d+) is (\d+)", line):
             pids[int(found[1])] = int(found[2])
     time.sleep(0.1)
