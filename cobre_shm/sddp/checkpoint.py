@@ -30,7 +30,7 @@ Statuses = npt.NDArray[np.int8]
 
 FILE_NAME = "training.checkpoint"
 
-_MAGIC = b"cobre-shm checkpoint 1\n"
+_MAGIC = b"cobre-shm checkpoint 2\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -46,7 +46,7 @@ class Checkpoint:
         cuts: The same for the cuts that the training made, in order.
         bases: int8 (trajectories, statuses): the basis of each trajectory's chain at each
             stage, one stage after the other, columns before rows.
-        bound_basis: int8: the basis of the chain of the lower bound.
+        bound_bases: int8 (chains, statuses): the basis of each chain of the lower bound.
         timing: float64, (ranks, iterations, columns): what each rank spent.
     """
 
@@ -55,7 +55,7 @@ class Checkpoint:
     given: tuple[Floats, ...]
     cuts: tuple[Floats, ...]
     bases: Statuses
-    bound_basis: Statuses
+    bound_bases: Statuses
     timing: Floats
 
 
@@ -69,7 +69,7 @@ def encode(checkpoint: Checkpoint, case_digest: str) -> bytes:
     arrays: dict[str, npt.NDArray[Any]] = {
         "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
         "bases": checkpoint.bases,
-        "bound_basis": checkpoint.bound_basis,
+        "bound_bases": checkpoint.bound_bases,
         "timing": checkpoint.timing,
     }
     for name in ("given", "cuts"):
@@ -109,7 +109,7 @@ def decode(data: bytes, case_digest: str, stages: int, path: str | Path) -> Chec
                 given=tuple(arrays[f"given_{t}"] for t in range(stages)),
                 cuts=tuple(arrays[f"cuts_{t}"] for t in range(stages)),
                 bases=arrays["bases"],
-                bound_basis=arrays["bound_basis"],
+                bound_bases=arrays["bound_bases"],
                 timing=arrays["timing"],
             )
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:

@@ -26,6 +26,11 @@ def sorted_openings(inflow: npt.NDArray[np.float64]) -> list[int]:
     return order
 
 
+def groups(order: list[int], count: int) -> list[list[int]]:
+    """Return ``order`` in at most ``count`` parts of neighbours, the longer ones first."""
+    return [part.tolist() for part in np.array_split(order, min(count, len(order)))]
+
+
 def outwards(order: list[int], start: int) -> list[int]:
     """Return all openings of ``order``: ``start``, then the shorter side, then the other one."""
     place = order.index(start)

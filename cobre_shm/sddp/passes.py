@@ -16,7 +16,7 @@ from cobre_shm.sddp.errors import SolverError
 from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise_bounds import noise_bounds
-from cobre_shm.sddp.opening_order import outwards, sorted_openings
+from cobre_shm.sddp.opening_order import groups, outwards, sorted_openings
 from cobre_shm.sddp.scenarios import draw_opening
 from cobre_shm.sddp.solver import Check, Place, StageSolver
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
@@ -38,10 +38,12 @@ class Passes:
         scale: What costs in $ are divided by inside the problems.
         tree: The noise of the openings of each stage.
         solvers: The problem of each stage.
-        bound_solver: That of the lower bound; on rank 0 only.
+        bound_solver: That of the lower bound.
         shares: Who does which trajectory.
+        bound_shares: Who does which chain of the lower bound.
         trials: The states of all trajectories, and their costs.
         found: The cuts of one stage.
+        bounds: The values of the openings of the first stage, chain by chain.
         pool: All cuts.
     """
 
@@ -63,12 +65,8 @@ class Passes:
         self.solvers: list[StageSolver] = [
             StageSolver(lp, noise, writer, check) for lp, noise in zip(lps, bounds, strict=True)
         ]
-        self.bound_solver: StageSolver | None = (
-            StageSolver(
-                lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True), writer, check
-            )
-            if comm.rank == 0
-            else None
+        self.bound_solver: StageSolver = StageSolver(
+            lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True), writer, check
         )
         self._discounts = np.cumprod([1.0, *(stage.discount for stage in horizon.stages[:-1])])
         self.shares: Shares = Shares(case.config.forward_passes, comm)
@@ -76,6 +74,10 @@ class Passes:
         self._drawn = np.zeros((len(self.shares.mine), case.stages), dtype=np.int64)
         self.trials: ItemGather = ItemGather(self.shares, case.stages * self._state_size + 1, comm)
         self.found: ItemGather = ItemGather(self.shares, 1 + self._state_size, comm)
+        # As many chains as trajectories: who has a trajectory then has a part of the bound.
+        self._bound_chains = groups(self._orders[0], case.config.forward_passes)
+        self.bound_shares: Shares = Shares(len(self._bound_chains), comm)
+        self.bounds: ItemGather = ItemGather(self.bound_shares, len(self._bound_chains[0]), comm)
         self.pool: CutPool = CutPool([np.zeros((0, 1 + self._state_size))] * case.stages)
         self._store = CutStore(comm, 1 + self._state_size)
 
@@ -93,7 +95,7 @@ class Passes:
 
     def counters(self) -> tuple[int, int]:
         """Return how many problems this rank has solved, and how many of them again."""
-        solvers = [*self.solvers, *([self.bound_solver] if self.bound_solver else [])]
+        solvers = [*self.solvers, self.bound_solver]
         return sum(s.solves for s in solvers), sum(s.retries for s in solvers)
 
     def forward(self, iteration: int) -> tuple[float, float]:
@@ -116,12 +118,15 @@ class Passes:
             self.add(t, iteration, self.found.gather(failure))
 
     def lower_bound(self, iteration: int) -> float:
-        """Evaluate the first stage over all its openings; rank 0 only."""
-        solver, values = self.bound_solver, np.empty(len(self.tree[0]))
-        assert solver is not None
-        solver.begin(self._case.initial_state, 0)
-        for opening in self._orders[0]:
-            values[opening] = solver.solve(opening, Place(iteration, None))
+        """Evaluate the first stage over all its openings. Collective."""
+        failure = None
+        try:
+            self._solve_first_stage(iteration)
+        except SolverError as error:
+            failure = error
+        values = np.empty(len(self.tree[0]))
+        for chain, row in zip(self._bound_chains, self.bounds.gather(failure), strict=True):
+            values[chain] = row[: len(chain)]
         weights = opening_weights(values, self._case.horizon.stages[0].risk)
         return float(ordered_sum(weights * values) * self.scale)
 
@@ -156,8 +161,14 @@ class Passes:
             cut = self.found.local[i]
             cut[0], cut[1:] = average_cut(values, slopes, state, risk)
 
+    def _solve_first_stage(self, iteration: int) -> None:
+        for i, chain in enumerate(self.bound_shares.mine):
+            self.bound_solver.begin(self._case.initial_state, i)
+            for k, opening in enumerate(self._bound_chains[chain]):
+                self.bounds.local[i, k] = self.bound_solver.solve(opening, Place(iteration, None))
+
     def _add_cuts(self, t: int, batch: Floats) -> None:
         """Add cuts, (cuts, 1 + state components) in scaled $, to the problems of a stage."""
         self.solvers[t].add_cuts(batch[:, 0].copy(), batch[:, 1:])
-        if t == 0 and self.bound_solver is not None:
+        if t == 0:
             self.bound_solver.add_cuts(batch[:, 0].copy(), batch[:, 1:])

@@ -36,7 +36,7 @@ _TIME_PARTS = (
     ("bound_ms", "LP, lower bound", _GREEN, "\\\\"),
     ("gather_states_ms", "allgatherv of states", _ORANGE, ".."),
     ("gather_cuts_ms", "allgatherv of cuts", _RED, "xx"),
-    ("share_bound_ms", "broadcast of the bound", _YELLOW, "++"),
+    ("share_bound_ms", "exchange of the bound", _YELLOW, "++"),
     ("share_counters_ms", "allreduce of counters", _PINK, "oo"),
 )
 

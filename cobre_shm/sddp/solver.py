@@ -2,7 +2,8 @@
 
 HiGHS remembers more than the basis from one solve to the next, so the bits of a result depend on
 what was solved before. A *chain* is a sequence of solves that always happens as a whole and in
-the same order: one forward solve, all openings at one trial point, all openings of the bound.
+the same order: one forward solve, all openings at one trial point, one group of the openings of
+the bound.
 The solver's memory is cleared where a chain begins (``StageSolver.begin`` is the only place) and
 only a basis that belongs to the same chain of an earlier pass is given back. So a result depends
 on its chain and not on which rank ran which chains before.

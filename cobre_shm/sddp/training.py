@@ -10,11 +10,10 @@ makes every result equal, bit for bit, for any number of ranks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp
@@ -26,13 +25,12 @@ from cobre_shm.sddp.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from cobre_shm.sddp.distribution import gather_items
-from cobre_shm.sddp.errors import SolverError
+from cobre_shm.sddp.distribution import Shares, gather_items
 from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.passes import Passes
 from cobre_shm.sddp.plan import INTERRUPTED, Plan, make_plan
-from cobre_shm.sddp.sharing import on_rank_zero, share_failure
-from cobre_shm.sddp.solver import Check
+from cobre_shm.sddp.sharing import on_rank_zero
+from cobre_shm.sddp.solver import Check, StageSolver, Statuses
 from cobre_shm.sddp.stopping import stop_reason
 from cobre_shm.sddp.training_result import (
     TIMING_COLUMNS,
@@ -41,8 +39,8 @@ from cobre_shm.sddp.training_result import (
 )
 from cobre_shm.sddp.warm_start import share_policy
 
-Floats = npt.NDArray[np.float64]
-
+# The number of the reason to end, as rank 0 shares it.
+_VERDICT = np.dtype(np.float64)
 _REASONS = ("", "iteration_limit", "time_limit", "bound_stalling")
 
 Progress = Callable[[Iteration], None]
@@ -141,7 +139,7 @@ class _Trainer:
         reason = ""
         if self.history:
             start -= self.history[-1].elapsed_seconds
-            reason = self._reason_to_rest(start)
+            reason = self._decide([item.lower_bound for item in self.history], start)
         while not reason:
             reason = self._iterate(start, should_stop)
             if progress is not None:
@@ -170,11 +168,10 @@ class _Trainer:
             tree=tuple(self.passes.tree),
         )
 
-    def _reason_to_rest(self, start: float) -> str:
-        """Return why a training that resumes has nothing left to do, or nothing. Collective."""
-        verdict = np.zeros(1)
+    def _decide(self, bounds: Sequence[float], start: float) -> str:
+        """Return why the training ends after these lower bounds, or nothing. Collective."""
+        verdict = np.zeros(1, dtype=_VERDICT)
         if self.comm.rank == 0:
-            bounds = [item.lower_bound for item in self.history]
             reason = stop_reason(self.case.config, bounds, time.perf_counter() - start)
             verdict[0] = _REASONS.index(reason or "")
         self.comm.broadcast(verdict, root=0)
@@ -190,26 +187,29 @@ class _Trainer:
 
     def _checkpoint(self) -> Callable[[], Checkpoint]:
         """Gather what the ranks know; return how rank 0 makes a checkpoint of it. Collective."""
-        width = sum(solver.basis_size for solver in self.passes.solvers)
-        local = np.zeros((len(self.passes.shares.mine), width), dtype=np.int8)
-        for i in range(len(local)):
-            local[i] = np.concatenate([solver.basis(i) for solver in self.passes.solvers])
-        bases = gather_items(local, self.passes.shares, self.comm)
+        bases = self._gather_bases(self.passes.solvers, self.passes.shares)
+        bound_bases = self._gather_bases([self.passes.bound_solver], self.passes.bound_shares)
         timing = self.comm.allgatherv(np.array(self.timing, dtype=np.float64).reshape(-1))
 
         def make() -> Checkpoint:
-            assert self.passes.bound_solver is not None, "only rank 0 makes checkpoints"
             return Checkpoint(
                 history=tuple(self.history),
                 retries=self.retries,
                 given=self.passes.pool.given,
                 cuts=tuple(self.passes.pool.made(t) for t in range(self.case.stages)),
                 bases=bases,
-                bound_basis=self.passes.bound_solver.basis(0),
+                bound_bases=bound_bases,
                 timing=timing.reshape(self.comm.size, len(self.history), len(TIMING_COLUMNS)),
             )
 
         return make
+
+    def _gather_bases(self, solvers: Sequence[StageSolver], shares: Shares) -> Statuses:
+        """Return the bases of all chains, those of one item in a row. Collective."""
+        local = np.zeros((len(shares.mine), sum(s.basis_size for s in solvers)), dtype=np.int8)
+        for i in range(len(local)):
+            local[i] = np.concatenate([solver.basis(i) for solver in solvers])
+        return gather_items(local, shares, self.comm)
 
     def _restore(self, saved: Checkpoint) -> None:
         self.passes.begin_with(saved.given)
@@ -219,13 +219,14 @@ class _Trainer:
             for k in range(len(cuts) // passes):
                 batch = cuts[k * passes : (k + 1) * passes]
                 self.passes.add(t, k + 1, batch)
-        ends = np.cumsum([solver.basis_size for solver in self.passes.solvers])
-        for i, scenario in enumerate(self.passes.shares.mine):
-            parts = np.split(saved.bases[scenario], ends[:-1])
-            for solver, statuses in zip(self.passes.solvers, parts, strict=True):
-                solver.restore_basis(i, statuses)
-        if self.passes.bound_solver is not None:
-            self.passes.bound_solver.restore_basis(0, saved.bound_basis)
+        for solvers, shares, bases in (
+            (self.passes.solvers, self.passes.shares, saved.bases),
+            ([self.passes.bound_solver], self.passes.bound_shares, saved.bound_bases),
+        ):
+            ends = np.cumsum([solver.basis_size for solver in solvers])
+            for i, item in enumerate(shares.mine):
+                for solver, part in zip(solvers, np.split(bases[item], ends[:-1]), strict=True):
+                    solver.restore_basis(i, part)
         self.history = list(saved.history)
         self.retries = saved.retries
         known = saved.timing[self.comm.rank : self.comm.rank + 1]
@@ -234,7 +235,7 @@ class _Trainer:
 
     def _iterate(self, start: float, should_stop: Callable[[], bool] | None) -> str:
         iteration = len(self.history) + 1
-        gathers = (self.passes.trials, self.passes.found)
+        gathers = (self.passes.trials, self.passes.found, self.passes.bounds)
         before = [(gather.seconds, gather.nbytes) for gather in gathers]
         solves_before, retries_before = self.passes.counters()
         clock = [time.perf_counter()]
@@ -242,12 +243,10 @@ class _Trainer:
         clock.append(time.perf_counter())
         self.passes.backward(iteration)
         clock.append(time.perf_counter())
-        verdict, failure = self._judge(iteration, start)
+        lower = self.passes.lower_bound(iteration)
         clock.append(time.perf_counter())
-        self.comm.broadcast(verdict, root=0)
+        reason = self._decide([*(item.lower_bound for item in self.history), lower], start)
         clock.append(time.perf_counter())
-        if np.isnan(verdict[0]):
-            share_failure(failure.to_dict() if failure else {}, self.comm)
 
         waits = [
             (gather.seconds - seconds, gather.nbytes - nbytes)
@@ -270,17 +269,17 @@ class _Trainer:
             [
                 1e3 * (clock[1] - clock[0] - waits[0][0]),
                 1e3 * (clock[2] - clock[1] - waits[1][0]),
-                1e3 * (clock[3] - clock[2]),
-                *(value for wait, nbytes in waits for value in (1e3 * wait, nbytes)),
-                1e3 * (clock[4] - clock[3]),
-                verdict.nbytes,
+                1e3 * (clock[3] - clock[2] - waits[2][0]),
+                *(value for wait, nbytes in waits[:2] for value in (1e3 * wait, nbytes)),
+                # Sharing the bound is its exchange and rank 0's word whether to go on.
+                1e3 * (clock[4] - clock[3] + waits[2][0]),
+                waits[2][1] + _VERDICT.itemsize,
                 1e3 * (clock[5] - clock[4]),
                 counts.nbytes + peaks.nbytes,
                 float(counts[0]),
             ]
         )
         self.retries += int(counts_all[1])
-        lower = float(verdict[0])
         added = self.case.config.forward_passes * (self.case.stages - 1)
         self.history.append(
             Iteration(
@@ -300,18 +299,4 @@ class _Trainer:
                 wait_share=1e-9 * int(counts_all[2]) / (self.comm.size * (clock[4] - clock[0])),
             )
         )
-        return _REASONS[int(verdict[1])] or (INTERRUPTED if peaks_all[2] else "")
-
-    def _judge(self, iteration: int, start: float) -> tuple[Floats, SolverError | None]:
-        """Return lower bound and stop reason on rank 0; NaN where there is an error instead."""
-        verdict = np.zeros(2)
-        if self.comm.rank == 0:
-            try:
-                verdict[0] = self.passes.lower_bound(iteration)
-            except SolverError as error:
-                verdict[0] = np.nan
-                return verdict, error
-            bounds = [*(item.lower_bound for item in self.history), float(verdict[0])]
-            reason = stop_reason(self.case.config, bounds, time.perf_counter() - start)
-            verdict[1] = _REASONS.index(reason or "")
-        return verdict, None
+        return reason or (INTERRUPTED if peaks_all[2] else "")

@@ -112,6 +112,23 @@ def test_unbounded_problem_is_named(random_path):
         solver.solve(1, Place(4, None))
 
 
+def test_bound_without_solution_on_one_rank_is_an_error_on_all(random_path, monkeypatch):
+    solve, here = StageSolver.solve, threading.local()
+
+    def fail_beyond_rank_zero(solver, opening, place):
+        if place.scenario is None and here.rank > 0:
+            raise SolverError(f"no bound on rank {here.rank}")
+        return solve(solver, opening, place)
+
+    def run(comm):
+        here.rank = comm.rank
+        return train(random_path, comm)
+
+    monkeypatch.setattr(StageSolver, "solve", fail_beyond_rank_zero)
+    errors = run_ranks(3, run)
+    assert [error.message for error in errors] == ["no bound on rank 1"] * 3
+
+
 def test_second_attempt_gives_the_answer_and_changes_nothing_later(random_path):
     """The first attempt ends at once; its chain goes on as if it had not been."""
     case, plain = stage_solver(random_path)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cobre_shm.sddp.opening_order import outwards, sorted_openings
+from cobre_shm.sddp.opening_order import groups, outwards, sorted_openings
 
 
 def test_openings_are_solved_outwards_from_the_first_one():
@@ -29,3 +29,13 @@ def test_every_opening_comes_once_and_the_start_first(totals, data):
     order = outwards(sorted_openings(np.array(totals)[:, None]), start)
     assert order[0] == start
     assert sorted(order) == list(range(len(totals)))
+
+
+@given(st.permutations(range(12)), st.integers(1, 20))
+def test_groups_are_neighbours_in_order_and_as_long_as_each_other(order, count):
+    parts = groups(order, count)
+    assert len(parts) == min(count, 12)
+    assert [opening for part in parts for opening in part] == order
+    lengths = [len(part) for part in parts]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] - lengths[-1] <= 1

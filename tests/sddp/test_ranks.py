@@ -129,3 +129,14 @@ def test_timing_has_a_row_per_rank_and_iteration(random_path):
     for result in results:
         assert result.timing.shape[:2] == (3, 2)
         assert result.timing[:, :, -1].sum() == result.lp_solves
+
+
+def test_ranks_with_trajectories_share_the_bound(random_path):
+    case = load_case(random_path)
+    trajectories, stages = case.config.forward_passes, case.stages
+    results = run_ranks(2, lambda comm: train(case, comm, iterations=1))
+    openings = [len(noise) for noise in results[0].tree]
+    for rank, share in enumerate((-(-trajectories // 2), trajectories // 2)):
+        passes = share * (stages + sum(openings[1:]))
+        bound = results[0].timing[rank, 0, -1] - passes
+        assert 0 < bound < openings[0]
