@@ -117,6 +117,9 @@ class Grouping:
                     timeout_secs=math.inf,
                     slot_bytes=slot_bytes,
                     stall_warn_secs=math.inf if several else ShmConfig.stall_warn_secs,
+                    hugepages=self._config.hugepages,
+                    numa_interleave=self._config.numa_interleave,
+                    tuning=self._config.tuning,
                 )
             )
 

@@ -75,6 +75,14 @@ class LocalConfig:
         return cls()
 
 
+# What an MPI group takes for the shared memory groups of its nodes.
+_OF_NODES = ("hugepages", "numa_interleave", "tuning")
+_MPI_VARIABLES = {
+    **{variable.field: variable for variable in variables_of("mpi")},
+    **{variable.field: variable for variable in variables_of("shm") if variable.field in _OF_NODES},
+}
+
+
 @dataclass(frozen=True)
 class MpiConfig:
     """A group of processes that an MPI launcher started; rank and size come from MPI.
@@ -90,6 +98,9 @@ class MpiConfig:
             small collective. The same on all ranks.
         node: Ranks of one machine that have equal numbers count as a node; None: all of them.
             To make one group for each NUMA domain, for example.
+        hugepages: Of the shared memory groups, see :class:`ShmConfig`.
+        numa_interleave: The same.
+        tuning: The same.
 
     Raises:
         InitializationFailed: A field is out of range.
@@ -102,12 +113,16 @@ class MpiConfig:
     hierarchical: bool | str = "auto"
     check: bool = False
     node: int | None = None
+    hugepages: str = "auto"
+    numa_interleave: bool = False
+    tuning: str | None = None
 
     def __post_init__(self) -> None:
-        known = {variable.field: variable for variable in variables_of("mpi")}
-        for name in ("hierarchical", "check"):
+        for name, variable in _MPI_VARIABLES.items():
             value = getattr(self, name)
-            check_value(known[name], value, f"MpiConfig.{name}", value)
+            if (name, value) != ("tuning", None):
+                value = check_value(variable, value, f"MpiConfig.{name}", value)
+                object.__setattr__(self, name, value)
         numbers = Integer(0, 2**31 - 1)
         if self.node is not None:
             try:
@@ -123,16 +138,15 @@ class MpiConfig:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
-        """Read ``COBRE_MPI_*``.
+        """Read ``COBRE_MPI_*``, and those ``COBRE_SHM_*`` that shape the groups of the nodes.
 
         Raises:
             InitializationFailed: A value is malformed.
         """
-        settings = read_settings("mpi", variables_of("mpi"), env)
-        known = {variable.field: variable for variable in variables_of("mpi")}
+        settings = read_settings("mpi", _MPI_VARIABLES.values(), env)
         for setting, value in settings.items():
-            name = known[setting].name
-            check_value(known[setting], value, name, env[name])
+            name = _MPI_VARIABLES[setting].name
+            check_value(_MPI_VARIABLES[setting], value, name, env[name])
         return cls(**settings)
 
 

@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import json
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
@@ -125,6 +128,17 @@ def check_one_node_does_all_that_shm_does():
         assert once.tolist() == [SIZE] * 5
         assert not once.flags.writeable
     expect_error(InvalidCommunicator, "closed", plan)
+
+
+def check_groups_of_the_nodes_take_their_settings():
+    with tempfile.TemporaryDirectory() as folder:
+        tuning = Path(folder, "tuning.json")
+        tuning.write_text(json.dumps({"spin_pauses": 7}))
+        with make(hugepages="never", numa_interleave=True, tuning=str(tuning)) as comm:
+            taken = comm._group._config
+            assert (taken.hugepages, taken.numa_interleave) == ("never", True)
+            assert taken.tuning == str(tuning)
+            assert comm.allreduce(np.ones(3)).tolist() == [SIZE] * 3
 
 
 def check_communicators_are_given_back():
