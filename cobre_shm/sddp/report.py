@@ -69,9 +69,13 @@ def write_report(directory: Path, others: Sequence[Path] = ()) -> Path:
 
     Raises:
         MissingDependency: matplotlib or pyarrow is not installed.
-        OutputError: A directory has no result of a training, or cannot be written.
+        OutputError: A directory has no result of a training or one of another case, or cannot be
+            written.
     """
-    report = _Report(directory, [_facts(path) for path in (directory, *others)])
+    runs = [_facts(path) for path in (directory, *others)]
+    for path, facts in zip(others, runs[1:], strict=True):
+        _check_same_case(path, facts, runs[0])
+    report = _Report(directory, runs)
     body = "\n".join(report.parts())
     name = html.escape(str(report.facts["case"]))
     page = directory / "report" / "index.html"
@@ -94,6 +98,16 @@ def _facts(directory: Path) -> dict[str, Any]:
             suggestion="Give a directory that was the --output-dir of a training",
         ) from error
     return facts
+
+
+def _check_same_case(path: Path, facts: dict[str, Any], ours: dict[str, Any]) -> None:
+    if facts.get("case_digest") != ours.get("case_digest"):
+        raise OutputError(
+            f"{str(path)!r} cannot be compared: it is a run of another case, or of this one before "
+            f"it was changed ({facts.get('case')!r}, and here {ours.get('case')!r})",
+            context={"path": str(path)},
+            suggestion="Compare runs of one case that differ in ranks or backend only",
+        )
 
 
 class _Report:

@@ -234,6 +234,7 @@ def _metadata(result: TrainingResult) -> dict[str, Any]:
     packages = ("cobre-shm", "highspy", "numpy", "pyarrow")
     return {
         "case": case.name,
+        "case_digest": case.digest,
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in packages},
         "machine": platform.platform(),

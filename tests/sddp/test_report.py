@@ -73,6 +73,18 @@ def test_speed_up_is_relative_to_one_run(output, tmp_path):
     assert rows == [("local", "1", "1.00"), ("shm", "2", "1.50")]
 
 
+def test_run_of_another_case_is_not_compared(output, random_path, tmp_path):
+    def change(content):
+        content["training"]["forward_passes"] += 1
+
+    edit(random_path, "config.json", change)
+    other = tmp_path / "other"
+    arguments = [str(random_path), "--iterations", "1", "--output-dir", str(other), "--quiet"]
+    assert main(arguments) == 0
+    with pytest.raises(OutputError, match=r"other' cannot be compared: it is a run of another"):
+        write_report(output, [other])
+
+
 def test_time_axis_is_readable_for_a_short_run():
     from cobre_shm.sddp.plots import time_parts, time_split
 
