@@ -198,8 +198,8 @@ class Communicator(ABC):
         """Reduce as :meth:`allreduce` does, to a read-only result of which a node has one copy.
 
         Where ranks share memory each of them makes its part of the result, and nobody copies it;
-        with a shared array (:meth:`empty`) as ``send`` nothing is copied at all. Elsewhere the
-        result is private.
+        with a shared array (:meth:`empty`) as ``send`` nothing is copied at all. Elsewhere, and
+        where it is so small that this would take longer, the result is private.
 
         Returns:
             The result, of ``send``'s shape. Its contents are valid until this rank calls

@@ -45,13 +45,14 @@ from cobre_shm.errors import (
     InvalidDatatype,
     InvalidRoot,
 )
-from cobre_shm.jit_support import FAILED, JitSupport
+from cobre_shm.jit_support import JitSupport
 from cobre_shm.kernels import context, known
 from cobre_shm.kernels.atomics import load_plain
+from cobre_shm.kernels.context import FAILED
 from cobre_shm.kernels.jit import OPTIONS, inlined
 from cobre_shm.kernels.python_c import (
     as_words,
-    call_function,
+    call_function_3,
     call_kernel_3,
     call_kernel_6,
     call_kernel_7,
@@ -132,8 +133,9 @@ def check(comm: Communicator, status: int) -> None:
             "The jitted code was compiled with another version of cobre_shm: delete its cache "
             "(the __pycache__ beside it, or NUMBA_CACHE_DIR), or the handle is none of jit.handle"
         )
-    error = _supports[comm].take_error() if comm in _supports else None
-    raise ValueError(f"status {status} is of no jitted collective") if error is None else error
+    if comm in _supports:
+        _supports[comm].raise_error()
+    raise ValueError(f"status {status} is of no jitted collective")
 
 
 @numba.njit(**OPTIONS)
@@ -165,12 +167,21 @@ def _taken_over(
     h: int,
 ) -> int:
     """Let the interpreter go on with a collective that came back unfinished."""
-    return call_function(ctx[context.TAKE_OVER], kernel, status, a, b, c, d, e, f, g, h)
+    passed = context.PASSED
+    ctx[passed], ctx[passed + 1] = kernel, status
+    ctx[passed + 2], ctx[passed + 3], ctx[passed + 4], ctx[passed + 5] = a, b, c, d
+    ctx[passed + 6], ctx[passed + 7], ctx[passed + 8], ctx[passed + 9] = e, f, g, h
+    return _call_back(ctx, ctx[context.TAKE_OVER], status != context.TAKEN)
+
+
+@inlined
+def _call_back(ctx: Any, method: int, finishes: int) -> int:
+    return call_function_3(ctx[context.CALL_BACK], ctx[context.SELF], method, finishes)
 
 
 @inlined
 def _reduction(ctx: Any, tag: int, op: int) -> int:
-    """Address of the kernel that reduces; 0: there is none."""
+    """Address of the kernel that reduces; 0: there is none; below: Python has raised."""
     what = layout.ALLREDUCE | op << 8
     for _ in range(2):
         entry = ctx[context.KNOWN]
@@ -179,7 +190,9 @@ def _reduction(ctx: Any, tag: int, op: int) -> int:
                 return load_plain(entry + known.REDUCTION)
             entry += known.BYTES
         # The first call with this dtype and reduction: Python compiles or loads the kernel.
-        call_function(ctx[context.PREPARE], tag, op, 0, 0, 0, 0, 0, 0, 0, 0)
+        ctx[context.PASSED], ctx[context.PASSED + 1] = tag, op
+        if _call_back(ctx, ctx[context.PREPARE], False) != OK:
+            return -1
     return 0
 
 
@@ -220,8 +233,8 @@ def _allreduce(handle: Any, send: Any, recv: Any, op: Any) -> Any:
         if send.size != recv.size or send.size == 0:
             return WRONG_SIZE
         reduction = _reduction(ctx, tag, op)
-        if reduction == 0:
-            return WRONG_OPERATION
+        if reduction <= 0:
+            return WRONG_OPERATION if reduction == 0 else FAILED
         what = layout.ALLREDUCE | op << 8
         source, target = send.ctypes.data, recv.ctypes.data
         status = call_kernel_7(

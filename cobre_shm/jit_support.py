@@ -1,8 +1,8 @@
-"""What jitted collectives need of the interpreter: two C functions that call Python.
+"""What jitted collectives need of the interpreter: two methods that they call.
 
 A collective that comes back unfinished is taken over: here it goes on as the communicator's method
-would, with time limits, signals and failures, and what it raises is kept for ``jit.check``. And the
-kernel of a dtype and reduction is compiled when it is first used.
+would, with time limits, signals and failures. And the kernel of a dtype and reduction is compiled
+when it is first used. What they raise is kept for ``jit.check`` (``kernels/abandoning.py``).
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp, is_reducible, tag_dtype
 from cobre_shm.errors import InvalidDatatype
 from cobre_shm.kernels import context
-from cobre_shm.native.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST
+from cobre_shm.native.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, function_address
 from cobre_shm.native.reduce import reduction_address
 from cobre_shm.tuning import NAMES, default_tuning
 
-__all__ = ["FAILED", "KERNELS", "JitSupport"]
-
-FAILED = 100  # status of a jitted collective that raised here
+__all__ = ["KERNELS", "JitSupport"]
 
 # A kernel's place is its number in ``jit.py``.
 KERNELS = (BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV)
 
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 10)
+_set_exception = ctypes.pythonapi.PyErr_Restore
+_set_exception.restype, _set_exception.argtypes = None, [ctypes.c_void_p] * 3
+_drop = ctypes.pythonapi.Py_DecRef
+_drop.restype, _drop.argtypes = None, [ctypes.c_void_p]
 _SLOT_BYTES = layout.PAGE_BYTES
 
 
@@ -44,7 +45,6 @@ class JitSupport:
     """
 
     def __init__(self, comm: Communicator) -> None:
-        self._error: BaseException | None = None
         self._comm = weakref.ref(comm)
         if comm.backend == "shm":
             state, self._known = comm._context, comm._known  # type: ignore[attr-defined]
@@ -56,36 +56,44 @@ class JitSupport:
                 "jit.handle",
                 f"backend {comm.backend} cannot be called inside jitted code; shm and local can",
             )
-        self._callbacks = _CALLBACK(self._take_over), _CALLBACK(self._prepare)
-        for word, callback in zip(
-            (context.TAKE_OVER, context.PREPARE), self._callbacks, strict=True
-        ):
-            state[word] = ctypes.cast(callback, ctypes.c_void_p).value
+        self._methods = self._take_over, self._prepare
+        state[context.TAKE_OVER], state[context.PREPARE] = map(id, self._methods)
+        state[context.CALL_BACK] = function_address("call_back")
         self._state = state
         self.address: int = int(state.ctypes.data)
 
-    def take_error(self) -> BaseException | None:
-        """Return what the last failed collective raised, once."""
-        error, self._error = self._error, None
-        return error
+    def __del__(self) -> None:
+        for reference in self._taken():
+            _drop(reference)
 
-    def _take_over(self, kernel: int, status: int, *args: int) -> int:
+    def raise_error(self) -> None:
+        """Raise what the last failed collective raised, once."""
+        references = self._taken()
+        if references[0]:
+            _set_exception(*references)
+
+    def _taken(self) -> list[int]:
+        kept = slice(context.RAISED, context.RAISED + 3)
+        references: list[int] = self._state[kept].tolist()
+        self._state[kept] = 0
+        return references
+
+    def _take_over(self) -> None:
+        kernel, status, *args = self._passed(10)
         chosen = KERNELS[kernel]
-        try:
-            self._comm()._settle(chosen, status, args[: chosen.arity])  # type: ignore[union-attr]
-        except BaseException as error:
-            # It crosses jitted code, which knows no Python exceptions.
-            self._error = error
-            return FAILED
-        return 0
+        self._comm()._settle(chosen, status, tuple(args[: chosen.arity]))  # type: ignore[union-attr]
 
-    def _prepare(self, tag: int, op: int, *_: int) -> int:
+    def _passed(self, count: int) -> list[int]:
+        passed: list[int] = self._state[context.PASSED : context.PASSED + count].tolist()
+        return passed
+
+    def _prepare(self) -> None:
+        tag, op = self._passed(2)
         dtype = tag_dtype(tag)
         if dtype is not None and op in list(ReduceOp) and is_reducible(dtype, ReduceOp(op)):
             address = reduction_address(dtype, ReduceOp(op))
             if address:
                 self._known.add(dtype, ReduceOp(op), layout.ALLREDUCE | op << 8, tag, address)
-        return 0
 
 
 def _state_of_one_rank() -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,6 +93,10 @@ TRIALS = (
         Trial("allgatherv", nbytes, _each("share_bytes", nbytes, _NEVER), shared_arrays=True)
         for nbytes in (4 * _MIB, 2 * _MIB, _MIB, 512 * _KIB, 256 * _KIB, 64 * _KIB, 32 * _KIB)
     ),
+    *(
+        Trial("allreduce_shared", nbytes, _each("common_bytes", nbytes, _NEVER))
+        for nbytes in (_MIB, 512 * _KIB, 256 * _KIB, 128 * _KIB, 64 * _KIB, 32 * _KIB)
+    ),
 )
 
 
@@ -101,9 +106,12 @@ def _call_of(comm: Communicator, trial: Trial) -> Callable[[], Any]:
     send, recv = make(count), make(count)
     recv.fill(0.0)
     share = count // comm.size
+    plan: Callable[[], Any]
     if trial.operation == "allgatherv":
         send = send[:share]
         plan = comm.allgatherv_init(send, recv, [share] * comm.size)
+    elif trial.operation == "allreduce_shared":
+        plan = partial(comm.allreduce_shared, send)
     else:
         is_reduced = trial.operation == "allreduce"
         plan = comm.allreduce_init(send, recv) if is_reduced else comm.broadcast_init(send)

@@ -52,8 +52,12 @@ NAME_OP, NAME_ROOT, EMPTY_LIKE = 65, 66, 67
 DISPLS = 68  # address of room for one integer per rank
 ARGUMENTS = 69  # address of room for three arguments
 
-# For jitted programs: addresses of C functions that call Python.
-TAKE_OVER, PREPARE = 70, 71
+# Calls of Python, see abandoning.py.
+TAKE_OVER, PREPARE = 70, 71  # addresses of Python methods for jitted programs
+CALL_BACK = 110  # address of the C function that calls them
+PASSED = 111  # ten words: what jitted code passes to them
+ABANDON = 121  # address of the Python function that fails the group for this rank; 0: no peers
+RAISED = 122  # three words: an exception until it can be raised in Python
 
 SOURCES = 72  # address of two integers per rank, see sharing.py
 PROBED = 73  # whether the current collective has had its probe
@@ -80,8 +84,8 @@ RING_BYTES = 79  # from one rank's ring to the next
 COMING = 86  # of the slot of the coming round
 CURRENT = 87  # of the slot of the round that was published last
 POSITION = 88  # at which the next large slot begins
-TUNING = 92  # the 17 words of layout.HEADER_TUNING, see tuning.py
-WORDS = 109
+TUNING = 92  # the 18 words of layout.HEADER_TUNING, see tuning.py
+WORDS = 125
 
 SCRATCH_BYTES = 131072
 
@@ -90,3 +94,4 @@ IDLE, DEPOSIT, WAIT = 0, 1, 2
 
 # Results of a kernel.
 READY, PENDING, POISONED, DEAD, MISMATCH, TAKEN, LONGER, LOST = 0, 1, 2, 3, 4, 5, 6, 7
+FAILED = 100  # of a call of Python for jitted code: it has raised

@@ -13,16 +13,23 @@ from cobre_shm.kernels.objects import TUPLE_SIZE
 __all__ = [
     "as_words",
     "call_function",
+    "call_function_3",
     "call_kernel_3",
     "call_kernel_6",
     "call_kernel_7",
     "call_kernel_8",
+    "call_none",
     "call_one",
     "call_with_self",
+    "clear_exception",
     "decref",
+    "ensure_gil",
     "incref",
     "integer_of",
+    "keep_exception",
+    "leave_gil",
     "load_i32",
+    "raise_kept_exception",
     "release_gil",
     "store_i32",
     "take_gil",
@@ -114,6 +121,76 @@ def take_gil(typing_context: Any, thread: Any) -> Any:
 
 
 @intrinsic
+def ensure_gil(typing_context: Any) -> Any:
+    """Have the GIL, whoever has it; the result is for :func:`leave_gil`."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.zext(builder.call(_external(builder, "PyGILState_Ensure", _I32), []), _I64)
+
+    return types.int64(), code
+
+
+@intrinsic
+def leave_gil(typing_context: Any, state: Any) -> Any:
+    """Have the GIL again only if it was had before :func:`ensure_gil`."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = _external(builder, "PyGILState_Release", ir.VoidType(), _I32)
+        builder.call(function, [builder.trunc(args[0], _I32)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), code
+
+
+def _three_words(builder: Any, address: Any) -> list[Any]:
+    first = builder.inttoptr(address, _I64.as_pointer())
+    return [builder.gep(first, [_I64(i)]) for i in range(3)]
+
+
+@intrinsic
+def keep_exception(typing_context: Any, address: Any) -> Any:
+    """Move the exception that is set to three words, in the place of one that is there."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kept = _three_words(builder, args[0])
+        old = [builder.load(place) for place in kept]
+        fetch = _external(builder, "PyErr_Fetch", ir.VoidType(), _I64, _I64, _I64)
+        builder.call(fetch, [builder.ptrtoint(place, _I64) for place in kept])
+        for reference in old:
+            builder.call(_external(builder, "Py_DecRef", ir.VoidType(), _I64), [reference])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), code
+
+
+@intrinsic
+def raise_kept_exception(typing_context: Any, address: Any) -> Any:
+    """Set the exception that :func:`keep_exception` has moved to three words."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kept = _three_words(builder, args[0])
+        references = [builder.load(place) for place in kept]
+        for place in kept:
+            builder.store(_I64(0), place)
+        restore = _external(builder, "PyErr_Restore", ir.VoidType(), _I64, _I64, _I64)
+        builder.call(restore, references)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), code
+
+
+@intrinsic
+def clear_exception(typing_context: Any) -> Any:
+    """Forget the exception that is set."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.call(_external(builder, "PyErr_Clear", ir.VoidType()), [])
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+@intrinsic
 def integer_of(typing_context: Any, number: Any) -> Any:
     """Return the value of a Python int; -1 for one that does not fit."""
 
@@ -129,6 +206,16 @@ def integer_of(typing_context: Any, number: Any) -> Any:
 def _vectorcall(builder: Any, function: Any, args: Any, nargs: Any, kwnames: Any) -> Any:
     callee = _external(builder, "PyObject_Vectorcall", _I64, _I64, _I64, _I64, _I64)
     return builder.call(callee, [function, args, nargs, kwnames])
+
+
+@intrinsic
+def call_none(typing_context: Any, function: Any) -> Any:
+    """Call a Python callable without arguments; 0: it raised."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _vectorcall(builder, args[0], _I64(0), _I64(0), _I64(0))
+
+    return types.int64(types.int64), code
 
 
 @intrinsic
@@ -197,6 +284,12 @@ def call_function(
 ) -> Any:
     """Call a C function of ten integers by its address."""
     return types.int64(*[types.int64] * 11), _kernel_code
+
+
+@intrinsic
+def call_function_3(typing: Any, f: Any, a1: Any, a2: Any, a3: Any) -> Any:
+    """Call a C function of three integers by its address."""
+    return types.int64(*[types.int64] * 4), _kernel_code
 
 
 def _kernel_type(arguments: int) -> Any:

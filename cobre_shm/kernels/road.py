@@ -9,7 +9,8 @@ The GIL is kept for the first microseconds of a small operation, for giving it u
 costs more than a barrier; LONGER tells that the peers are not there yet, and that it has to go.
 
 A kernel that comes back with anything but READY has begun the operation: the Python method
-``_finish_...`` goes on with it, sees signals, time limits and failures, and raises.
+``_finish_...`` goes on with it, sees signals, time limits and failures, and raises. What it raises
+before it is there leaves the operation unfinished, see ``abandoning.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from cobre_shm import layout
 from cobre_shm.kernels import context, known, plans
+from cobre_shm.kernels.abandoning import passed_on
 from cobre_shm.kernels.atomics import load_acquire, load_plain, store_plain
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.objects import (
@@ -150,10 +152,9 @@ def barrier_call(instance: int, unused: int) -> int:
         status = call_kernel_3(kernel, own, 1, layout.BARRIER, 0, 0)
         take_gil(thread)
     if status != context.READY:
-        function = ctx[
-            context.BARRIER_METHOD if status == context.TAKEN else context.BARRIER_FINISH
-        ]
-        return call_with_self(function, instance, instance, 0, 0)
+        if status == context.TAKEN:
+            return call_with_self(ctx[context.BARRIER_METHOD], instance, instance, 0, 0)
+        return passed_on(ctx, call_with_self(ctx[context.BARRIER_FINISH], instance, instance, 0, 0))
     incref(ctx[context.NONE])
     return ctx[context.NONE]
 
@@ -225,8 +226,11 @@ def allreduce_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
     store_plain(place, send)
     store_plain(place + 8, recv)
     store_plain(place + 16, op)
-    finish = ctx[context.ALLREDUCE_FINISH]
-    result = call_with_self(method if status == context.TAKEN else finish, instance, place, 3, 0)
+    if status == context.TAKEN:
+        result = call_with_self(method, instance, place, 3, 0)
+    else:
+        finish = ctx[context.ALLREDUCE_FINISH]
+        result = passed_on(ctx, call_with_self(finish, instance, place, 3, 0))
     if is_new:
         decref(recv)
     return result
@@ -278,9 +282,10 @@ def broadcast_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
     if status == context.READY:
         incref(buf)
         return buf
+    if status == context.TAKEN:
+        return call_with_self(method, instance, args, nargs, kwnames)
     finish = ctx[context.BROADCAST_FINISH]
-    function = method if status == context.TAKEN else finish
-    return call_with_self(function, instance, args, nargs, kwnames)
+    return passed_on(ctx, call_with_self(finish, instance, args, nargs, kwnames))
 
 
 @inlined
@@ -366,9 +371,10 @@ def allgatherv_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
     if status == context.READY:
         incref(recv)
         return recv
+    if status == context.TAKEN:
+        return call_with_self(method, instance, args, nargs, kwnames)
     finish = ctx[context.ALLGATHERV_FINISH]
-    function = method if status == context.TAKEN else finish
-    return call_with_self(function, instance, args, nargs, kwnames)
+    return passed_on(ctx, call_with_self(finish, instance, args, nargs, kwnames))
 
 
 @inlined
@@ -385,9 +391,10 @@ def plan_call(plan: int, unused: int) -> int:
         thread = release_gil()
         status = _run_plan(words, 1)
         take_gil(thread)
+    if status == context.TAKEN:
+        return call_with_self(words[plans.START], plan, plan, 0, 0)
     if status != context.READY:
-        function = words[plans.START if status == context.TAKEN else plans.FINISH]
-        return call_with_self(function, plan, plan, 0, 0)
+        return passed_on(ctx, call_with_self(words[plans.FINISH], plan, plan, 0, 0))
     incref(words[plans.RESULT])
     return words[plans.RESULT]
 

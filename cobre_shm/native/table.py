@@ -27,10 +27,11 @@ FUNCTIONS = {
     "allreduce_call": 4,
     "allgatherv_call": 4,
     "plan_call": 2,
+    "call_back": 3,
     "reduce_rows": 7,
 }
 """Functions of 64-bit integers: methods for CPython, METH_NOARGS and METH_FASTCALL | METH_KEYWORDS
-(``kernels/road.py``), and the reduction of rows."""
+(``kernels/road.py``), the way from jitted code to Python, and the reduction of rows."""
 
 MPI_FUNCTIONS = {
     "barrier_call": 2,

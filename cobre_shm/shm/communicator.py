@@ -27,7 +27,7 @@ from cobre_shm.segment.shared_heap import SharedHeap
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm.collectives import Collectives
 from cobre_shm.shm.state import UNJOINED
-from cobre_shm.tuning import NAMES
+from cobre_shm.tuning import COMMON_BYTES, NAMES
 from cobre_shm.validate import check_reduction, check_region
 
 __all__ = ["ShmCommunicator"]
@@ -129,6 +129,9 @@ class ShmCommunicator(Collectives):
 
     def allreduce_shared(self, send: Array, op: ReduceOp | str = ReduceOp.SUM) -> Array:
         """See :meth:`Communicator.allreduce_shared`."""
+        from_bytes = self._context[context.TUNING + COMMON_BYTES]
+        if isinstance(send, np.ndarray) and 0 < send.nbytes < from_bytes:
+            return super().allreduce_shared(send, op)
         self._check_usable()
         source, op = check_reduction("allreduce_shared", send, op)
         reduction = reduction_address(source.dtype, op)

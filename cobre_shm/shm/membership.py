@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from typing import NoReturn, Self
 
@@ -41,6 +42,17 @@ class _ContextFirst:
 
     __slots__ = ("_context",)
     _context: Array
+
+
+def _abandoner(ref: weakref.ref[Membership]) -> Callable[[], None]:
+    """Return what kernels call to have a communicator abandon its collective."""
+
+    def abandon() -> None:
+        comm = ref()
+        if comm is not None:
+            comm._abandon()
+
+    return abandon
 
 
 class Membership(_ContextFirst, Member):
@@ -93,6 +105,8 @@ class Membership(_ContextFirst, Member):
         state[context.SOURCES] = sources.ctypes.data
         state[context.COSTS] = costs.ctypes.data
         fastcall.serve(type(self), state, displs, arguments)
+        self._abandoner = _abandoner(weakref.ref(self))
+        state[context.ABANDON] = id(self._abandoner)
         self._known = fastcall.Known(state)
         self._address = state.ctypes.data
         self._context = state
@@ -141,9 +155,16 @@ class Membership(_ContextFirst, Member):
         """Call a kernel; ``resume``: it has begun already and handed control back."""
         if ENABLED:
             reach("idle", self.rank, int(self._context[context.SEQUENCE]) + 1)
-        status = kernel.call(self._address, resume, *args)
-        if status != context.READY:
-            self._settle(kernel, status, args)
+        try:
+            status = kernel.call(self._address, resume, *args)
+            if status != context.READY:
+                self._settle(kernel, status, args)
+        except (CollectiveFailed, InvalidCommunicator):
+            raise
+        except BaseException:
+            if self._context[context.BUSY]:
+                self._abandon()
+            raise
         if ENABLED:
             reach("done", self.rank, int(self._context[context.SEQUENCE]))
 
@@ -158,19 +179,12 @@ class Membership(_ContextFirst, Member):
         """Go on with a kernel that handed control back, until it is done or the group is lost."""
         state, config = self._context, self._config
         watch = Patience(self._segment, self.rank, config.timeout_secs, config.stall_warn_secs)
-        try:
-            while status in (context.PENDING, context.LONGER):
-                epoch, steps = int(state[context.EPOCH]), int(state[context.AWAITED_STEPS])
-                first = watch.look(epoch, steps)
-                if first is not None:
-                    self._fail_unless_arrived(first)
-                status = resume()
-        except CollectiveFailed:
-            raise
-        except BaseException:
-            # A signal handler raised inside a collective: this rank is out of step for good.
-            self._unusable = self._failure(poison(self._segment, layout.INTERRUPTED, self.rank))
-            raise
+        while status in (context.PENDING, context.LONGER):
+            epoch, steps = int(state[context.EPOCH]), int(state[context.AWAITED_STEPS])
+            first = watch.look(epoch, steps)
+            if first is not None:
+                self._fail_unless_arrived(first)
+            status = resume()
         if status == context.READY:
             return
         self._record_failure(status)
@@ -184,6 +198,11 @@ class Membership(_ContextFirst, Member):
             self._lose(int(self._context[context.SUSPECT]))
         first = read_poison(self._segment)
         self._fail(first or Poison(layout.DIED, self.rank, 0))
+
+    def _abandon(self) -> None:
+        """Fail the group: a signal handler raised inside a collective, which stays unfinished."""
+        if self._unusable is None:
+            self._unusable = self._failure(poison(self._segment, layout.INTERRUPTED, self.rank))
 
     def _lose(self, suspect: int) -> NoReturn:
         """Fail because private memory of ``suspect`` could not be read: as a rule it has died."""

@@ -131,7 +131,7 @@ def _call_once() -> None:
             comm.barrier()
             comm.broadcast(numpy.zeros(1))
             comm.allgatherv(numpy.zeros(1))
-            comm.allreduce_shared(numpy.zeros(1))
+            comm.allreduce_shared(numpy.zeros(1 << 14))
             for operation in ("sum", "min", "max"):
                 comm.allreduce(numpy.zeros(1), op=operation)
     finally:

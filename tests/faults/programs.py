@@ -9,10 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 import numpy as np
 
 from cobre_shm.errors import CollectiveFailed
+from cobre_shm.segment.poison import read_poison
+from cobre_shm.segment.recorder import last_entry
 from cobre_shm.segment.stacks import SIGNAL
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
@@ -151,6 +154,44 @@ def interrupted_while_waiting(comm, interrupted):
     except CollectiveFailed as error:
         return error, later_error(comm)
     return None
+
+
+# By every road from Python into a kernel and back.
+ROADS = {
+    "barrier": lambda comm, x, y: comm.barrier,
+    "broadcast": lambda comm, x, y: partial(comm.broadcast, x, 0),
+    "allreduce": lambda comm, x, y: partial(comm.allreduce, x, y),
+    "allreduce, new": lambda comm, x, y: partial(comm.allreduce, x),
+    "allreduce, keywords": lambda comm, x, y: partial(comm.allreduce, send=x, recv=y),
+    "allgatherv": lambda comm, x, y: partial(comm.allgatherv, x[:1], y[: comm.size], [1] * 2),
+    "plan": lambda comm, x, y: comm.allreduce_init(x, y),
+}
+
+
+def interrupted_at_once(comm, road):
+    """Rank 0 gets SIGINT as soon as it waits, so before its interpreter has taken the wait over."""
+    if comm.rank == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    call = ROADS[road](comm, np.ones(3), np.ones(3))
+    call()
+    pids = comm.allgatherv(np.array([os.getpid()]))
+    before = last_entry(comm._segment, comm.rank).sequence
+    if comm.rank == 0:
+        try:
+            call()
+        except KeyboardInterrupt:
+            later = later_error(comm)
+            comm.close()
+            return later
+        return None
+    while last_entry(comm._segment, 0).sequence == before:
+        time.sleep(0.001)
+    os.kill(pids[0], signal.SIGINT)
+    deadline = time.monotonic() + 10
+    # Coming now would end its wait.
+    while not read_poison(comm._segment) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return later_error(comm)
 
 
 def work_under_signals(comm, seconds):

@@ -219,6 +219,15 @@ def test_interrupt_inside_a_collective_is_raised_there_and_fails_the_others():
         assert "interrupted" in str(error)
 
 
+@pytest.mark.parametrize("road", programs.ROADS)
+def test_interrupt_at_the_beginning_of_a_wait_fails_the_group_as_a_later_one(road):
+    # Python's handler runs where the interpreter is to take the wait over, before it has.
+    for error in results_of(run_ranks(programs.interrupted_at_once, 2, "shm", road)):
+        assert type(error) is RankFailed
+        assert error.rank == 0
+        assert "interrupted" in str(error)
+
+
 @pytest.mark.parametrize("seconds", [0.5, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_signals_during_collectives_do_not_change_results(seconds):
     outcomes = run_ranks(programs.work_under_signals, 3, "shm", seconds, timeout=seconds + 60)

@@ -36,6 +36,7 @@ SMALL = {
     "stream_ranks": 0,
     "share_bytes": 64,
     "read_bytes": NEVER,
+    "common_bytes": 0,
 }
 ALGORITHMS = {
     "direct": {**SMALL, "direct_bytes": NEVER},

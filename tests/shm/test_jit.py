@@ -2,14 +2,13 @@
 
 import os
 import signal
-import threading
 import time
 
 import numba
 import numpy as np
 import pytest
 
-from cobre_shm import jit
+from cobre_shm import jit, jit_support, layout
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.errors import (
     CollectiveMismatch,
@@ -21,6 +20,7 @@ from cobre_shm.errors import (
     RankFailed,
 )
 from cobre_shm.local import LocalCommunicator
+from cobre_shm.segment.recorder import last_entry
 from tests.support.ranks import results_of, run_ranks
 
 
@@ -202,14 +202,40 @@ def test_time_limit_holds_in_jitted_code():
     results_of(run_ranks(waiting_for_nobody, 2, collective_timeout=1.0))
 
 
+def test_interrupt_while_a_kernel_is_prepared_comes_out_and_the_next_call_works(monkeypatch):
+    def interrupt(dtype, op):
+        raise KeyboardInterrupt
+
+    with LocalCommunicator() as comm:
+        handle, send, recv = jit.handle(comm), np.full(3, 2.0), np.zeros(3)
+        with monkeypatch.context() as patch:
+            patch.setattr(jit_support, "reduction_address", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                jit.check(comm, multiplied(handle, send, recv))
+        jit.check(comm, multiplied(handle, send, recv))
+        assert recv.tolist() == [2.0] * 3
+
+
+@numba.njit
+def multiplied(handle, send, recv):
+    return jit.allreduce(handle, send, recv, jit.PROD)
+
+
 def interrupted(comm):
     if comm.rank == 0:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    pids = comm.allgatherv(np.array([os.getpid()]))
+    before = last_entry(comm._segment, comm.rank).sequence
+    if comm.rank == 0:
         with pytest.raises(KeyboardInterrupt):
             jit.check(comm, barriers(jit.handle(comm), 1))
     else:
-        time.sleep(0.5)
+        # Not before it waits, and back only when it has left: it would end with our arrival.
+        while last_entry(comm._segment, 0).sequence == before:
+            time.sleep(0.01)
+        os.kill(pids[0], signal.SIGINT)
+        while not comm._segment.words.load(layout.HEADER_POISON):
+            time.sleep(0.01)
         with pytest.raises(RankFailed, match="interrupted"):
             comm.barrier()
 
