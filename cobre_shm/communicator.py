@@ -199,7 +199,8 @@ class Communicator(ABC):
 
         Where ranks share memory each of them makes its part of the result, and nobody copies it;
         with a shared array (:meth:`empty`) as ``send`` nothing is copied at all. Elsewhere, and
-        where it is so small that this would take longer, the result is private.
+        where it is so small that this would take longer, the result is private and this is an
+        ``allreduce``, also for ranks that call it by that name.
 
         Returns:
             The result, of ``send``'s shape. Its contents are valid until this rank calls

@@ -52,7 +52,7 @@ from cobre_shm.kernels.context import FAILED
 from cobre_shm.kernels.jit import OPTIONS, inlined
 from cobre_shm.kernels.python_c import (
     as_words,
-    call_function_3,
+    call_back_with,
     call_kernel_3,
     call_kernel_6,
     call_kernel_7,
@@ -134,7 +134,7 @@ def check(comm: Communicator, status: int) -> None:
             "(the __pycache__ beside it, or NUMBA_CACHE_DIR), or the handle is none of jit.handle"
         )
     if comm in _supports:
-        _supports[comm].raise_error()
+        _supports[comm].raise_kept()
     raise ValueError(f"status {status} is of no jitted collective")
 
 
@@ -167,16 +167,11 @@ def _taken_over(
     h: int,
 ) -> int:
     """Let the interpreter go on with a collective that came back unfinished."""
-    passed = context.PASSED
-    ctx[passed], ctx[passed + 1] = kernel, status
-    ctx[passed + 2], ctx[passed + 3], ctx[passed + 4], ctx[passed + 5] = a, b, c, d
-    ctx[passed + 6], ctx[passed + 7], ctx[passed + 8], ctx[passed + 9] = e, f, g, h
-    return _call_back(ctx, ctx[context.TAKE_OVER], status != context.TAKEN)
-
-
-@inlined
-def _call_back(ctx: Any, method: int, finishes: int) -> int:
-    return call_function_3(ctx[context.CALL_BACK], ctx[context.SELF], method, finishes)
+    return call_back_with(
+        *(ctx[context.CALL_BACK], ctx[context.SELF], ctx[context.TAKE_OVER]),
+        status != context.TAKEN,
+        *(kernel, status, a, b, c, d, e, f, g, h),
+    )
 
 
 @inlined
@@ -190,8 +185,8 @@ def _reduction(ctx: Any, tag: int, op: int) -> int:
                 return load_plain(entry + known.REDUCTION)
             entry += known.BYTES
         # The first call with this dtype and reduction: Python compiles or loads the kernel.
-        ctx[context.PASSED], ctx[context.PASSED + 1] = tag, op
-        if _call_back(ctx, ctx[context.PREPARE], False) != OK:
+        own, method = ctx[context.SELF], ctx[context.PREPARE]
+        if call_back_with(ctx[context.CALL_BACK], own, method, 0, tag, op, 0, 0, 0, 0, 0, 0, 0, 0):
             return -1
     return 0
 

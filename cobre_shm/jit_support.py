@@ -2,7 +2,8 @@
 
 A collective that comes back unfinished is taken over: here it goes on as the communicator's method
 would, with time limits, signals and failures. And the kernel of a dtype and reduction is compiled
-when it is first used. What they raise is kept for ``jit.check`` (``kernels/abandoning.py``).
+when it is first used. What they raise is kept for ``jit.check`` (``kernels/abandoning.py``); if
+nobody asks, as long as the communicator lives.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp, is_reducible, tag_dtype
 from cobre_shm.errors import InvalidDatatype
 from cobre_shm.kernels import context
+from cobre_shm.local import LocalCommunicator
 from cobre_shm.native.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, function_address
 from cobre_shm.native.reduce import reduction_address
 from cobre_shm.tuning import NAMES, default_tuning
@@ -27,10 +29,9 @@ __all__ = ["KERNELS", "JitSupport"]
 # A kernel's place is its number in ``jit.py``.
 KERNELS = (BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV)
 
-_set_exception = ctypes.pythonapi.PyErr_Restore
-_set_exception.restype, _set_exception.argtypes = None, [ctypes.c_void_p] * 3
-_drop = ctypes.pythonapi.Py_DecRef
-_drop.restype, _drop.argtypes = None, [ctypes.c_void_p]
+# Called with the GIL, which sees that the function has raised.
+_raise_kept = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(function_address("raise_kept"))
+_TenIntegers = ctypes.c_int64 * 10
 _SLOT_BYTES = layout.PAGE_BYTES
 
 
@@ -62,33 +63,22 @@ class JitSupport:
         self._state = state
         self.address: int = int(state.ctypes.data)
 
-    def __del__(self) -> None:
-        for reference in self._taken():
-            _drop(reference)
+    def raise_kept(self) -> None:
+        """Raise what a jitted collective has raised since the last time; of several the last."""
+        _raise_kept(self.address)
 
-    def raise_error(self) -> None:
-        """Raise what the last failed collective raised, once."""
-        references = self._taken()
-        if references[0]:
-            _set_exception(*references)
+    def _take_over(self, vector: int) -> None:
+        number, status, *args = _TenIntegers.from_address(vector)
+        kernel = KERNELS[number]
+        comm, args = self._comm(), args[: kernel.arity]
+        if isinstance(comm, LocalCommunicator):
+            while status == context.PENDING:
+                status = kernel.call(self.address, 1, *args)
+        else:
+            comm._settle(kernel, status, tuple(args))  # type: ignore[union-attr]
 
-    def _taken(self) -> list[int]:
-        kept = slice(context.RAISED, context.RAISED + 3)
-        references: list[int] = self._state[kept].tolist()
-        self._state[kept] = 0
-        return references
-
-    def _take_over(self) -> None:
-        kernel, status, *args = self._passed(10)
-        chosen = KERNELS[kernel]
-        self._comm()._settle(chosen, status, tuple(args[: chosen.arity]))  # type: ignore[union-attr]
-
-    def _passed(self, count: int) -> list[int]:
-        passed: list[int] = self._state[context.PASSED : context.PASSED + count].tolist()
-        return passed
-
-    def _prepare(self) -> None:
-        tag, op = self._passed(2)
+    def _prepare(self, vector: int) -> None:
+        tag, op, *_ = _TenIntegers.from_address(vector)
         dtype = tag_dtype(tag)
         if dtype is not None and op in list(ReduceOp) and is_reducible(dtype, ReduceOp(op)):
             address = reduction_address(dtype, ReduceOp(op))

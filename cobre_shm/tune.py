@@ -185,9 +185,9 @@ def _run_inside(output: Path) -> None:
         if comm.rank == 0:
             output.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({name: chosen[name] for name in NAMES if name in chosen}, indent=1)
-            partial = output.with_name(f".{output.name}.{os.getpid()}")
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(output)
+            unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+            unfinished.write_text(text + "\n", encoding="utf-8")
+            unfinished.replace(output)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -39,8 +39,9 @@ class Membership(Member):
         self.size = config.size
         self._config = config
         self._lock = threading.Lock()
-        # Set while the sentinel's thread wants or holds the lock, which it never keeps for long.
-        self._is_watched = False
+        # How often the sentinel's thread has wanted the lock, and how often it was done with it; it
+        # never keeps it for long.
+        self._looks_begun = self._looks_ended = 0
         self._star: Coordinator | Worker | None = None
         self._sentinel: Sentinel | None = None
         if config.size > 1:
@@ -115,9 +116,11 @@ class Membership(Member):
 
     def _take_lock(self) -> bool:
         """Take the lock; False: another thread of the user holds it."""
+        ended = self._looks_ended
         if self._lock.acquire(blocking=False):
             return True
-        return self._is_watched and self._lock.acquire()
+        # If the sentinel had it, that look had begun by now and had not ended before.
+        return self._looks_begun != ended and self._lock.acquire()
 
     def _own(self, kind: str, **fields: Any) -> Failure:
         me = own_identity()
@@ -148,9 +151,9 @@ class Membership(Member):
 
     def _on_hangup(self, link: Link) -> bool:
         """Be the sentinel's thread: a peer is gone; whether to go on watching the others."""
-        self._is_watched = True
-        with self._lock:
-            try:
+        self._looks_begun += 1
+        try:
+            with self._lock:
                 star = self._star
                 if self._unusable is not None or not isinstance(star, Coordinator):
                     return False
@@ -159,8 +162,8 @@ class Membership(Member):
                     self._fail(failure)
                 # If somebody still waits for one that closed, the next collective finds out.
                 return failure.kind == "left"
-            finally:
-                self._is_watched = False
+        finally:
+            self._looks_ended += 1
 
 
 class _Round:

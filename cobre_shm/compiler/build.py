@@ -22,7 +22,7 @@ from numba.core.registry import cpu_target
 from cobre_shm.compiler.link import link
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.kernels import mpi_road
-from cobre_shm.kernels.abandoning import call_back
+from cobre_shm.kernels.abandoning import call_back, raise_kept
 from cobre_shm.kernels.allgatherv import allgatherv
 from cobre_shm.kernels.allreduce import allreduce
 from cobre_shm.kernels.barrier import barrier
@@ -47,7 +47,7 @@ __all__ = ["build"]
 _SOURCES = (
     *(barrier, broadcast, allreduce_common, allgatherv, allreduce, claim),
     *(barrier_call, broadcast_call, allreduce_call, allgatherv_call, plan_call),
-    *(call_back, reduce_rows),
+    *(call_back, raise_kept, reduce_rows),
 )
 _INTEGER = types.int64
 

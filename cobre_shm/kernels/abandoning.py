@@ -3,7 +3,10 @@
 A signal handler runs where Python code begins or loops. So what it raises can come out of the
 function that was to go on with a collective before that function's first statement, where nothing
 in it could catch it. Only its caller, which is a kernel, can: it has the collective *abandoned*,
-so that the peers learn of it, and passes the exception on.
+so that the peers learn of it, and passes the exception on. Jitted code knows no exceptions, so
+there it waits in the context until ``jit.check`` asks for it.
+
+Whatever touches the exception in the context has the GIL from the first look to the last.
 """
 
 from __future__ import annotations
@@ -16,15 +19,18 @@ from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.python_c import (
     as_words,
     call_none,
+    call_one,
     clear_exception,
     decref,
     ensure_gil,
-    keep_exception,
+    fetch_exception,
     leave_gil,
-    raise_kept_exception,
+    new_integer,
+    print_exception,
+    restore_exception,
 )
 
-__all__ = ["call_back", "passed_on"]
+__all__ = ["call_back", "passed_on", "raise_kept"]
 
 # A further signal may interrupt the abandoning in the same way; nobody can send many in time.
 _ATTEMPTS = 5
@@ -34,37 +40,63 @@ _ATTEMPTS = 5
 def passed_on(ctx: Any, result: int) -> int:
     """Return what Python returned for a collective that it was to finish; 0: it raised."""
     if result == 0 and _is_unfinished(ctx):
-        keep_exception(ctx[context.SELF] + 8 * context.RAISED)
+        kind, value, trace = fetch_exception()
         _abandon(ctx)
-        raise_kept_exception(ctx[context.SELF] + 8 * context.RAISED)
+        restore_exception(kind, value, trace)
     return result
 
 
 @inlined
-def call_back(own: int, method: int, finishes: int) -> int:
-    """Call a Python method without arguments for jitted code, which knows no exceptions.
+def call_back(own: int, method: int, finishes: int, vector: int) -> int:
+    """Call a Python method for jitted code.
 
     Args:
         own: Address of the context.
-        method: Address of the method.
+        method: Address of the method, which takes the address of a vector.
         finishes: Whether it is to finish a collective of this thread.
+        vector: Address of ten integers.
 
     Returns:
-        READY, or FAILED: what was raised is kept in the context.
+        READY, or FAILED: what was raised is kept in the context, in the place of what was there.
     """
     ctx = as_words(own)
     state = ensure_gil()
-    result = call_none(method)
     status = context.READY
+    number = new_integer(vector)
+    result = call_one(method, number) if number != 0 else 0
     if result != 0:
         decref(result)
     else:
-        keep_exception(own + 8 * context.RAISED)
+        kind, value, trace = fetch_exception()
         if finishes and _is_unfinished(ctx):
             _abandon(ctx)
+        _keep(ctx, kind, value, trace)
         status = context.FAILED
+    if number != 0:
+        decref(number)
     leave_gil(state)
     return status
+
+
+@inlined
+def raise_kept(own: int) -> int:
+    """Set the exception that is kept in the context, if there is one; for a caller with the GIL."""
+    ctx = as_words(own)
+    kind, value, trace = ctx[context.RAISED], ctx[context.RAISED + 1], ctx[context.RAISED + 2]
+    ctx[context.RAISED], ctx[context.RAISED + 1], ctx[context.RAISED + 2] = 0, 0, 0
+    if kind != 0:
+        restore_exception(kind, value, trace)
+    return 0
+
+
+@inlined
+def _keep(ctx: Any, kind: int, value: int, trace: int) -> None:
+    old = ctx[context.RAISED], ctx[context.RAISED + 1], ctx[context.RAISED + 2]
+    ctx[context.RAISED], ctx[context.RAISED + 1], ctx[context.RAISED + 2] = kind, value, trace
+    # Last: what goes with it may be any code.
+    for reference in old:
+        if reference != 0:
+            decref(reference)
 
 
 @inlined
@@ -75,12 +107,15 @@ def _is_unfinished(ctx: Any) -> bool:
 @inlined
 def _abandon(ctx: Any) -> None:
     """Fail the group, unless it has failed already; with the GIL, and without an exception."""
-    for _ in range(_ATTEMPTS):
-        # One rank alone has no peers to tell.
-        if ctx[context.ABANDON] == 0:
-            return
+    # One rank alone has no peers to tell.
+    if ctx[context.ABANDON] == 0:
+        return
+    for attempt in range(_ATTEMPTS):
         result = call_none(ctx[context.ABANDON])
         if result != 0:
             decref(result)
             return
-        clear_exception()
+        if attempt < _ATTEMPTS - 1:
+            clear_exception()
+        else:
+            print_exception()

@@ -55,9 +55,8 @@ ARGUMENTS = 69  # address of room for three arguments
 # Calls of Python, see abandoning.py.
 TAKE_OVER, PREPARE = 70, 71  # addresses of Python methods for jitted programs
 CALL_BACK = 110  # address of the C function that calls them
-PASSED = 111  # ten words: what jitted code passes to them
-ABANDON = 121  # address of the Python function that fails the group for this rank; 0: no peers
-RAISED = 122  # three words: an exception until it can be raised in Python
+ABANDON = 111  # address of the Python function that fails the group for this rank; 0: no peers
+RAISED = 112  # three words: an exception until it can be raised in Python
 
 SOURCES = 72  # address of two integers per rank, see sharing.py
 PROBED = 73  # whether the current collective has had its probe
@@ -85,7 +84,7 @@ COMING = 86  # of the slot of the coming round
 CURRENT = 87  # of the slot of the round that was published last
 POSITION = 88  # at which the next large slot begins
 TUNING = 92  # the 18 words of layout.HEADER_TUNING, see tuning.py
-WORDS = 125
+WORDS = 115
 
 SCRATCH_BYTES = 131072
 

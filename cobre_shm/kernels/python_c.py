@@ -12,8 +12,8 @@ from cobre_shm.kernels.objects import TUPLE_SIZE
 
 __all__ = [
     "as_words",
+    "call_back_with",
     "call_function",
-    "call_function_3",
     "call_kernel_3",
     "call_kernel_6",
     "call_kernel_7",
@@ -24,13 +24,15 @@ __all__ = [
     "clear_exception",
     "decref",
     "ensure_gil",
+    "fetch_exception",
     "incref",
     "integer_of",
-    "keep_exception",
     "leave_gil",
     "load_i32",
-    "raise_kept_exception",
+    "new_integer",
+    "print_exception",
     "release_gil",
+    "restore_exception",
     "store_i32",
     "take_gil",
 ]
@@ -132,7 +134,7 @@ def ensure_gil(typing_context: Any) -> Any:
 
 @intrinsic
 def leave_gil(typing_context: Any, state: Any) -> Any:
-    """Have the GIL again only if it was had before :func:`ensure_gil`."""
+    """Undo :func:`ensure_gil`: give the GIL up, unless this thread had it before."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         function = _external(builder, "PyGILState_Release", ir.VoidType(), _I32)
@@ -142,52 +144,64 @@ def leave_gil(typing_context: Any, state: Any) -> Any:
     return types.void(types.int64), code
 
 
-def _three_words(builder: Any, address: Any) -> list[Any]:
-    first = builder.inttoptr(address, _I64.as_pointer())
-    return [builder.gep(first, [_I64(i)]) for i in range(3)]
+@intrinsic
+def fetch_exception(typing_context: Any) -> Any:
+    """Take the exception that is set: three references for :func:`restore_exception`."""
+    triple = types.UniTuple(types.int64, 3)
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        with builder.goto_entry_block():
+            places = [builder.alloca(_I64) for _ in range(3)]
+        function = _external(builder, "PyErr_Fetch", ir.VoidType(), _I64, _I64, _I64)
+        builder.call(function, [builder.ptrtoint(place, _I64) for place in places])
+        return context.make_tuple(builder, triple, [builder.load(place) for place in places])
+
+    return triple(), code
 
 
 @intrinsic
-def keep_exception(typing_context: Any, address: Any) -> Any:
-    """Move the exception that is set to three words, in the place of one that is there."""
+def restore_exception(typing_context: Any, kind: Any, value: Any, trace: Any) -> Any:
+    """Set an exception that was fetched; the references are gone then."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kept = _three_words(builder, args[0])
-        old = [builder.load(place) for place in kept]
-        fetch = _external(builder, "PyErr_Fetch", ir.VoidType(), _I64, _I64, _I64)
-        builder.call(fetch, [builder.ptrtoint(place, _I64) for place in kept])
-        for reference in old:
-            builder.call(_external(builder, "Py_DecRef", ir.VoidType(), _I64), [reference])
+        function = _external(builder, "PyErr_Restore", ir.VoidType(), _I64, _I64, _I64)
+        builder.call(function, args)
         return context.get_dummy_value()
 
-    return types.void(types.int64), code
+    return types.void(types.int64, types.int64, types.int64), code
 
 
 @intrinsic
-def raise_kept_exception(typing_context: Any, address: Any) -> Any:
-    """Set the exception that :func:`keep_exception` has moved to three words."""
+def print_exception(typing_context: Any) -> Any:
+    """Print the exception that is set as one that nobody can be told of, and drop it."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kept = _three_words(builder, args[0])
-        references = [builder.load(place) for place in kept]
-        for place in kept:
-            builder.store(_I64(0), place)
-        restore = _external(builder, "PyErr_Restore", ir.VoidType(), _I64, _I64, _I64)
-        builder.call(restore, references)
+        function = _external(builder, "PyErr_WriteUnraisable", ir.VoidType(), _I64)
+        builder.call(function, [_I64(0)])
         return context.get_dummy_value()
 
-    return types.void(types.int64), code
+    return types.void(), code
 
 
 @intrinsic
 def clear_exception(typing_context: Any) -> Any:
-    """Forget the exception that is set."""
+    """Drop the exception that is set."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.call(_external(builder, "PyErr_Clear", ir.VoidType()), [])
         return context.get_dummy_value()
 
     return types.void(), code
+
+
+@intrinsic
+def new_integer(typing_context: Any, value: Any) -> Any:
+    """Return a new Python int; 0: there is no memory, and an exception is set."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.call(_external(builder, "PyLong_FromLongLong", _I64, _I64), args)
+
+    return types.int64(types.int64), code
 
 
 @intrinsic
@@ -287,9 +301,35 @@ def call_function(
 
 
 @intrinsic
-def call_function_3(typing: Any, f: Any, a1: Any, a2: Any, a3: Any) -> Any:
-    """Call a C function of three integers by its address."""
-    return types.int64(*[types.int64] * 4), _kernel_code
+def call_back_with(
+    typing: Any,
+    function: Any,
+    own: Any,
+    method: Any,
+    finishes: Any,
+    a1: Any,
+    a2: Any,
+    a3: Any,
+    a4: Any,
+    a5: Any,
+    a6: Any,
+    a7: Any,
+    a8: Any,
+    a9: Any,
+    a10: Any,
+) -> Any:
+    """Call ``abandoning.call_back`` by its address, with a vector of ten integers on the stack."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        with builder.goto_entry_block():
+            vector = builder.alloca(_I64, 10)
+        for i, value in enumerate(args[4:]):
+            builder.store(value, builder.gep(vector, [_I64(i)]))
+        kind = ir.FunctionType(_I64, [_I64] * 4)
+        callee = builder.inttoptr(args[0], kind.as_pointer())
+        return builder.call(callee, [*args[1:4], builder.ptrtoint(vector, _I64)])
+
+    return types.int64(*[types.int64] * 14), code
 
 
 def _kernel_type(arguments: int) -> Any:

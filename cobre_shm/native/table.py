@@ -27,11 +27,13 @@ FUNCTIONS = {
     "allreduce_call": 4,
     "allgatherv_call": 4,
     "plan_call": 2,
-    "call_back": 3,
+    "call_back": 4,
+    "raise_kept": 1,
     "reduce_rows": 7,
 }
 """Functions of 64-bit integers: methods for CPython, METH_NOARGS and METH_FASTCALL | METH_KEYWORDS
-(``kernels/road.py``), the way from jitted code to Python, and the reduction of rows."""
+(``kernels/road.py``), the ways from jitted code to Python
+(``kernels/abandoning.py``), and the reduction of rows."""
 
 MPI_FUNCTIONS = {
     "barrier_call": 2,

@@ -135,8 +135,8 @@ class ShmCommunicator(Collectives):
         self._check_usable()
         source, op = check_reduction("allreduce_shared", send, op)
         reduction = reduction_address(source.dtype, op)
-        if not reduction:
-            return super().allreduce_shared(send, op)
+        if source.nbytes < from_bytes or not reduction:
+            return super().allreduce_shared(source, op)
         result = self._common_result(source)
         self._run(
             ALLREDUCE_COMMON,

@@ -155,14 +155,14 @@ class Membership(_ContextFirst, Member):
         """Call a kernel; ``resume``: it has begun already and handed control back."""
         if ENABLED:
             reach("idle", self.rank, int(self._context[context.SEQUENCE]) + 1)
+        status = context.PENDING
         try:
             status = kernel.call(self._address, resume, *args)
             if status != context.READY:
                 self._settle(kernel, status, args)
-        except (CollectiveFailed, InvalidCommunicator):
-            raise
         except BaseException:
-            if self._context[context.BUSY]:
+            # TAKEN: it is another thread's.
+            if status != context.TAKEN and self._context[context.BUSY]:
                 self._abandon()
             raise
         if ENABLED:
@@ -200,7 +200,7 @@ class Membership(_ContextFirst, Member):
         self._fail(first or Poison(layout.DIED, self.rank, 0))
 
     def _abandon(self) -> None:
-        """Fail the group: a signal handler raised inside a collective, which stays unfinished."""
+        """Fail the group, unless it has failed: an exception left a collective unfinished."""
         if self._unusable is None:
             self._unusable = self._failure(poison(self._segment, layout.INTERRUPTED, self.rank))
 

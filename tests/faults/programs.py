@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from cobre_shm.errors import CollectiveFailed
+from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.segment.poison import read_poison
 from cobre_shm.segment.recorder import last_entry
 from cobre_shm.segment.stacks import SIGNAL
@@ -163,7 +163,8 @@ ROADS = {
     "allreduce": lambda comm, x, y: partial(comm.allreduce, x, y),
     "allreduce, new": lambda comm, x, y: partial(comm.allreduce, x),
     "allreduce, keywords": lambda comm, x, y: partial(comm.allreduce, send=x, recv=y),
-    "allgatherv": lambda comm, x, y: partial(comm.allgatherv, x[:1], y[: comm.size], [1] * 2),
+    "allgatherv": lambda comm, x, y: partial(comm.allgatherv, x[:1], y[:2], np.ones(2, np.int64)),
+    "allgatherv, list": lambda comm, x, y: partial(comm.allgatherv, x[:1], y[:2], [1, 1]),
     "plan": lambda comm, x, y: comm.allreduce_init(x, y),
 }
 
@@ -192,6 +193,26 @@ def interrupted_at_once(comm, road):
     while not read_poison(comm._segment) and time.monotonic() < deadline:
         time.sleep(0.01)
     return later_error(comm)
+
+
+def closed_by_a_handler(comm):
+    """Rank 1's signal handler tries to close the communicator inside a collective."""
+    comm.barrier()
+    if comm.rank == 0:
+        deadline = time.monotonic() + 10
+        while not read_poison(comm._segment) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return later_error(comm)
+    signal.signal(signal.SIGALRM, lambda number, frame: comm.close())
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        # No call of this kind before: Python checks it, and runs it.
+        comm.allreduce(np.ones(3, np.float32))
+    except InvalidCommunicator:
+        later = later_error(comm)
+        comm.close()
+        return later
+    return None
 
 
 def work_under_signals(comm, seconds):

@@ -228,6 +228,12 @@ def test_interrupt_at_the_beginning_of_a_wait_fails_the_group_as_a_later_one(roa
         assert "interrupted" in str(error)
 
 
+def test_handler_that_closes_inside_a_collective_fails_the_group():
+    for error in results_of(run_ranks(programs.closed_by_a_handler, 2, "shm")):
+        assert type(error) is RankFailed
+        assert error.rank == 1
+
+
 @pytest.mark.parametrize("seconds", [0.5, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_signals_during_collectives_do_not_change_results(seconds):
     outcomes = run_ranks(programs.work_under_signals, 3, "shm", seconds, timeout=seconds + 60)

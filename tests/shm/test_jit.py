@@ -76,9 +76,19 @@ def test_jitted_collectives_give_the_values_of_the_methods(size, length):
     results_of(run_ranks(run_all_of_them, size, "shm", length))
 
 
-def test_jitted_collectives_work_on_the_local_backend():
+@pytest.mark.parametrize("length", [100, 100_000])
+def test_jitted_collectives_work_on_the_local_backend(length):
     with LocalCommunicator() as comm:
-        run_all_of_them(comm, 100)
+        run_all_of_them(comm, length)
+
+
+def test_backend_that_jitted_code_cannot_call_says_so():
+    results_of(run_ranks(without_a_handle, 2, "tcp"))
+
+
+def without_a_handle(comm):
+    with pytest.raises(InvalidDatatype, match="tcp cannot be called inside jitted code"):
+        jit.handle(comm)
 
 
 def every_dtype(comm):

@@ -19,8 +19,9 @@ WORK = """
 import os, time, cobre_shm, numpy
 comm = cobre_shm.create_communicator()
 print("output of", comm.rank)
-while not os.path.exists("enough"):
-    comm.allreduce(numpy.ones(1))
+is_over = numpy.zeros(1)
+while not is_over[0]:
+    comm.allreduce(numpy.array([float(os.path.exists("enough"))]), is_over, op="max")
     time.sleep(0.01)
 comm.close()
 raise SystemExit(3 * comm.rank)

@@ -30,6 +30,25 @@ def test_workers_may_come_long_before_the_coordinator():
     assert [link.rank for link in links] == [1, 2]
 
 
+def test_lock_that_the_sentinel_gives_back_between_two_looks_is_taken():
+    class Lock:
+        tries = 0
+
+        def acquire(self, blocking=True):
+            self.tries += 1
+            if self.tries == 1:
+                comm._looks_ended += 1
+            return self.tries > 1
+
+        def release(self):
+            pass
+
+    comm = TcpCommunicator(config(free_port(), 0, 1))
+    comm._lock, comm._looks_begun = Lock(), 1
+    comm.close()
+    assert comm._lock.tries == 2
+
+
 def test_coordinator_that_never_comes_is_named_when_the_time_is_up():
     port = free_port()
     with pytest.raises(InitializationFailed) as caught:

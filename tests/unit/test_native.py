@@ -223,7 +223,7 @@ with cobre_shm.create_communicator(ShmConfig(name=sys.argv[1], rank=0, size=1)) 
     comm.allgatherv(x)
     comm.broadcast(x)
     comm.barrier_init()()
-    comm.allreduce_shared(x)
+    comm.allreduce_shared(np.arange(1e5))
 print(*sys.modules)
 """
 

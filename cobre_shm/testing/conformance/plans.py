@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import array
+from typing import Any
+
 import numpy as np
 
 from cobre_shm.communicator import Communicator
@@ -86,7 +89,10 @@ def check_shared_result_is_that_of_allreduce(comm: Communicator) -> None:
             result = comm.allreduce_shared(send)
             assert_same_bytes(result, expected, f"shared result of {length}")
         expect_error(ValueError, "writing to a shared result", result.fill, 0.0)
-    shaped = comm.allreduce_shared(np.ones((2, 3), np.int32), "max")
-    assert shaped.shape == (2, 3)
+    for shape in (2, 3), (300, 200):
+        assert comm.allreduce_shared(np.ones(shape, np.int32), "max").shape == shape
+    mine: Any = array.array("d", [comm.rank]) if comm.rank else np.zeros(1)
+    total = comm.allreduce_shared(mine)
+    assert total.tolist() == [comm.size * (comm.size - 1) / 2], "a shared result of other buffers"
     expect_error(InvalidBufferSize, "empty", comm.allreduce_shared, np.zeros(0))
     assert_group_usable(comm, "a shared result that was refused")
