@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import numpy as np
@@ -44,6 +45,17 @@ class LocalCommunicator(Communicator):
         displs: Counts | None = None,
     ) -> Array:
         """See :meth:`Communicator.allgatherv`."""
+        return self._gather_plan(send, recv, counts, displs)()
+
+    def allgatherv_init(
+        self, send: Array, recv: Array, counts: Counts, displs: Counts | None = None
+    ) -> Callable[[], Array]:
+        """See :meth:`Communicator.allgatherv_init`."""
+        return self._gather_plan(send, recv, counts, displs)
+
+    def _gather_plan(
+        self, send: Array, recv: Array | None, counts: Counts | None, displs: Counts | None
+    ) -> Callable[[], Array]:
         self._check_open()
         send, recv = check_gather_buffers(1, send, recv, displs)
         if counts is None:
@@ -51,18 +63,35 @@ class LocalCommunicator(Communicator):
         layout = check_allgatherv(0, 1, send, recv, counts, displs)
         start = int(layout.displs[0]) * send.itemsize
         # As bytes: numpy copies records field by field, without the padding.
-        _bytes_of(layout.recv)[start : start + send.nbytes] = _bytes_of(send)
-        return layout.recv
+        source, target = _bytes_of(send), _bytes_of(layout.recv)[start : start + send.nbytes]
+        return self._copy_plan(source, target, layout.recv)
 
     def allreduce(
         self, send: Array, recv: Array | None = None, op: ReduceOp | str = ReduceOp.SUM
     ) -> Array:
         """See :meth:`Communicator.allreduce`."""
+        return self._reduce_plan(send, recv, op)()
+
+    def allreduce_init(
+        self, send: Array, recv: Array, op: ReduceOp | str = ReduceOp.SUM
+    ) -> Callable[[], Array]:
+        """See :meth:`Communicator.allreduce_init`."""
+        return self._reduce_plan(send, recv, op)
+
+    def _reduce_plan(
+        self, send: Array, recv: Array | None, op: ReduceOp | str
+    ) -> Callable[[], Array]:
         self._check_open()
         send, recv, _ = check_allreduce(send, recv, op)
-        if recv is not send:
-            recv.reshape(-1)[:] = send.reshape(-1)
-        return recv
+        return self._copy_plan(send.reshape(-1), recv.reshape(-1), recv)
+
+    def _copy_plan(self, source: Array, target: Array, result: Array) -> Callable[[], Array]:
+        def run() -> Array:
+            self._check_open()
+            target[:] = source
+            return result
+
+        return run
 
     def broadcast(self, buf: Array, root: int = 0) -> Array:
         """See :meth:`Communicator.broadcast`."""

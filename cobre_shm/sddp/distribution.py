@@ -45,7 +45,8 @@ def gather_items(local: _Items, shares: Shares, comm: Communicator) -> _Items:
 class ItemGather:
     """Repeated gathering of a fixed number of values per work item, in item order.
 
-    The buffers live as long as the object, so that a gather allocates nothing.
+    The buffers live as long as the object, so that a gather allocates nothing and is checked once:
+    between two problems, with cold caches, the checks take longer than the exchange.
 
     Attributes:
         local: float64, (items of this rank, width); to be filled before a gather.
@@ -57,11 +58,11 @@ class ItemGather:
     def __init__(self, shares: Shares, width: int, comm: Communicator) -> None:
         self._comm = comm
         self._shares = shares
-        self._counts = [count * width for count in shares.counts]
-        self._displs = [sum(self._counts[:rank]) for rank in range(comm.size)]
         self.local: Floats = np.zeros((len(shares.mine), width))
         self.everything: Floats = np.zeros((sum(shares.counts), width))
         self._send, self._recv = self.local.reshape(-1), self.everything.reshape(-1)
+        counts = [count * width for count in shares.counts]
+        self._run = comm.allgatherv_init(self._send, self._recv, counts)
         self.seconds: float = 0.0
         self.nbytes: int = 0
 
@@ -81,7 +82,7 @@ class ItemGather:
             self._send[:] = np.nan
         start = time.perf_counter()
         if self._recv.size:
-            self._comm.allgatherv(self._send, self._recv, self._counts, self._displs)
+            self._run()
         self.seconds += time.perf_counter() - start
         self.nbytes += self._recv.nbytes
         missing = np.isnan(self.everything[:, 0])

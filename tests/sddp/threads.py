@@ -56,6 +56,10 @@ class ThreadCommunicator:
             recv[start : start + count] = block
         return recv
 
+    def allgatherv_init(self, send, recv, counts):
+        displs = np.cumsum(counts) - counts
+        return lambda: self.allgatherv(send, recv, counts, displs)
+
     def allreduce(self, send, recv=None, op=ReduceOp.SUM):
         blocks = self._exchange(send.copy())
         result = blocks[0]
