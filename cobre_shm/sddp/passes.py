@@ -169,6 +169,6 @@ class Passes:
 
     def _add_cuts(self, t: int, batch: Floats) -> None:
         """Add cuts, (cuts, 1 + state components) in scaled $, to the problems of a stage."""
-        self.solvers[t].add_cuts(batch[:, 0].copy(), batch[:, 1:])
+        self.solvers[t].add_cuts(batch[:, 0], batch[:, 1:])
         if t == 0:
-            self.bound_solver.add_cuts(batch[:, 0].copy(), batch[:, 1:])
+            self.bound_solver.add_cuts(batch[:, 0], batch[:, 1:])

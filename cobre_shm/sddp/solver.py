@@ -102,6 +102,20 @@ def _new_solver() -> Any:
     return solver
 
 
+class _NewRows:
+    """Room for a number of cuts as HiGHS takes rows; what is equal in all of them is there."""
+
+    def __init__(self, count: int, cut_columns: Indices) -> None:
+        width = len(cut_columns)
+        self.count: int = count
+        self.lower: Floats = np.zeros(count)
+        self.upper: Floats = np.full(count, np.inf)
+        self.starts: Indices = np.arange(0, count * width, width, dtype=np.int32)
+        self.columns: Indices = np.tile(cut_columns, count)
+        self.values: Floats = np.ones(count * width)
+        self.coefficients: Floats = self.values.reshape(count, width)[:, 1:]
+
+
 class StageSolver:
     """A stage problem inside HiGHS, with its cuts and the bases of its chains.
 
@@ -140,6 +154,7 @@ class StageSolver:
         self._answer = self._highs
         self._rows = len(lp.row_lower)
         self._cut_columns = np.append(lp.theta_column, lp.next_state_columns).astype(np.int32)
+        self._new_rows = _NewRows(0, self._cut_columns)
         self._next_state = lp.next_state_columns.tolist()
         self._first_state = int(lp.state_columns[0]) if lp.state_columns.size else 0
         self._states = lp.state_columns.size
@@ -180,18 +195,14 @@ class StageSolver:
             intercepts: float64, one per cut, in scaled $.
             coefficients: float64, (cuts, state components).
         """
-        count, width = len(intercepts), len(self._cut_columns)
-        values = np.empty((count, width))
-        values[:, 0] = 1.0
-        np.negative(coefficients, out=values[:, 1:])
+        count = len(intercepts)
+        if count != self._new_rows.count:
+            self._new_rows = _NewRows(count, self._cut_columns)
+        rows = self._new_rows
+        rows.lower[:] = intercepts
+        np.negative(coefficients, out=rows.coefficients)
         status = self._highs.addRows(
-            count,
-            intercepts,
-            np.full(count, np.inf),
-            values.size,
-            np.arange(0, values.size, width, dtype=np.int32),
-            np.tile(self._cut_columns, count),
-            values.reshape(-1),
+            count, rows.lower, rows.upper, rows.values.size, rows.starts, rows.columns, rows.values
         )
         # A warning only says that coefficients next to zero were dropped.
         if status == _ERROR:
