@@ -94,7 +94,8 @@ class Mpi:
         self.mpi = MPI
         self.comm = MPI.COMM_WORLD
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
-        self.version = " ".join(MPI.Get_library_version().split())[:60]
+        first_line = MPI.Get_library_version().splitlines()[0]
+        self.version = " ".join(first_line.split(",")[0].split())
 
     def array(self, count):
         return np.full(count, self.rank + 1.5)

@@ -22,6 +22,8 @@ README = ROOT / "README.md"
 PICTURES = ROOT / "bench/pictures"
 OPERATIONS = ("allreduce", "allgatherv", "broadcast")
 KINDS = {"shm": "private", "shm-plan": "plan", "shm-shared": "shared"}
+# Below it allreduce_shared is an allreduce: the switch point common_bytes.
+COMMON_BYTES = 128 << 10
 
 
 def size_of(payload):
@@ -40,7 +42,8 @@ def cell(entry):
     if entry is None:
         return ""
     ratio, ours, theirs, name = entry
-    return f"**{ratio:.2f}** ({ours:.3g} / {theirs:.3g}, {name})"
+    shown = f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
+    return f"{shown} ({ours:.3g} / {theirs:.3g}, {name})"
 
 
 def table(ranks, result, cpus):
@@ -62,7 +65,12 @@ def table(ranks, result, cpus):
         lines.append(f"| barrier | - | {barrier} | | |")
     for payload in sorted(measured):
         for kind, name in KINDS.items():
-            cells = [cell(found[kind].get(f"{operation} {payload}")) for operation in OPERATIONS]
+            cells = [
+                ""
+                if name == "shared" and operation == "allreduce" and payload < COMMON_BYTES
+                else cell(found[kind].get(f"{operation} {payload}"))
+                for operation in OPERATIONS
+            ]
             if any(cells):
                 lines.append(f"| {size_of(payload)} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -74,7 +82,8 @@ def conditions(report):
     said = f"{report['time']}, {report['machine']}, {report['cpus']} CPUs, load average {load}"
     versions = report.get("versions", {})
     if versions:
-        said += "; " + ", ".join(f"{name} {version}" for name, version in versions.items())
+        # One library is there under several names: with other settings it is another peer.
+        said += "; " + ", ".join(dict.fromkeys(versions.values()))
     return f"Measured {said}."
 
 

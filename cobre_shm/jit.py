@@ -1,4 +1,4 @@
-"""Collectives that are called inside ``@numba.njit`` functions, on the shm backend.
+"""Collectives that are called inside ``@numba.njit`` functions, on the backends shm and local.
 
     from cobre_shm import jit
 
@@ -99,7 +99,7 @@ def handle(comm: Communicator) -> int:
     """Return what stands for ``comm`` in jitted code, as long as it is open.
 
     Raises:
-        InvalidDatatype: The backend cannot be called there.
+        InvalidCommunicator: The backend cannot be called there.
     """
     support = _supports.get(comm)
     if support is None:

@@ -17,7 +17,7 @@ import numpy as np
 from cobre_shm import fastcall, layout
 from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp, is_reducible, tag_dtype
-from cobre_shm.errors import InvalidDatatype
+from cobre_shm.errors import InvalidCommunicator
 from cobre_shm.kernels import context
 from cobre_shm.local import LocalCommunicator
 from cobre_shm.native.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, function_address
@@ -42,7 +42,7 @@ class JitSupport:
         address: Of the context.
 
     Raises:
-        InvalidDatatype: The backend cannot be called in jitted code.
+        InvalidCommunicator: The backend cannot be called in jitted code.
     """
 
     def __init__(self, comm: Communicator) -> None:
@@ -53,9 +53,9 @@ class JitSupport:
             state, self._memory = _state_of_one_rank()
             self._known = fastcall.Known(state)
         else:
-            raise InvalidDatatype(
-                "jit.handle",
-                f"backend {comm.backend} cannot be called inside jitted code; shm and local can",
+            raise InvalidCommunicator(
+                f"Backend {comm.backend} cannot be called inside jitted code; shm and local can",
+                context={"backend": comm.backend},
             )
         self._methods = self._take_over, self._prepare
         state[context.TAKE_OVER], state[context.PREPARE] = map(id, self._methods)

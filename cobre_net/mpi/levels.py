@@ -46,7 +46,7 @@ class TwoLevel:
     def __init__(
         self, flat: Flat, group: ShmCommunicator, leaders: Flat | None, firsts: list[int]
     ) -> None:
-        self.rank, self.size = flat.rank, flat.size
+        self.size = flat.size
         self.small_bytes = flat.small_bytes
         self._group = group
         self._leaders = leaders

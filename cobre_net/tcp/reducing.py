@@ -27,7 +27,7 @@ def fold_function(dtype: np.dtype[Any], op: ReduceOp) -> Fold:
     """Return what does ``destination = a op b`` with the bits of every backend.
 
     The first use of a pair compiles a kernel, or loads it. Only the coordinator reduces, so only
-    it imports numba.
+    it loads any.
     """
     from cobre_shm.native.reduce import reduce_with_numpy, reduction_address
 

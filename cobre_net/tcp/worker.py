@@ -4,7 +4,7 @@ A worker waits for the coordinator alone. The coordinator keeps the time for all
 is late, and says in heartbeats that it does; so a worker's own limit runs only while nothing comes
 at all, and then it is rank 0 that is missing.
 
-With much to send, a worker takes what comes while it sends (``_stream``): the coordinator passes
+With much to send, a worker takes what comes while it sends (``stream``): the coordinator passes
 results on while parts still arrive, and would otherwise wait for room in a buffer that nobody
 empties, while this rank waits for room in the other.
 """
@@ -75,7 +75,7 @@ class Worker:
         self.exchange_prepared(Prepared(self, call, part_bytes, result_bytes))
 
     def exchange_prepared(self, plan: Prepared) -> None:
-        """Do a round of ``plan``: the short road, as in ``coordinator.py``."""
+        """Do a round of ``plan``: the short road, as in ``centre_small.py``."""
         link = self._link
         buffer = link.buffer
         self._call = plan.call

@@ -86,7 +86,7 @@ def allgatherv(
         if status != context.READY:
             return status
         if ctx[context.FOUND] & SENDS_READABLE:
-            return _shared(ctx, send, recv, counts, displs, count, item_bytes)
+            return _without_slots(ctx, send, recv, counts, displs, count, item_bytes)
     chunk = gather_chunk(ctx, count * item_bytes)
     streams = is_streaming(ctx, count * item_bytes)
     while True:
@@ -143,7 +143,7 @@ def allgatherv(
 
 
 @inlined
-def _shared(
+def _without_slots(
     ctx: Any, send: int, recv: int, counts: int, displs: int, count: int, item_bytes: int
 ) -> int:
     """Copy from the peers' own buffers. In place too: a block is written by its rank alone."""

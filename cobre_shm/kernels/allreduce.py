@@ -40,9 +40,9 @@ from cobre_shm.kernels.rounds import (
     take_slots,
 )
 from cobre_shm.kernels.sharing import (
-    is_shared_allreduce,
+    allreduce_without_slots,
+    can_do_without_slots,
     probe,
-    shared_allreduce,
 )
 from cobre_shm.kernels.switches import (
     PIECE_BYTES,
@@ -83,13 +83,13 @@ def allreduce(
         status = probe(ctx, what, nbytes, send, recv)
         if status != context.READY:
             return status
-        if is_shared_allreduce(ctx):
-            return shared_allreduce(ctx, recv, count, item_bytes, reduction)
+        if can_do_without_slots(ctx):
+            return allreduce_without_slots(ctx, recv, count, item_bytes, reduction)
     if is_direct(ctx, nbytes):
         return _direct(ctx, send, recv, count, item_bytes, reduction)
     if is_chain(ctx, nbytes):
         return chain(ctx, send, recv, nbytes, item_bytes, reduction)
-    if streams_directly(ctx, nbytes):
+    if streams_directly(ctx):
         return _streaming(ctx, send, recv, nbytes, item_bytes, reduction)
     return _scatter(ctx, send, recv, count, item_bytes, reduction)
 

@@ -53,13 +53,13 @@ from cobre_shm.kernels.waiting import arrival_line
 
 __all__ = [
     "SENDS_READABLE",
+    "allreduce_without_slots",
+    "can_do_without_slots",
     "ending_round",
     "fetch_from",
     "is_readable",
-    "is_shared_allreduce",
     "probe",
     "reduce_from",
-    "shared_allreduce",
 ]
 
 # What a probe found, as bits. Readable are those that are shared, and private ones if allowed.
@@ -331,7 +331,7 @@ def _reduces_everything(ctx: Any) -> bool:
 
 
 @inlined
-def is_shared_allreduce(ctx: Any) -> bool:
+def can_do_without_slots(ctx: Any) -> bool:
     """Whether the buffers that a probe found allow an allreduce without copies through slots."""
     found = ctx[context.FOUND]
     if found & SENDS_READABLE != 0 and found & _RECVS_READABLE != 0:
@@ -340,7 +340,9 @@ def is_shared_allreduce(ctx: Any) -> bool:
 
 
 @inlined
-def shared_allreduce(ctx: Any, recv: int, count: int, item_bytes: int, reduction: int) -> int:
+def allreduce_without_slots(
+    ctx: Any, recv: int, count: int, item_bytes: int, reduction: int
+) -> int:
     """Allreduce of buffers that all can read; resumable.
 
     Each rank reduces its part, and copies those of the others from where they have put them. A

@@ -87,7 +87,7 @@ def is_direct(ctx: Any, nbytes: int) -> bool:
 
 
 @inlined
-def streams_directly(ctx: Any, nbytes: int) -> bool:
+def streams_directly(ctx: Any) -> bool:
     """Whether a larger allreduce is a sequence of such rounds."""
     return ctx[context.SIZE] <= _word(ctx, tuning.STREAM_RANKS)
 

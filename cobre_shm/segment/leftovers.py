@@ -64,13 +64,13 @@ class FoundSegment:
         return not self.problem and self.living == 0
 
 
-def find_segments(directory: Path = DIRECTORY) -> list[FoundSegment]:
+def find_segments() -> list[FoundSegment]:
     """Return the segments and regions that lie there, by name; other files are passed over.
 
     Those of other users are told by a name as the launcher gives, and not looked into.
     """
     found = []
-    for path in sorted(directory.iterdir()):
+    for path in sorted(DIRECTORY.iterdir()):
         with suppress(OSError):
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode):
@@ -108,9 +108,9 @@ def remove_if_dead(name: str) -> bool:
     return True
 
 
-def remove_leftovers(directory: Path = DIRECTORY) -> None:
+def remove_leftovers() -> None:
     """Remove what dead runs of this user left under names that nobody chose."""
-    for path in directory.glob("cobre-*"):
+    for path in DIRECTORY.glob("cobre-*"):
         if _RANDOM_NAME.fullmatch(path.name) or _REGION_NAME.fullmatch(path.name):
             with suppress(OSError):
                 if not remove_if_dead(f"/{path.name}") and _is_abandoned(path):

@@ -34,7 +34,7 @@ _LIBC.mmap.argtypes = [
 ]
 _LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _LIBC.syscall.restype = ctypes.c_long
-for _name in ("init", "lock", "trylock", "unlock", "consistent"):
+for _name in ("init", "trylock", "unlock", "consistent"):
     getattr(_LIBC, f"pthread_mutex_{_name}").argtypes = [ctypes.c_void_p] + (
         [ctypes.c_void_p] if _name == "init" else []
     )

@@ -35,7 +35,14 @@ _WORDS = struct.Struct("<8q")
 _WITHOUT_ELEMENTS = (layout.BARRIER, layout.SPLIT, layout.ARRAY)
 _DONE, _INSIDE = 0, 1
 # What kernels return (``kernels/context.py``), in words.
-_STATUSES = {_DONE: "done", _INSIDE: "inside", 2: "failed", 3: "peer died", 4: "mismatch"}
+_STATUSES = {
+    _DONE: "done",
+    _INSIDE: "inside",
+    2: "failed",
+    3: "peer died",
+    4: "mismatch",
+    7: "peer not readable",
+}
 # A reader that loses its core for the length of a whole ring tries again.
 _ATTEMPTS = 4
 

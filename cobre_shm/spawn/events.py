@@ -17,9 +17,15 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from cobre_shm.errors import InitializationFailed
+from cobre_shm.selection.env import read_settings
+from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.selection.variables import variables_of
 from cobre_shm.spawn.job import Job
 from cobre_shm.spawn.rank import Rank
 from cobre_shm.spawn.rank_output import cannot_write
@@ -30,8 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Events"]
 
 _LOOK_SECS = 1.0
-# As long as ranks wait before they name a late one by themselves.
-_STALL_SECS = 10.0
+_STALL = next(each for each in variables_of("shm") if each.field == "stall_warn_secs")
 
 
 class Events:
@@ -47,6 +52,7 @@ class Events:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._began = time.monotonic()
+        self._stall_secs = _stall_secs(job.environment)
         self._file: int | None = None
         if job.events is not None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -118,7 +124,7 @@ class Events:
         if epochs != self._epochs:
             self._epochs, self._moved, self._is_stalled = epochs, now, False
         late = [rank for rank, epoch in enumerate(epochs) if epoch < max(epochs)]
-        if late and not self._is_stalled and now - self._moved >= _STALL_SECS:
+        if late and not self._is_stalled and now - self._moved >= self._stall_secs:
             self._is_stalled = True
             self._tell("stall", late_ranks=late, secs=round(now - self._moved, 3))
 
@@ -135,3 +141,12 @@ class Events:
             self._group.output.say(line + b"\n")
         if self._file is not None:
             os.write(self._file, line + b"\n")
+
+
+def _stall_secs(environment: Mapping[str, str]) -> float:
+    """Return how long ranks wait before they name a late one by themselves."""
+    settings: dict[str, float] = {}
+    with suppress(InitializationFailed):
+        # Of a malformed value the ranks tell.
+        settings = read_settings("shm", [_STALL], environment)
+    return settings.get(_STALL.field, ShmConfig.stall_warn_secs)

@@ -89,10 +89,6 @@ _WAYS = {
 }
 
 
-def lambda_result():
-    return lambda value: value + 1
-
-
 def pids_in(folder):
     """Leave a file with this pid, and stay."""
     with create_communicator() as comm:

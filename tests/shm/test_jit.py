@@ -87,7 +87,7 @@ def test_backend_that_jitted_code_cannot_call_says_so():
 
 
 def without_a_handle(comm):
-    with pytest.raises(InvalidDatatype, match="tcp cannot be called inside jitted code"):
+    with pytest.raises(InvalidCommunicator, match="tcp cannot be called inside jitted code"):
         jit.handle(comm)
 
 

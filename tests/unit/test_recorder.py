@@ -184,6 +184,7 @@ def test_statuses_are_those_of_the_kernels():
         context.POISONED: "failed",
         context.DEAD: "peer died",
         context.MISMATCH: "mismatch",
+        context.LOST: "peer not readable",
     }
 
 
