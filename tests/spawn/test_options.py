@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -287,7 +288,7 @@ def test_stall_is_an_event_once_and_names_who_is_late(spawn):
     _, err = process.communicate()
     assert process.returncode == 0, err
     # As long as the ranks wait before they say it.
-    assert b"2 rank(s) have waited 0.5 s in collective 2, barrier, for rank 1" in err
+    assert re.search(rb"2 rank\(s\) have waited . s in collective 2, barrier, for rank 1", err)
     seen = [json.loads(line) for line in path.read_bytes().splitlines()]
     (stall,) = [each for each in seen if each["event"] == "stall"]
     assert stall["late_ranks"] == [1]
