@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["cgroup_quota", "control_groups", "count_cpus"]
+from cobre_shm.limits import control_groups
+
+__all__ = ["cgroup_quota", "count_cpus"]
 
 
 def count_cpus() -> int:
@@ -21,9 +22,6 @@ def count_cpus() -> int:
 def cgroup_quota(membership: Path, mount: Path) -> float | None:
     """Return the tightest CPU quota in CPUs, or None when there is no limit.
 
-    Every ancestor may set a limit of its own. Inside a container the path in ``membership`` may
-    be the host's and not exist below ``mount``; then the mount's root is the container's group.
-
     Args:
         membership: A file like ``/proc/self/cgroup``.
         mount: Where the cgroup file systems are mounted.
@@ -33,34 +31,6 @@ def cgroup_quota(membership: Path, mount: Path) -> float | None:
         for folder, is_unified in control_groups("cpu", membership, mount)
     )
     return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def control_groups(controller: str, membership: Path, mount: Path) -> Iterator[tuple[Path, bool]]:
-    """Find the groups of this process, each before its parent.
-
-    Args:
-        controller: ``cpu``, ``memory``, ...
-        membership: A file like ``/proc/self/cgroup``.
-        mount: Where the cgroup file systems are mounted.
-
-    Yields:
-        The folder of a group, which need not exist, and whether it is of the unified kind.
-    """
-    with contextlib.suppress(OSError):
-        for line in membership.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:
-                root = mount
-            elif controller in controllers.split(","):
-                named = mount / controllers
-                root = named if named.is_dir() else mount / controller
-            else:
-                continue
-            group = root / path.lstrip("/")
-            for folder in (group, *group.parents):
-                yield folder, not controllers
-                if folder == root:
-                    break
 
 
 def _quota_unified(folder: Path) -> float | None:

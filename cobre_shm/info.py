@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import cobre_shm
-from cobre_shm import machine
+from cobre_shm import limits, machine
 from cobre_shm.cpus import cgroup_quota, count_cpus
 from cobre_shm.errors import BackendError
 from cobre_shm.selection.info import describe_selection
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def collect() -> tuple[dict[str, Any], BackendError | None]:
     """Return the report as JSON-serialisable data, and the error that a choice would end in."""
     selection, error = describe_selection(os.environ)
-    memory, shared = machine.memory_bytes(), machine.shared_memory_bytes()
+    memory, shared = limits.memory_bytes(), limits.shared_memory_bytes()
     cache = machine.kernel_cache()
     report = {
         "version": cobre_shm.__version__,
@@ -91,7 +91,7 @@ def collect() -> tuple[dict[str, Any], BackendError | None]:
         "memory": {
             "total_bytes": memory and memory[0],
             "available_bytes": memory and memory[1],
-            "cgroup_limit_bytes": machine.memory_limit_bytes(),
+            "cgroup_limit_bytes": limits.memory_limit_bytes(),
         },
         "shared_memory": {
             "path": "/dev/shm",

@@ -1,11 +1,10 @@
-"""What the machine offers: memory, shared memory, kernel features, an MPI library.
+"""What the machine offers: features of the kernel, an MPI library, a place for images of kernels.
 
 Every fact is looked up when it is asked for, and None where the system does not tell.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -20,62 +19,13 @@ __all__ = [
     "has_pidfd",
     "has_robust_mutex",
     "kernel_cache",
-    "memory_bytes",
-    "memory_limit_bytes",
     "mpi_library",
-    "shared_memory_bytes",
 ]
 
-_SHARED_MEMORY = Path("/dev/shm")
 _SYS_FUTEX = 202  # x86-64
 _FUTEX_WAKE = 1
 # A thread that Python has joined may still be on its way out of the kernel.
 _THREAD_EXIT_SECS = 1.0
-
-
-def memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, int] | None:
-    """Return total and available memory."""
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-        lines = (line.split(":") for line in meminfo.read_text().splitlines())
-        kib = {name: int(value.split()[0]) for name, value in lines}
-        return kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
-    return None
-
-
-def memory_limit_bytes(
-    membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """Return the tightest memory limit of this process's cgroups; None: no limit.
-
-    Every ancestor may set one. Inside a container the path in ``membership`` may be the host's
-    and not exist below ``mount``, whose root is then the container's group.
-    """
-    limits = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in membership.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:
-                root, file = mount, "memory.max"
-            elif "memory" in controllers.split(","):
-                root, file = mount / "memory", "memory.limit_in_bytes"
-            else:
-                continue
-            group = root / path.lstrip("/")
-            for folder in (group, *group.parents):
-                with contextlib.suppress(OSError, ValueError):
-                    limits.append(int((folder / file).read_text()))
-                if folder == root:
-                    break
-    # The older interface writes "no limit" as the largest number of pages.
-    return min((limit for limit in limits if limit < 1 << 62), default=None)
-
-
-def shared_memory_bytes(path: Path = _SHARED_MEMORY) -> tuple[int, int] | None:
-    """Return size and free bytes of the file system of POSIX shared memory."""
-    with contextlib.suppress(OSError):
-        usage = os.statvfs(path)
-        return usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
-    return None
 
 
 def has_futex() -> bool:

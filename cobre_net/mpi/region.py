@@ -19,7 +19,7 @@ import numpy as np
 from cobre_net.mpi.library import MPI
 from cobre_shm.communicator import Array, Communicator, SharedRegion
 from cobre_shm.errors import AllocationFailed
-from cobre_shm.machine import memory_bytes, memory_limit_bytes, shared_memory_bytes
+from cobre_shm.limits import memory_bytes, memory_limit_bytes, shared_memory_bytes
 
 __all__ = ["MpiRegion", "free_windows"]
 

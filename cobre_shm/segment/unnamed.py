@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cobre_shm.errors import AllocationFailed
-from cobre_shm.machine import memory_bytes, memory_limit_bytes
+from cobre_shm.limits import memory_bytes, memory_limit_bytes
 from cobre_shm.segment.posix import UntrustedObject, check_ours, open_descriptor
 
 __all__ = [

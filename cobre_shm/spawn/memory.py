@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobre_shm.cpus import control_groups
+from cobre_shm.limits import control_groups
 
 __all__ = ["MemoryGroup"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import cobre_shm
-from cobre_shm import info, machine
+from cobre_shm import info, limits, machine
 from cobre_shm.selection import registry as registry_module
 from cobre_shm.selection.builtin import SHM
 
@@ -168,7 +168,7 @@ def test_module_runs_as_a_program():
 
 def test_report_without_the_facts_says_so(capsys, monkeypatch):
     for name in ("memory_bytes", "shared_memory_bytes", "mpi_library", "kernel_cache"):
-        monkeypatch.setattr(machine, name, lambda: None)
+        monkeypatch.setattr(limits if "memory" in name else machine, name, lambda: None)
     monkeypatch.setattr(info, "_version", lambda package: "1.0")
     monkeypatch.setattr(info, "_segments", lambda: None)
     code, out, _ = run_info(capsys)
@@ -206,7 +206,8 @@ def test_report_text_shows_every_fact(capsys, monkeypatch):
         "kernel_cache": (Path("/home/alice/.cache/numba/kernels_1"), 7),
     }
     for name, value in facts.items():
-        monkeypatch.setattr(machine, name, lambda value=value: value)
+        module = limits if "memory" in name else machine
+        monkeypatch.setattr(module, name, lambda value=value: value)
     monkeypatch.setattr(info, "count_cpus", lambda: 3)
     monkeypatch.setattr(info, "cgroup_quota", lambda *_: 2.5)
     monkeypatch.setattr(info.os, "sched_getaffinity", lambda pid: set(range(6)))
@@ -260,7 +261,7 @@ def test_report_empty_cache_and_absent_numba_are_told_apart(capsys, monkeypatch)
 
 def test_suggestions_can_be_pasted_where_something_is_small(capsys, monkeypatch):
     pytest.importorskip("posix_ipc")
-    monkeypatch.setattr(machine, "shared_memory_bytes", lambda: (64 << 20, 60 << 20))
+    monkeypatch.setattr(limits, "shared_memory_bytes", lambda: (64 << 20, 60 << 20))
     monkeypatch.setattr(machine, "kernel_cache", lambda: None)
     monkeypatch.setattr(info, "_segments", lambda: [a_segment(dead=True)])
     code, out, _ = run_info(capsys)

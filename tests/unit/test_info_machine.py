@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cobre_shm import machine
+from cobre_shm import limits, machine
 from cobre_shm.native import cache
 
 ROOT = Path(machine.__file__).parents[1]
@@ -16,15 +16,15 @@ ROOT = Path(machine.__file__).parents[1]
 def test_memory_is_read_in_bytes(tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       16 kB\nMemFree: 1 kB\nMemAvailable:    8 kB\nHuge: 0\n")
-    assert machine.memory_bytes(meminfo) == (16384, 8192)
+    assert limits.memory_bytes(meminfo) == (16384, 8192)
 
 
 @pytest.mark.parametrize("text", ["", "MemTotal: 16 kB\n", "MemTotal: x kB\n", "MemTotal:\n"])
 def test_memory_unreadable_is_unknown(tmp_path, text):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text(text)
-    assert machine.memory_bytes(meminfo) is None
-    assert machine.memory_bytes(tmp_path / "absent") is None
+    assert limits.memory_bytes(meminfo) is None
+    assert limits.memory_bytes(tmp_path / "absent") is None
 
 
 def groups(tmp_path, membership, **files):
@@ -33,7 +33,7 @@ def groups(tmp_path, membership, **files):
         path = tmp_path / "fs" / name.replace("__", "/").replace("_dot_", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return machine.memory_limit_bytes(tmp_path / "cgroup", tmp_path / "fs")
+    return limits.memory_limit_bytes(tmp_path / "cgroup", tmp_path / "fs")
 
 
 def test_memory_limit_is_the_tightest_of_all_ancestors(tmp_path):
@@ -57,18 +57,18 @@ def test_memory_limit_of_the_older_interface_is_read(tmp_path):
 
 
 def test_memory_limit_absent_or_damaged_is_none(tmp_path):
-    assert machine.memory_limit_bytes(tmp_path / "absent", tmp_path) is None
+    assert limits.memory_limit_bytes(tmp_path / "absent", tmp_path) is None
     assert groups(tmp_path, "nonsense\n") is None
     assert groups(tmp_path, "0::/\n", memory_dot_max="max\n") is None
 
 
 def test_shared_memory_of_an_absent_mount_is_unknown(tmp_path):
-    assert machine.shared_memory_bytes(tmp_path / "absent") is None
+    assert limits.shared_memory_bytes(tmp_path / "absent") is None
 
 
 def test_shared_memory_is_that_of_the_file_system(tmp_path):
     usage = os.statvfs(tmp_path)
-    size, free = machine.shared_memory_bytes(tmp_path)
+    size, free = limits.shared_memory_bytes(tmp_path)
     assert size == usage.f_blocks * usage.f_frsize
     assert 0 < free <= size
 
