@@ -26,6 +26,7 @@ from cobre_net.tcp.plans import SmallReduce, payload
 from cobre_net.tcp.reducing import fold_function
 from cobre_net.tcp.wire import HEAD_BYTES, SMALL_BYTES
 from cobre_net.tcp.worker import Worker
+from cobre_shm.arrays import address_of
 from cobre_shm.communicator import Array, Counts
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import AllocationFailed
@@ -219,7 +220,7 @@ class TcpCommunicator(Membership):
         with self._round() as star:
             if isinstance(star, Coordinator):
                 fold = fold_function(send.dtype, op)
-                star.reduce(call, send.nbytes, send.itemsize, _address(send), result, fold)
+                star.reduce(call, send.nbytes, send.itemsize, address_of(send), result, fold)
             elif star is not None:
                 # In place, what has been sent is overwritten by what was made of it.
                 star.stream(call, _bytes_of(send), {0: Block(0, result)})
@@ -334,7 +335,3 @@ def _nothing(link: Link) -> None:
 
 def _bytes_of(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
-
-
-def _address(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])

@@ -9,7 +9,7 @@ from cobre_shm import layout
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, CollectiveTimeout, RankFailed
 from cobre_shm.segment.last_words import read_last_words
 from cobre_shm.segment.poison import Poison
-from cobre_shm.segment.process import is_alive, state_of
+from cobre_shm.segment.process import is_alive, process_state
 from cobre_shm.segment.recorder import last_entry
 from cobre_shm.segment.segment import Segment
 
@@ -42,9 +42,10 @@ def named_ranks(segment: Segment, late: list[int]) -> str:
 
 
 def _describe(segment: Segment, rank: int) -> str:
-    pid = segment.words.load(segment.control(rank) + layout.PID)
+    block = segment.control(rank)
+    pid, start = (segment.words.load(block + word) for word in (layout.PID, layout.START))
     did = last_entry(segment, rank) or "has called nothing yet"
-    return f"rank {rank} (pid {pid}, {state_of(pid)}; {did})"
+    return f"rank {rank} (pid {pid}, {process_state(pid, start)}; {did})"
 
 
 def mismatch(segment: Segment) -> CollectiveMismatch:
