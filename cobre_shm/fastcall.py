@@ -81,18 +81,19 @@ class Known:
     def __init__(self, state: Any) -> None:
         self.table: Any = np.zeros((known.ENTRIES, known.BYTES // 8), dtype=np.int64)
         self._state = state
-        self._kept: list[Any] = []
+        # By what the table knows them; kept, so that an address is that of no other.
+        self._kept: dict[tuple[int, int], Any] = {}
         state[context.KNOWN] = self.table.ctypes.data
 
     def add(
         self, dtype: np.dtype[Any], op: ReduceOp | None, what: int, tag: int, reduction: int
     ) -> None:
         """Remember a dtype with a reduction; None: for what only copies."""
-        count = int(self._state[context.KNOWN_COUNT])
         key = (id(dtype), 0 if op is None else id(op))
-        if count == known.ENTRIES or any(tuple(row[:2]) == key for row in self.table[:count]):
+        count = len(self._kept)
+        if key in self._kept or count == known.ENTRIES:
             return
-        self._kept.append((dtype, op))
+        self._kept[key] = dtype, op
         self.table[count] = (*key, what, tag, dtype.itemsize, reduction)
         self._state[context.KNOWN_COUNT] = count + 1
 

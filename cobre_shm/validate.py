@@ -7,6 +7,7 @@ and displacements as int64 arrays.
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ __all__ = [
     "check_reduction",
     "check_region",
 ]
+
+_INT64_MAX = 2**63 - 1
 
 
 class GatherLayout(NamedTuple):
@@ -98,25 +101,25 @@ def check_allgatherv(
     """Check an ``allgatherv`` whose counts are known; allocate ``recv`` when it is None."""
     op = "allgatherv"
     counts = _as_int64(op, "counts", counts, size)
-    if send.size != counts[rank]:
-        raise InvalidBufferSize(op, int(counts[rank]), send.size, what="size of send")
+    # Python's integers: for some ranks they are faster than numpy's vectors, and do not overflow.
+    lengths = counts.tolist()
+    if send.size != lengths[rank]:
+        raise InvalidBufferSize(op, lengths[rank], send.size, what="size of send")
     if displs is None:
-        ends = np.cumsum(counts)
-        displs = ends - counts
-        if size and ends[-1] != sum(map(int, counts)):
+        *starts, needed = accumulate(lengths, initial=0)
+        if needed > _INT64_MAX:
             raise InvalidBufferSize(op, "sum of counts below 2**63", "more", what="counts")
+        places = np.array(starts, dtype=np.int64)
     else:
-        displs = _as_int64(op, "displs", displs, size)
-        ends = displs + counts
-        if bool((ends < displs).any()):
+        places = _as_int64(op, "displs", displs, size)
+        starts = places.tolist()
+        ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+        needed = max(ends)
+        if needed > _INT64_MAX:
             raise InvalidBufferSize(op, "displs + counts below 2**63", "more", what="displs")
-        order = np.argsort(displs, kind="stable")
-        order = order[counts[order] > 0]
-        if bool((ends[order[:-1]] > displs[order[1:]]).any()):
-            raise InvalidBufferSize(
-                op, "blocks that do not overlap", displs.tolist(), what="displs"
-            )
-    needed = int(ends.max())
+        blocks = sorted(block for block in zip(starts, ends, strict=True) if block[0] < block[1])
+        if any(before[1] > after[0] for before, after in pairwise(blocks)):
+            raise InvalidBufferSize(op, "blocks that do not overlap", starts, what="displs")
     if recv is None:
         recv = np.empty(needed, dtype=send.dtype)
     elif recv.dtype != send.dtype:
@@ -124,8 +127,8 @@ def check_allgatherv(
     elif recv.size < needed:
         raise InvalidBufferSize(op, f"at least {needed}", recv.size, what="size of recv")
     elif np.may_share_memory(send, recv):
-        _check_in_place_block(send, recv, int(displs[rank]))
-    return GatherLayout(send, recv, counts, displs)
+        _check_in_place_block(send, recv, starts[rank])
+    return GatherLayout(send, recv, counts, places)
 
 
 def check_reduction(name: str, send: Any, op: ReduceOp | str) -> tuple[Array, ReduceOp]:
@@ -193,7 +196,7 @@ def _as_int64(operation: str, name: str, values: Counts, size: int) -> NDArray[n
     if array.dtype == np.uint64 and bool((array > np.iinfo(np.int64).max).any()):
         raise InvalidBufferSize(operation, "values below 2**63", array.tolist(), what=name)
     array = array.astype(np.int64, copy=False)
-    if bool((array < 0).any()):
+    if min(array.tolist()) < 0:
         raise InvalidBufferSize(operation, "non-negative values", array.tolist(), what=name)
     return array
 

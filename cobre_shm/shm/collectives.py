@@ -7,7 +7,7 @@ mistakes, and, by the ``_finish_...`` methods, what has begun there and come bac
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,20 @@ from cobre_shm.validate import (
 __all__ = ["Collectives"]
 
 
+def _as_vectors(*arguments: Counts | None) -> list[Counts | None] | None:
+    """Return arguments with lists of integers as vectors; None if there is no list, or another."""
+    lists = [values for values in arguments if isinstance(values, list)]
+    if not lists or any(type(number) is not int for values in lists for number in values):
+        return None
+    try:
+        return [
+            np.array(values, dtype=np.int64) if isinstance(values, list) else values
+            for values in arguments
+        ]
+    except OverflowError:
+        return None
+
+
 class Collectives(Membership):
     """A communicator with the operations on buffers of each rank's own."""
 
@@ -41,6 +55,10 @@ class Collectives(Membership):
         displs: Counts | None = None,
     ) -> Array:
         """See :meth:`Communicator.allgatherv`."""
+        vectors = _as_vectors(counts, displs)
+        if vectors is not None and recv is not None:
+            # Once more: the fast road knows vectors, and no lists.
+            return self.allgatherv(send, recv, *vectors)
         return self._allgatherv(send, recv, counts, displs, 0)
 
     def _allgatherv(
@@ -55,6 +73,11 @@ class Collectives(Membership):
         send, recv = check_gather_buffers(self.size, send, recv, displs)
         if counts is None:
             counts = self._gather_counts(send)
+            if recv is None and displs is None:
+                recv = np.empty(int(counts.sum()), dtype=send.dtype)
+            if recv is not None:
+                more = () if displs is None else (displs,)
+                return self.allgatherv(send, recv, counts, *more)
         layout_ = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
         self._gather(layout.ALLGATHERV, *layout_, resume=resume)
         self._known.add(layout_.send.dtype, None, 0, dtype_tag(layout_.send.dtype), 0)
@@ -68,11 +91,13 @@ class Collectives(Membership):
     def _gather_counts(self, send: Array) -> Array:
         own = np.array([send.size], dtype=np.int64)
         counts = np.empty(self.size, dtype=np.int64)
-        ones = np.ones(self.size, dtype=np.int64)
-        self._gather(
-            layout.COUNTS, own, counts, ones, np.arange(self.size), tag=dtype_tag(send.dtype)
-        )
+        self._gather(layout.COUNTS, own, counts, *self._one_each, tag=dtype_tag(send.dtype))
         return counts
+
+    @cached_property
+    def _one_each(self) -> tuple[Array, Array]:
+        """Counts and displacements of one element from each rank."""
+        return np.ones(self.size, dtype=np.int64), np.arange(self.size)
 
     def _gather(
         self,
