@@ -24,6 +24,10 @@ class Slurm:
         """Each in a Slurm of its own, which starts in a few seconds."""
         env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
         env["PATH"] = f"{get_mpi(name).folder / 'bin'}{os.pathsep}{env['PATH']}"
+        if name == "mpich":
+            # With all of UCX's transports the address of a rank is longer than what Slurm 22.05's
+            # PMI-2 reads at once: some of the starts then end with "value not properly terminated".
+            env |= {"UCX_TLS": "posix,tcp,self"}
         if name == "openmpi":
             # The only network in there is the loopback, which it leaves out.
             env |= {"OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_osc": "^ucx"}
