@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from cobre_shm import layout
@@ -16,8 +17,11 @@ from cobre_shm.segment.stacks import ask_for_stacks
 
 __all__ = ["Patience"]
 
-# How often a waiting rank asks the process table; the kernel's death marks are seen sooner.
-_PROCESS_CHECK_SECS = 0.25
+# How often a waiting rank looks around; poison and the kernel's death marks are seen sooner, by the
+# kernel that waits. Each look wakes up much of the interpreter: in every slice it would take 1.5 %
+# of a core. Short limits need more of them: so many for each.
+_LOOK_SECS = 0.25
+_LOOKS = 8
 # A slice of sleep that is over sooner was none. So many of them in a row are no coincidence.
 _NO_SLEEP_SECS = 0.0005
 _NO_SLEEPS = 3
@@ -37,7 +41,9 @@ class Patience:
         self._timeout = timeout
         self._stall_warn, self._reminder = stall_warn, Reminder(stall_warn)
         self._progress = -1
-        self._since = self._checked = self._begun = self._looked = time.monotonic()
+        self._interval = min(_LOOK_SECS, timeout / _LOOKS, stall_warn / _LOOKS)
+        self._since = self._begun = self._looked = time.monotonic()
+        self._checked = -math.inf
         self._no_sleeps = 0
 
     def look(self, epoch: int, steps: int = 0) -> Poison | None:
@@ -47,11 +53,15 @@ class Patience:
             epoch: At which this rank is.
             steps: Which it awaits inside a chain; 0: it does not.
         """
+        now = time.monotonic()
+        if now - self._checked < self._interval:
+            self._nap(now)
+            return None
+        self._checked = now
         segment = self._segment
         first = read_poison(segment)
         if first is not None:
             return first
-        now = time.monotonic()
         lines = [segment.arrivals(rank) for rank in range(segment.size)]
         arrived = [max(line) for line in lines]
         done = [segment.steps(rank) for rank in range(segment.size)]
@@ -69,11 +79,10 @@ class Patience:
             say(lateness(segment, self._rank, epoch, steps, now - self._since))
             if self._reminder.count == 1:
                 ask_for_stacks(segment, missing_ranks(segment, epoch, steps))
-        if now - self._checked >= _PROCESS_CHECK_SECS:
-            self._checked = now
-            first = self._ask_the_process_table(arrived, done, epoch, steps)
         self._nap(now)
-        return first
+        if now - self._begun < self._interval:
+            return None
+        return self._ask_the_process_table(arrived, done, epoch, steps)
 
     def _nap(self, now: float) -> None:
         """Sleep here where the kernel's loop cannot: there the system refuses futex."""
