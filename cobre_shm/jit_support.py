@@ -2,8 +2,8 @@
 
 A collective that comes back unfinished is taken over: here it goes on as the communicator's method
 would, with time limits, signals and failures. And the kernel of a dtype and reduction is compiled
-when it is first used. What they raise is kept for ``jit.check`` (``kernels/abandoning.py``); if
-nobody asks, as long as the communicator lives.
+when it is first used. What they raise is kept for ``jit.check`` (``kernels/abandoning.py``): until
+it is called, or another exception comes, or for good.
 """
 
 from __future__ import annotations
