@@ -197,7 +197,7 @@ def interrupted_at_once(comm, road):
 
 def closed_by_a_handler(comm):
     """Rank 1's signal handler tries to close the communicator inside a collective."""
-    comm.barrier()
+    comm.allreduce(np.ones(3))
     if comm.rank == 0:
         deadline = time.monotonic() + 10
         while not read_poison(comm._segment) and time.monotonic() < deadline:
@@ -206,8 +206,8 @@ def closed_by_a_handler(comm):
     signal.signal(signal.SIGALRM, lambda number, frame: comm.close())
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
-        # No call of this kind before: Python checks it, and runs it.
-        comm.allreduce(np.ones(3, np.float32))
+        # With keywords, so that it is Python that calls the kernel.
+        comm.allreduce(send=np.ones(3))
     except InvalidCommunicator:
         later = later_error(comm)
         comm.close()
