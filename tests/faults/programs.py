@@ -176,35 +176,27 @@ def interrupted_at_once(comm, road):
     call = ROADS[road](comm, np.ones(3), np.ones(3))
     call()
     pids = comm.allgatherv(np.array([os.getpid()]))
-    before = last_entry(comm._segment, comm.rank).sequence
-    if comm.rank == 0:
-        try:
-            call()
-        except KeyboardInterrupt:
-            later = later_error(comm)
-            comm.close()
-            return later
-        return None
-    while last_entry(comm._segment, 0).sequence == before:
-        time.sleep(0.001)
-    os.kill(pids[0], signal.SIGINT)
-    deadline = time.monotonic() + 10
-    # Coming now would end its wait.
-    while not read_poison(comm._segment) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return later_error(comm)
+    if comm.rank == 1:
+        signal_inside(comm, pids[0], signal.SIGINT)
+        return later_error(comm)
+    try:
+        call()
+    except KeyboardInterrupt:
+        later = later_error(comm)
+        comm.close()
+        return later
+    return None
 
 
 def closed_by_a_handler(comm):
-    """Rank 1's signal handler tries to close the communicator inside a collective."""
-    comm.allreduce(np.ones(3))
+    """Rank 0's signal handler tries to close the communicator inside a collective."""
     if comm.rank == 0:
-        deadline = time.monotonic() + 10
-        while not read_poison(comm._segment) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        signal.signal(signal.SIGALRM, lambda number, frame: comm.close())
+    comm.allreduce(np.ones(3))
+    pids = comm.allgatherv(np.array([os.getpid()]))
+    if comm.rank == 1:
+        signal_inside(comm, pids[0], signal.SIGALRM)
         return later_error(comm)
-    signal.signal(signal.SIGALRM, lambda number, frame: comm.close())
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
         # With keywords, so that it is Python that calls the kernel.
         comm.allreduce(send=np.ones(3))
@@ -213,6 +205,18 @@ def closed_by_a_handler(comm):
         comm.close()
         return later
     return None
+
+
+def signal_inside(comm, pid, number):
+    """Send rank 0 a signal when it waits in its next collective; return when it has left."""
+    before = last_entry(comm._segment, comm.rank).sequence
+    while last_entry(comm._segment, 0).sequence == before:
+        time.sleep(0.001)
+    os.kill(pid, number)
+    deadline = time.monotonic() + 10
+    # Coming now would end its wait.
+    while not read_poison(comm._segment) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def work_under_signals(comm, seconds):
