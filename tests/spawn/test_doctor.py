@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from cobre_shm import machine
+from cobre_shm import limits, machine
 from cobre_shm.spawn import doctor
 from cobre_shm.spawn.limits import descriptors_of, more_descriptors
 
@@ -58,7 +58,7 @@ def test_doctor_tells_what_is_lost(monkeypatch):
     monkeypatch.setattr(doctor, "_barrier", lambda *_: doctor.Check("a barrier", "ok", ""))
     monkeypatch.setattr(machine, "has_futex", lambda: False)
     monkeypatch.setattr(machine, "has_pidfd", lambda: False)
-    monkeypatch.setattr(machine, "shared_memory_bytes", lambda: (64 << 20, 4096))
+    monkeypatch.setattr(limits, "shared_memory_bytes", lambda: (64 << 20, 4096))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 100))
     checks = list(doctor.examine(101, "shm"))
     by_name = {check.name: check for check in checks}
