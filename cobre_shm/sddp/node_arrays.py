@@ -73,13 +73,16 @@ class NodeArrays:
         finish = lambda values: copy_common_noise(_split(values, ends), horizon)  # noqa: E731
         return _split(self.make(shape, fill, finish), ends)
 
-    def noise_bounds(self, case: Case, lp: StageLp, noise: Floats) -> NoiseBounds:
+    def noise_bounds(
+        self, case: Case, lp: StageLp, noise: Floats, *, mean_load: bool = False
+    ) -> NoiseBounds:
         """Return what :func:`cobre_shm.sddp.noise_bounds.noise_bounds` returns."""
-        parts = _distinct(noise_bounds(case, lp, noise[:1]))
+        parts = _distinct(noise_bounds(case, lp, noise[:1], mean_load=mean_load))
         ends = _ends([part.shape[1] for part in parts.values()])
 
         def fill(values: Floats, rows: range) -> None:
-            made = _distinct(noise_bounds(case, lp, noise[rows.start : rows.stop]))
+            own = noise[rows.start : rows.stop]
+            made = _distinct(noise_bounds(case, lp, own, mean_load=mean_load))
             for part, target in zip(made.values(), _columns(values, ends), strict=True):
                 target[rows.start : rows.stop] = part
 

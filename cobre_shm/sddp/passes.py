@@ -15,7 +15,6 @@ from cobre_shm.sddp.distribution import ItemGather, Shares
 from cobre_shm.sddp.errors import SolverError
 from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.node_arrays import NodeArrays
-from cobre_shm.sddp.noise_bounds import noise_bounds
 from cobre_shm.sddp.opening_order import groups, outwards, sorted_openings
 from cobre_shm.sddp.scenarios import draw_opening
 from cobre_shm.sddp.solver import Check, Place, StageSolver
@@ -65,9 +64,8 @@ class Passes:
         self.solvers: list[StageSolver] = [
             StageSolver(lp, noise, writer, check) for lp, noise in zip(lps, bounds, strict=True)
         ]
-        self.bound_solver: StageSolver = StageSolver(
-            lps[0], noise_bounds(case, lps[0], self.tree[0], mean_load=True), writer, check
-        )
+        bound = node.noise_bounds(case, lps[0], self.tree[0], mean_load=True)
+        self.bound_solver: StageSolver = StageSolver(lps[0], bound, writer, check)
         self._discounts = np.cumprod([1.0, *(stage.discount for stage in horizon.stages[:-1])])
         self.shares: Shares = Shares(case.config.forward_passes, comm)
         # The opening of each of this rank's trajectories at each stage.

@@ -10,6 +10,7 @@ from cobre_shm.sddp import load_case, series_digest, share_case, train
 from cobre_shm.sddp.cut_store import CutStore
 from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise_bounds import noise_bounds
+from cobre_shm.sddp.passes import Passes
 from cobre_shm.sddp.scenarios import opening_tree
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
 from tests.sddp.editing import edit, write_table
@@ -24,8 +25,10 @@ def made_together(comm, path):
     scale = cost_scale(case)
     made = [*tree]
     for t, noise in enumerate(tree):
-        bounds = node.noise_bounds(case, build_stage(case, t, scale), noise)
-        made += [part for part in vars(bounds).values() if part is not None]
+        for mean_load in (False, True):
+            lp = build_stage(case, t, scale)
+            bounds = node.noise_bounds(case, lp, noise, mean_load=mean_load)
+            made += [part for part in vars(bounds).values() if part is not None]
     assert all(part.flags.c_contiguous for part in made)
     return [part.tobytes() for part in made], *private_and_writable(comm, made)
 
@@ -50,8 +53,10 @@ def made_alone(path):
     tree = opening_tree(case.statistics, case.horizon, case.config.tree_seed, len(case.hydros))
     made = [*tree]
     for t, noise in enumerate(tree):
-        bounds = noise_bounds(case, build_stage(case, t, cost_scale(case)), noise)
-        made += [part for part in vars(bounds).values() if part is not None]
+        for mean_load in (False, True):
+            lp = build_stage(case, t, cost_scale(case))
+            bounds = noise_bounds(case, lp, noise, mean_load=mean_load)
+            made += [part for part in vars(bounds).values() if part is not None]
     return [part.tobytes() for part in made]
 
 
@@ -67,6 +72,19 @@ def test_tree_and_bounds_are_shared_and_have_the_same_bits(random_path, method, 
     for made, private, writable in results_of(run_ranks(made_together, size, "shm", random_path)):
         assert made == expected
         assert (private, writable) == (0, 0)
+
+
+def noise_of_a_training(comm, path):
+    passes = Passes(share_case(path, comm), comm, None, None)
+    held = [*passes.tree]
+    for solver in (*passes.solvers, passes.bound_solver):
+        held += [part for part in vars(solver._noise).values() if part is not None]
+    return private_and_writable(comm, held)
+
+
+def test_all_noise_that_a_training_holds_is_shared(random_path):
+    work = (noise_of_a_training, 2, "shm", random_path)
+    assert results_of(run_ranks(*work)) == [(0, 0)] * 2
 
 
 def test_tree_of_the_user_is_shared_too(random_path):
