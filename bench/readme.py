@@ -17,13 +17,15 @@ import shutil
 import sys
 from pathlib import Path
 
+from cobre_shm.tuning import default_tuning
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PICTURES = ROOT / "bench/pictures"
 OPERATIONS = ("allreduce", "allgatherv", "broadcast")
 KINDS = {"shm": "private", "shm-plan": "plan", "shm-shared": "shared"}
-# Below it allreduce_shared is an allreduce: the switch point common_bytes.
-COMMON_BYTES = 128 << 10
+# Below it allreduce_shared is an allreduce.
+COMMON_BYTES = default_tuning(2, 2)["common_bytes"]
 
 
 def size_of(payload):

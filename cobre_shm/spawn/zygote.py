@@ -131,6 +131,7 @@ def _call_once() -> None:
             comm.barrier()
             comm.broadcast(numpy.zeros(1))
             comm.allgatherv(numpy.zeros(1))
+            # 128 KiB: smaller ones are an allreduce.
             comm.allreduce_shared(numpy.zeros(1 << 14))
             for operation in ("sum", "min", "max"):
                 comm.allreduce(numpy.zeros(1), op=operation)
