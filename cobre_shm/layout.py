@@ -27,7 +27,7 @@ Header (one writer each; "creator" is rank 0, or the launcher when it made the s
     320  poison         u64   whoever notices first, under control_mutex; written once
     384  joined         u64   rank 0: 1 when all ranks are attached and the name is gone
     392  noted          u64   any rank, under control_mutex: bits of the notes that were printed
-    448  tuning[18]     i64   rank 0, before ``joined``: switch points of the algorithms
+    448  tuning[17]     i64   rank 0, before ``joined``: switch points of the algorithms
 
 Control block of a rank, in cache lines of 64 bytes:
 
@@ -85,7 +85,7 @@ HEADER_POISON = 320
 HEADER_JOINED = 384
 HEADER_NOTED = 392
 HEADER_TUNING = 448
-TUNING_WORDS = 18
+TUNING_WORDS = 17
 
 CONTROL = 4096
 CONTROL_BYTES = 512

@@ -70,10 +70,12 @@ TRIALS = (
         Trial("allreduce", nbytes, _each("direct_bytes", nbytes // 2, nbytes))
         for nbytes in (4 * _KIB, 8 * _KIB, 16 * _KIB, 32 * _KIB, 64 * _KIB, 128 * _KIB, 256 * _KIB)
     ),
-    Trial("allreduce", _MIB, _each("chain_chunk", *_CHUNKS), shared_cores=True),
+    Trial(
+        "allreduce", _MIB, _each("chain_chunk", 16 * _KIB, 32 * _KIB, *_CHUNKS), shared_cores=True
+    ),
     *(
         Trial("allreduce", nbytes, _each("chain_min_bytes", nbytes, _NEVER), shared_cores=True)
-        for nbytes in (512 * _KIB, 256 * _KIB, 128 * _KIB)
+        for nbytes in (256 * _KIB, 128 * _KIB, 96 * _KIB, 64 * _KIB)
     ),
     Trial("allreduce", 16 * _MIB, _each("direct_chunk", *_CHUNKS)),
     Trial("allreduce", 16 * _MIB, _each("scatter_stream_chunk", *_CHUNKS)),

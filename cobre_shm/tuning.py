@@ -18,28 +18,26 @@ _KIB, _MIB = 1 << 10, 1 << 20
 
 # Indices of the words, in bytes unless said otherwise.
 DIRECT_BYTES = 0  # largest allreduce in one round
-CHAIN_MIN_BYTES = 1  # an allreduce from here ...
-CHAIN_MAX_BYTES = 2  # ... to here goes from rank to rank
-CHAIN_CHUNK = 3  # a power of two
-STREAM_BYTES = 4  # payload times ranks from which stores go past the caches
-STREAM_RANKS = 5  # number of ranks up to which a larger allreduce is rounds of the direct kind
-DIRECT_CHUNK = 6  # of a streaming direct allreduce
-SCATTER_CHUNK = 7  # of an allreduce by reduce-scatter
-SCATTER_STREAM_CHUNK = 8  # the same, past the caches
-GATHER_CHUNK = 9  # of each block of an allgatherv
-GATHER_STREAM_CHUNK = 10  # the same, past the caches
-BROADCAST_SMALL_CHUNK = 11  # of a broadcast of at most ...
-BROADCAST_SMALL_BYTES = 12  # ... so many bytes
-BROADCAST_CHUNK = 13  # of a larger one
-SHARE_BYTES = 15  # payload from which shared arrays need no slots; in a broadcast, twice that
-SPIN_PAUSES = 14  # turns of a wait before it yields, to begin with; waiting adapts it
-READ_BYTES = 16  # payload from which ranks read private memory of peers; likewise
-COMMON_BYTES = 17  # payload from which allreduce_shared makes one result for all ranks
+CHAIN_MIN_BYTES = 1  # an allreduce from here on goes from rank to rank
+CHAIN_CHUNK = 2  # of it, at most half a slot
+STREAM_BYTES = 3  # payload times ranks from which stores go past the caches
+STREAM_RANKS = 4  # number of ranks up to which a larger allreduce is rounds of the direct kind
+DIRECT_CHUNK = 5  # of a streaming direct allreduce
+SCATTER_CHUNK = 6  # of an allreduce by reduce-scatter
+SCATTER_STREAM_CHUNK = 7  # the same, past the caches
+GATHER_CHUNK = 8  # of each block of an allgatherv
+GATHER_STREAM_CHUNK = 9  # the same, past the caches
+BROADCAST_SMALL_CHUNK = 10  # of a broadcast of at most ...
+BROADCAST_SMALL_BYTES = 11  # ... so many bytes
+BROADCAST_CHUNK = 12  # of a larger one
+SHARE_BYTES = 14  # payload from which shared arrays need no slots; in a broadcast, twice that
+SPIN_PAUSES = 13  # turns of a wait before it yields, to begin with; waiting adapts it
+READ_BYTES = 15  # payload from which ranks read private memory of peers; likewise
+COMMON_BYTES = 16  # payload from which allreduce_shared makes one result for all ranks
 
 NAMES = (
     "direct_bytes",
     "chain_min_bytes",
-    "chain_max_bytes",
     "chain_chunk",
     "stream_bytes",
     "stream_ranks",
@@ -66,9 +64,8 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
     shared = size > cpus
     return {
         "direct_bytes": 256 * _KIB if size == 2 and not shared else 8 * _KIB,
-        "chain_min_bytes": 192 * _KIB if shared else _NEVER,
-        "chain_max_bytes": 2 * _MIB,
-        "chain_chunk": 128 * _KIB,
+        "chain_min_bytes": 96 * _KIB if shared else _NEVER,
+        "chain_chunk": 32 * _KIB,
         # Of a cache of hundreds of MiB the rest belongs to other cores, or virtual machines.
         "stream_bytes": min(last_level_cache_bytes() // 4, 64 * _MIB),
         "stream_ranks": 2,

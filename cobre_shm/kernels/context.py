@@ -83,7 +83,7 @@ RING_BYTES = 79  # from one rank's ring to the next
 COMING = 86  # of the slot of the coming round
 CURRENT = 87  # of the slot of the round that was published last
 POSITION = 88  # at which the next large slot begins
-TUNING = 92  # the 18 words of layout.HEADER_TUNING, see tuning.py
+TUNING = 92  # the 17 words of layout.HEADER_TUNING, see tuning.py
 WORDS = 115
 
 SCRATCH_BYTES = 131072

@@ -95,18 +95,13 @@ def streams_directly(ctx: Any) -> bool:
 @inlined
 def is_chain(ctx: Any, nbytes: int) -> bool:
     """Whether an allreduce hands one accumulator from rank to rank."""
-    if ctx[context.SIZE] == 1:
-        return False
-    room = ctx[context.SIZE] * ctx[context.SLOT_BYTES]
-    most = min(_word(ctx, tuning.CHAIN_MAX_BYTES), room)
-    return _word(ctx, tuning.CHAIN_MIN_BYTES) <= nbytes and nbytes <= most
+    return ctx[context.SIZE] > 1 and nbytes >= _word(ctx, tuning.CHAIN_MIN_BYTES)
 
 
 @inlined
-def chain_chunk(ctx: Any) -> int:
-    """Bytes of a part of a chain: a power of two, so that a slot holds a whole number of them."""
-    chunk = _at_most_a_slot(ctx, _word(ctx, tuning.CHAIN_CHUNK))
-    return chunk if ctx[context.SLOT_BYTES] % chunk == 0 else layout.PAGE_BYTES
+def chain_chunk(ctx: Any, per_slot: int) -> int:
+    """Bytes of a part of a chain, of which a slot holds ``per_slot``."""
+    return min(_word(ctx, tuning.CHAIN_CHUNK), ctx[context.SLOT_BYTES] // per_slot)
 
 
 @inlined

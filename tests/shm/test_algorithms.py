@@ -44,11 +44,13 @@ ALGORITHMS = {
     "scatter past the caches": {**SMALL, "stream_bytes": 0},
     "streaming": {**SMALL, "stream_ranks": 1024},
     "streaming past the caches": {**SMALL, "stream_bytes": 0, "stream_ranks": 1024},
-    "chain": {**SMALL, "chain_min_bytes": 0, "chain_max_bytes": NEVER},
+    "chain": {**SMALL, "chain_min_bytes": 0},
+    "chain past the caches": {**SMALL, "chain_min_bytes": 0, "stream_bytes": 0},
     "reading": {**SMALL, "read_bytes": 64},
 }
-# Around lines, pieces and chunks of 8-byte elements, and beyond the room of a chain.
-LENGTHS = [1, 5, 6, 7, 8, 9, 63, 511, 512, 513, 1023, 1024, 1025, 1537, 4097, 9000]
+# Around lines, pieces and chunks of 8-byte elements, blocks of a chain, and beyond what is done
+# before Python looks for signals.
+LENGTHS = [1, 5, 6, 7, 8, 9, 63, 511, 512, 513, 1023, 1024, 1025, 1537, 4097, 9000, 40000]
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ ROUNDS = {
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_tuning_forces_the_algorithm(tmp_path, algorithm, size):
     found = run_tuned(tmp_path, ALGORITHMS[algorithm], rounds_and_parts, size, False, 1024)
-    if algorithm == "chain":
+    if algorithm.startswith("chain"):
         assert found == [(found[0][0], 2)] * size
     elif algorithm == "reading":
         # The probe, the trial, and two rounds; or three by slots, where reading is forbidden.

@@ -160,43 +160,40 @@ PARTS = 3
 def chain_model(
     size,
     *,
-    turns=2,
+    blocks=2,
     reached=lambda steps, target: steps >= target,
     adds_unasked=False,
     copies_unasked=False,
+    round_between=True,
 ):
-    """Chains one after the other, each between two rounds, on the slots of one parity.
+    """Blocks one after the other, in the same slots, with one round before each.
 
-    A part of the accumulator holds (turn, ranks that have added); a copy must find all of them.
-    State of a rank: (turn, step). Steps: 0 enter the first round, 1 leave it, then one step per
-    part to add, one per part to copy out, then enter and leave the last round.
+    Two chains have two rounds between their blocks. A part of the accumulator holds (block, ranks
+    that have added); a copy must find all of them. State of a rank: (block, step). Steps: 0 enter
+    the round, 1 leave it, then one step per part to add, one per part to copy out.
     """
-    add, copy = 2, 2 + PARTS
-    enter_last, leave_last = 2 + 2 * PARTS, 3 + 2 * PARTS
+    add, copy, last = 2, 2 + PARTS, 1 + 2 * PARTS
 
     def successors(state):
         entered, steps, parts, ranks = state
-        for rank, (turn, step) in enumerate(ranks):
-            if turn > turns:
+        for rank, (block, step) in enumerate(ranks):
+            if block > blocks:
                 continue
-            base = (turn - 1) * PARTS
-            onward = replaced(ranks, rank, (turn, step + 1))
-            if step in (0, enter_last):
-                wanted = 2 * turn - (step == 0)
-                yield replaced(entered, rank, wanted), steps, parts, onward
-            elif step in (1, leave_last):
-                wanted = 2 * turn - (step == 1)
-                if all(seen >= wanted for seen in entered):
-                    after = onward if step == 1 else replaced(ranks, rank, (turn + 1, 0))
-                    yield entered, steps, parts, after
+            base = (block - 1) * PARTS
+            onward = replaced(ranks, rank, (block, step + 1) if step < last else (block + 1, 0))
+            if step == 0:
+                yield replaced(entered, rank, block), steps, parts, onward
+            elif step == 1:
+                if not round_between or all(seen >= block for seen in entered):
+                    yield entered, steps, parts, onward
             elif step < copy:
                 part = step - add
                 if rank == 0:
-                    content = (turn, 1)
+                    content = (block, 1)
                 elif adds_unasked or reached(steps[rank - 1], base + part + 1):
-                    if parts[part] != (turn, rank):
-                        raise Violation(f"rank {rank} adds to {parts[part]} in turn {turn}")
-                    content = (turn, rank + 1)
+                    if parts[part] != (block, rank):
+                        raise Violation(f"rank {rank} adds to {parts[part]} in block {block}")
+                    content = (block, rank + 1)
                 else:
                     continue
                 yield (
@@ -208,12 +205,12 @@ def chain_model(
             else:
                 part = step - copy
                 if copies_unasked or reached(steps[size - 1], base + part + 1):
-                    if parts[part] != (turn, size):
-                        raise Violation(f"rank {rank} copies {parts[part]} in turn {turn}")
+                    if parts[part] != (block, size):
+                        raise Violation(f"rank {rank} copies {parts[part]} in block {block}")
                     yield entered, steps, parts, onward
 
     start = ((0,) * size, (0,) * size, ((0, 0),) * PARTS, ((1, 0),) * size)
-    return start, successors, lambda state: all(turn > turns for turn, _ in state[3])
+    return start, successors, lambda state: all(block > blocks for block, _ in state[3])
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -227,6 +224,7 @@ def test_chain_adds_in_rank_order_and_copies_what_is_complete(size):
         pytest.param({"reached": lambda steps, target: steps == target}, id="== for >="),
         pytest.param({"adds_unasked": True}, id="wait for the rank before dropped"),
         pytest.param({"copies_unasked": True}, id="wait for the last rank dropped"),
+        pytest.param({"round_between": False}, id="round between blocks dropped"),
         pytest.param(
             {"reached": lambda steps, target: steps >= target - 1}, id="old part accepted"
         ),
