@@ -418,12 +418,11 @@ class CollectiveTimeout(CollectiveFailed):
         *,
         missing_ranks: Sequence[int],
         seconds: float,
-        context: Mapping[str, Any] | None = None,
         suggestion: str | None = None,
     ) -> None:
         super().__init__(
             message,
-            context={"missing_ranks": list(missing_ranks), "seconds": seconds, **(context or {})},
+            context={"missing_ranks": list(missing_ranks), "seconds": seconds},
             suggestion=suggestion,
         )
         self.missing_ranks: list[int] = list(missing_ranks)

@@ -26,6 +26,7 @@ from cobre_shm.native.entry import (
 
 __all__ = [
     "NOARGS",
+    "ContextFirst",
     "Known",
     "install",
     "is_installed",
@@ -69,6 +70,16 @@ class _MethodDef(ctypes.Structure):
 
 # CPython keeps pointers to the definitions.
 _KEPT: list[_MethodDef] = []
+
+
+class ContextFirst:
+    """The first base of a communicator: it gives ``_context`` the place behind the object's head.
+
+    The road reads it there.
+    """
+
+    __slots__ = ("_context",)
+    _context: Any
 
 
 class Known:

@@ -21,6 +21,7 @@ import cobre_shm
 from cobre_shm import limits, machine
 from cobre_shm.cpus import cgroup_quota, count_cpus
 from cobre_shm.errors import BackendError
+from cobre_shm.limits import bytes_text
 from cobre_shm.selection.info import describe_selection
 
 __all__ = ["collect", "main"]
@@ -167,7 +168,7 @@ def _suggestions(report: dict[str, Any]) -> Iterator[str]:
         from cobre_shm.segment.posix import how_to_enlarge
 
         enough = max(_ROOMY_SHARED_MEMORY, 2 * shared["size_bytes"])
-        yield f"{shared['path']} has {_size(free)} free, little for shared regions: " + (
+        yield f"{shared['path']} has {bytes_text(free)} free, little for shared regions: " + (
             how_to_enlarge(enough)
         )
     if cache["directory"] is None:
@@ -238,11 +239,13 @@ def _machine_lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"  CPUs         {cpus['usable']} (affinity {cpus['affinity']}, cgroup quota {quota})"
     limit = memory["cgroup_limit_bytes"]
     yield (
-        f"  memory       {_size(memory['total_bytes'])}, {_size(memory['available_bytes'])} "
-        f"available, cgroup limit {'none' if limit is None else _size(limit)}"
+        f"  memory       {bytes_text(memory['total_bytes'])}, "
+        f"{bytes_text(memory['available_bytes'])} available, "
+        f"cgroup limit {'none' if limit is None else bytes_text(limit)}"
     )
     yield (
-        f"  {shared['path']:<12} {_size(shared['size_bytes'])}, {_size(shared['free_bytes'])} free"
+        f"  {shared['path']:<12} {bytes_text(shared['size_bytes'])}, "
+        f"{bytes_text(shared['free_bytes'])} free"
     )
     features = [f"{name} {'yes' if has else 'no'}" for name, has in report["kernel"].items()]
     yield f"  kernel       {', '.join(features)}"
@@ -271,18 +274,7 @@ def _segment_lines(segments: list[dict[str, Any]] | None) -> Iterator[str]:
             state = segment["problem"]
         elif segment["living_pid"]:
             state = f"in use by pid {segment['living_pid']} {owner}"
-        yield f"  {segment['name']} ({_size(segment['bytes'])}): {state}"
-
-
-def _size(nbytes: int | None) -> str:
-    if nbytes is None:
-        return "unknown"
-    value, unit = float(nbytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.4g} {unit}"
+        yield f"  {segment['name']} ({bytes_text(segment['bytes'])}): {state}"
 
 
 if __name__ == "__main__":

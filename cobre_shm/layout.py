@@ -127,7 +127,7 @@ MANY_RANKS = 16
 MAX_RANKS = 1024
 MAX_SLOT_BYTES = 1 << 30
 
-# Operation codes of the first call word.
+# Operation codes of the first call word, and of the data frames of tcp (four bits there).
 BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV, COUNTS, REGION, SPLIT = 1, 2, 3, 4, 5, 6, 7
 ARRAY = 8
 ALLREDUCE_SHARED = 9

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from cobre_shm.errors import CobreError
+from cobre_shm.limits import bytes_text
 from cobre_shm.segment.attach import ObservedSegment, own_processes, segments_open_in
 from cobre_shm.segment.observe import (
     GroupFacts,
@@ -295,7 +296,7 @@ def _cells(rank: RankFacts) -> tuple[str, ...]:
         str(rank.sequence),
         "-" if rank.since_secs is None else _duration(rank.since_secs),
         "-" if rank.waiting_share is None else f"{rank.waiting_share:.1%}",
-        "-" if rank.bytes_per_sec is None else _size(rank.bytes_per_sec),
+        "-" if rank.bytes_per_sec is None else bytes_text(rank.bytes_per_sec),
         call if rank.is_inside or not call else f"({call})",
     )
 
@@ -306,15 +307,6 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _size(value: float) -> str:
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1000:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.3g} {unit}"
 
 
 def _shell_text(words: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
 import zlib
 from types import TracebackType
 from typing import Any, NoReturn
@@ -21,7 +20,9 @@ from cobre_net.mpi.region import MpiRegion, free_windows
 from cobre_shm import layout
 from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion
 from cobre_shm.datatypes import ReduceOp, dtype_tag
-from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, InvalidCommunicator
+from cobre_shm.errors import CollectiveFailed, CollectiveMismatch
+from cobre_shm.fastcall import ContextFirst
+from cobre_shm.member import Member
 from cobre_shm.segment.recorder import call_text
 from cobre_shm.selection.kinds import MpiConfig
 from cobre_shm.validate import (
@@ -36,7 +37,6 @@ __all__ = ["MpiCommunicator"]
 
 logger = logging.getLogger("cobre_shm")
 
-_living: weakref.WeakSet[MpiCommunicator] = weakref.WeakSet()
 # What a group of one node does by itself from its construction on.
 _DELEGATED = (
     "allgatherv",
@@ -54,7 +54,7 @@ _DELEGATED = (
 )
 
 
-class MpiCommunicator(fast.State, Communicator):
+class MpiCommunicator(ContextFirst, Member):
     """Ranks that an MPI launcher started.
 
     Construction is collective over ``config.comm``. Where the ranks of a node can share memory
@@ -81,7 +81,6 @@ class MpiCommunicator(fast.State, Communicator):
 
     def __init__(self, config: MpiConfig) -> None:
         check_started(os.environ)
-        self._unusable: CollectiveFailed | InvalidCommunicator | None = None
         self._fast: fast.Fast | None = None
         self._asks_at_exit = False
         self._context = _closed
@@ -112,7 +111,7 @@ class MpiCommunicator(fast.State, Communicator):
         logger.info("mpi: rank %d of %d, %s", self.rank, self.size, self.levels)
         if self.size > 1:
             ending.watch()
-        _living.add(self)
+        self._enlist()
 
     def __repr__(self) -> str:
         return f"<MpiCommunicator rank {self.rank} of {self.size}>"
@@ -228,14 +227,10 @@ class MpiCommunicator(fast.State, Communicator):
 
     def close(self) -> None:
         """See :meth:`Communicator.close`. Windows go later, see ``region.py``."""
-        if self._is_closed:
+        if self._is_over():
             return
-        self._lose(
-            InvalidCommunicator(
-                "The communicator is closed", context={"backend": "mpi", "rank": self.rank}
-            )
-        )
-        _living.discard(self)
+        self._retire()
+        self._leave_road()
         self._grouping.close()
         if not MPI.Is_finalized():
             # MPI expects this to be local, although all ranks must do it at some time.
@@ -257,19 +252,20 @@ class MpiCommunicator(fast.State, Communicator):
             self._asks_at_exit = True
         self.close()
 
-    @property
-    def _is_closed(self) -> bool:
-        return isinstance(self._unusable, InvalidCommunicator)
+    def _fail_for(self, text: str) -> None:
+        """MPI has no word for it: see ``ending.py``."""
 
-    def _check_usable(self) -> None:
-        if self._unusable is not None:
-            raise self._unusable.with_traceback(None)
-
-    def _lose(self, reason: CollectiveFailed | InvalidCommunicator) -> None:
-        """Be of no use from now on."""
-        self._unusable = reason
+    def _leave_road(self) -> None:
+        """Have the Python methods refuse what the fast road would do."""
         if self._fast is not None:
             self._fast.close()
+
+    _disown = _leave_road
+
+    def _lose(self, reason: CollectiveFailed) -> None:
+        """Be of no use from now on."""
+        self._unusable = reason
+        self._leave_road()
 
     def _learn(self, dtype: np.dtype[Any], op: ReduceOp | None = None) -> None:
         """Such a call takes the fast road from now on."""
@@ -302,17 +298,4 @@ class MpiCommunicator(fast.State, Communicator):
             raise reason
 
 
-def _disown_in_child() -> None:
-    """A forked child is not the rank."""
-    for comm in list(_living):
-        comm._lose(
-            InvalidCommunicator(
-                "The communicator belongs to the parent process and cannot be used after fork",
-                context={"code": "ForkedCommunicator", "backend": "mpi", "rank": comm.rank},
-            )
-        )
-    _living.clear()
-
-
-os.register_at_fork(after_in_child=_disown_in_child)
 _closed = fast.install(MpiCommunicator)

@@ -22,7 +22,7 @@ from cobre_shm.native.cache import addresses
 from cobre_shm.native.reduce import reduction_address
 from cobre_shm.native.table import MPI_ROAD
 
-__all__ = ["Fast", "State", "install", "open_road"]
+__all__ = ["Fast", "install", "open_road"]
 
 _FUNCTIONS = {
     "barrier": "MPI_Barrier",
@@ -30,13 +30,6 @@ _FUNCTIONS = {
     "allreduce": "MPI_Allreduce",
     "allgatherv": "MPI_Allgatherv",
 }
-
-
-class State:
-    """The first base of a communicator: it gives ``_context`` the place behind the head."""
-
-    __slots__ = ("_context",)
-    _context: Any
 
 
 def _closed_state() -> Any:

@@ -6,29 +6,10 @@ from typing import NamedTuple
 
 from cobre_net.tcp.wire import HEAD, PREFIX_BYTES, Head
 from cobre_shm.datatypes import ReduceOp, tag_text
+from cobre_shm.layout import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, OPERATIONS, REGION, SPLIT
 
-__all__ = [
-    "ALLGATHERV",
-    "ALLREDUCE",
-    "BARRIER",
-    "BROADCAST",
-    "COUNTS",
-    "OPERATIONS",
-    "REGION",
-    "SPLIT",
-    "Call",
-]
+__all__ = ["Call"]
 
-BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV, COUNTS, REGION, SPLIT = range(1, 8)
-OPERATIONS = {
-    BARRIER: "barrier",
-    BROADCAST: "broadcast",
-    ALLREDUCE: "allreduce",
-    ALLGATHERV: "allgatherv",
-    COUNTS: "allgatherv (counts)",
-    REGION: "create_shared_region",
-    SPLIT: "split_local",
-}
 OPERATION_MASK = 0x0F
 _WITHOUT_ELEMENTS = (BARRIER, SPLIT)
 
@@ -37,7 +18,7 @@ class Call(NamedTuple):
     """One collective, without its data. Ranks agree when these are equal.
 
     Attributes:
-        operation: One of ``OPERATIONS``.
+        operation: One of ``cobre_shm.layout.OPERATIONS``.
         reduction: Of an allreduce.
         extra: Root of a broadcast; hash of the counts of an allgatherv, of the shape of a region.
         dtype: Tag of the element type.

@@ -8,16 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cobre_net.tcp.call import (
-    ALLGATHERV,
-    ALLREDUCE,
-    BARRIER,
-    BROADCAST,
-    COUNTS,
-    REGION,
-    SPLIT,
-    Call,
-)
+from cobre_net.tcp.call import Call
 from cobre_net.tcp.coordinator import Coordinator
 from cobre_net.tcp.flows import CHUNK_BYTES, Block
 from cobre_net.tcp.link import PAYLOAD, Link
@@ -31,6 +22,7 @@ from cobre_shm.communicator import Array, Counts
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import AllocationFailed
 from cobre_shm.heap import HeapRegion
+from cobre_shm.layout import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, COUNTS, REGION, SPLIT
 from cobre_shm.selection.kinds import TcpConfig
 from cobre_shm.validate import (
     check_allgatherv,

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from cobre_net.tcp import centre_small, worker
-from cobre_net.tcp.call import ALLREDUCE, Call
+from cobre_net.tcp.call import Call
 from cobre_net.tcp.coordinator import Coordinator
 from cobre_net.tcp.link import PAYLOAD, FrameBuffer
 from cobre_net.tcp.reducing import fold_function
 from cobre_net.tcp.worker import Worker
 from cobre_shm.communicator import Array
 from cobre_shm.datatypes import ReduceOp, dtype_tag
+from cobre_shm.layout import ALLREDUCE
 
 __all__ = ["SmallReduce", "payload"]
 

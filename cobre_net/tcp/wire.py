@@ -21,7 +21,7 @@ Joining (W: a rank from 1 on, C: the coordinator, which is rank 0). A stranger c
 A collective is one round. Each W sends its part, in one SEND frame or more; C compares what all
 have called, and sends each W what it lacks, in one RESULT frame or more.
 
-    SEND | operation, RESULT | operation
+    SEND | operation, RESULT | operation (``cobre_shm.layout.OPERATIONS``)
     +--------+-----+----------+------+-------+--------+-------+---------+
     | length | tag | sequence | what | dtype | elem.  | block | payload |
     |  u32   | u8  |   u64    | u64  |  i64  |  i64   |  u32  |         |

@@ -13,7 +13,7 @@ from cobre_shm.sddp.cuts import StageCuts
 from cobre_shm.sddp.errors import OutOfRange
 
 if TYPE_CHECKING:
-    from cobre_shm.sddp.training_result import TrainingResult
+    from cobre_shm.sddp.training_result import TrainingDetails
 
 __all__ = ["Policy"]
 
@@ -41,7 +41,7 @@ class Policy:
         self._cuts = tuple(cuts)
 
     @classmethod
-    def of(cls, result: TrainingResult) -> Policy:
+    def of(cls, result: TrainingDetails) -> Policy:
         """Return the policy of a training."""
         ids = [stage.id for stage in result.case.horizon.stages]
         return cls(ids, result.cuts, result.case.state_names())

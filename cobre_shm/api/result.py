@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from cobre_shm.api.policy import Policy
 from cobre_shm.sddp.errors import MissingDependency
-from cobre_shm.sddp.training_result import TIMING_COLUMNS, Iteration
-from cobre_shm.sddp.training_result import TrainingResult as Details
+from cobre_shm.sddp.training_result import TIMING_COLUMNS, Iteration, TrainingDetails
 
 if TYPE_CHECKING:
     from cobre_shm.sddp.case import Case
@@ -167,9 +166,11 @@ class TrainingResult:
         details: The trainer's own result, as ``cobre_shm.sddp`` has it.
     """
 
-    def __init__(self, details: Details, workers: tuple[WorkerInfo, ...] | None = None) -> None:
+    def __init__(
+        self, details: TrainingDetails, workers: tuple[WorkerInfo, ...] | None = None
+    ) -> None:
         last = details.history[-1]
-        self.details: Details = details
+        self.details: TrainingDetails = details
         self.workers: tuple[WorkerInfo, ...] | None = workers
         self.case: Case = details.case
         self.iterations: int = details.iterations
@@ -240,7 +241,7 @@ class TrainingResult:
         )
 
 
-def worker_infos(details: Details, pids: Sequence[int]) -> tuple[WorkerInfo, ...]:
+def worker_infos(details: TrainingDetails, pids: Sequence[int]) -> tuple[WorkerInfo, ...]:
     """Return what each worker did."""
     waits = [TIMING_COLUMNS.index(name) for name in _WAITS]
     solves = TIMING_COLUMNS.index("lp_solves")

@@ -11,5 +11,5 @@ TUPLE_SIZE, TUPLE_ITEMS = 16, 24
 LIST_SIZE, LIST_ITEMS = 16, 24
 ARRAY_DATA, ARRAY_NDIM, ARRAY_DIMS, ARRAY_DESCR, ARRAY_FLAGS = 16, 24, 32, 56, 64
 
-# Where ``_context`` lies in a communicator: right behind the head, see ``shm/membership.py``.
+# Where ``_context`` lies in a communicator: right behind the head, see ``fastcall.py``.
 STATE = 16

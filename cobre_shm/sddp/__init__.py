@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from cobre_shm.sddp.simulation import simulate as simulate
     from cobre_shm.sddp.training import train as train
     from cobre_shm.sddp.training_result import Iteration as Iteration
-    from cobre_shm.sddp.training_result import TrainingResult as TrainingResult
+    from cobre_shm.sddp.training_result import TrainingDetails as TrainingDetails
     from cobre_shm.sddp.training_result import series_digest as series_digest
 
 # Loaded at first use: reading a case needs no solver, and nothing needs both at import.
@@ -64,7 +64,7 @@ _HOME = {
     ),
     "simulation": ("SimulationResult", "simulate"),
     "training": ("train",),
-    "training_result": ("Iteration", "TrainingResult", "series_digest"),
+    "training_result": ("Iteration", "TrainingDetails", "series_digest"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -29,7 +29,7 @@ from cobre_shm.sddp.errors import CaseError, CheckpointError, SolverError
 if TYPE_CHECKING:
     from cobre_shm.communicator import Communicator
     from cobre_shm.sddp.simulation import SimulationResult
-    from cobre_shm.sddp.training_result import TrainingResult
+    from cobre_shm.sddp.training_result import TrainingDetails
 
 BAD_ARGUMENTS = 1
 BAD_CONFIGURATION = 2
@@ -282,7 +282,7 @@ def _opening_line(name: str, comm: Communicator, options: argparse.Namespace) ->
 
 
 def _summary(
-    result: TrainingResult,
+    result: TrainingDetails,
     simulation: SimulationResult | None,
     options: argparse.Namespace,
     code: int,

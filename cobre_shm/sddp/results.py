@@ -29,7 +29,7 @@ from cobre_shm.sddp.case import Case
 from cobre_shm.sddp.cuts import StageCuts
 from cobre_shm.sddp.errors import MissingFile, OutputError, ParseError, require
 from cobre_shm.sddp.sharing import on_rank_zero
-from cobre_shm.sddp.training_result import TIMING_COLUMNS, TrainingResult
+from cobre_shm.sddp.training_result import TIMING_COLUMNS, TrainingDetails
 
 Columns = Mapping[str, npt.ArrayLike]
 
@@ -161,7 +161,7 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, write)
 
 
-def write_training(result: TrainingResult, root: Path) -> None:
+def write_training(result: TrainingDetails, root: Path) -> None:
     """Write everything that a training produced.
 
     Raises:
@@ -182,7 +182,7 @@ def _text(value: Any) -> str:
     return repr(float(value)) if isinstance(value, np.floating) else str(int(value))
 
 
-def _convergence(result: TrainingResult) -> dict[str, npt.NDArray[Any]]:
+def _convergence(result: TrainingDetails) -> dict[str, npt.NDArray[Any]]:
     history = result.history
 
     def column(values: list[Any], dtype: Any) -> npt.NDArray[Any]:
@@ -208,7 +208,7 @@ def _convergence(result: TrainingResult) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _timing(result: TrainingResult) -> Columns:
+def _timing(result: TrainingDetails) -> Columns:
     ranks, iterations, _ = result.timing.shape
     by_iteration = result.timing.transpose(1, 0, 2).reshape(iterations * ranks, -1)
     whole = {name for name in TIMING_COLUMNS if not name.endswith("_ms")}
@@ -222,7 +222,7 @@ def _timing(result: TrainingResult) -> Columns:
     return columns
 
 
-def _metadata(result: TrainingResult) -> dict[str, Any]:
+def _metadata(result: TrainingDetails) -> dict[str, Any]:
     case = result.case
 
     def version(package: str) -> str | None:
@@ -334,7 +334,7 @@ def write_policy(
     write_json(folder / "state.json", state)
 
 
-def _openings(result: TrainingResult) -> Columns:
+def _openings(result: TrainingDetails) -> Columns:
     stages = result.case.horizon.stages
     sizes = [noise.size for noise in result.tree]
     index = [np.indices(noise.shape).reshape(2, -1) for noise in result.tree]

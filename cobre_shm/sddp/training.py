@@ -32,11 +32,7 @@ from cobre_shm.sddp.plan import INTERRUPTED, Plan, make_plan
 from cobre_shm.sddp.sharing import on_rank_zero
 from cobre_shm.sddp.solver import Check, StageSolver, Statuses
 from cobre_shm.sddp.stopping import stop_reason
-from cobre_shm.sddp.training_result import (
-    TIMING_COLUMNS,
-    Iteration,
-    TrainingResult,
-)
+from cobre_shm.sddp.training_result import TIMING_COLUMNS, Iteration, TrainingDetails
 from cobre_shm.sddp.warm_start import share_policy
 
 # The number of the reason to end, as rank 0 shares it.
@@ -58,7 +54,7 @@ def train(
     resume: bool | None = None,
     warm_start: str | Path | None = None,
     check: Check | None = None,
-) -> TrainingResult:
+) -> TrainingDetails:
     """Train a policy. Collective: every rank calls it with equal arguments.
 
     Args:
@@ -134,7 +130,7 @@ class _Trainer:
 
     def run(
         self, progress: Progress | None, should_stop: Callable[[], bool] | None
-    ) -> TrainingResult:
+    ) -> TrainingDetails:
         start = time.perf_counter()
         reason = ""
         if self.history:
@@ -148,7 +144,7 @@ class _Trainer:
         seconds = time.perf_counter() - start
         timing = self.comm.allgatherv(np.array(self.timing, dtype=np.float64).reshape(-1))
         history = self.history
-        return TrainingResult(
+        return TrainingDetails(
             case=self.case,
             iterations=len(history),
             lower_bound=np.array([item.lower_bound for item in history]),

@@ -75,8 +75,8 @@ class Iteration:
 
 
 @dataclass(frozen=True)
-class TrainingResult:
-    """Result of a training, equal on every rank except for times.
+class TrainingDetails:
+    """All that the trainer knows of a training, equal on every rank except for times.
 
     Attributes:
         case: The case that was trained, with the iteration limit that held.
@@ -117,7 +117,7 @@ class TrainingResult:
     tree: tuple[Floats, ...]
 
 
-def series_digest(result: TrainingResult) -> str:
+def series_digest(result: TrainingDetails) -> str:
     """Return a hash over the bytes of every bound and every cut.
 
     Two results have the same digest only if they agree in every bit, whatever the number of

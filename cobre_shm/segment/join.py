@@ -39,9 +39,9 @@ from cobre_shm.errors import InitializationFailed
 from cobre_shm.failpoints import reach
 from cobre_shm.segment.failure import failure
 from cobre_shm.segment.finding import LOOK_SECS, find_or_create
-from cobre_shm.segment.lateness import Reminder, say
+from cobre_shm.segment.lateness import Reminder
 from cobre_shm.segment.libc import is_robust_list_known
-from cobre_shm.segment.notes import NO_ROBUST_LIST, note_once
+from cobre_shm.segment.notes import NO_ROBUST_LIST, note_once, say
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive, start_time
 from cobre_shm.segment.refusal import system_error

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from cobre_shm.segment.failure import missing_ranks, named_ranks
 from cobre_shm.segment.recorder import last_entry
 from cobre_shm.segment.segment import Segment
 
-__all__ = ["Reminder", "lateness", "say"]
+__all__ = ["Reminder", "lateness"]
 
 # A rank that stays late is named again after so many times the first interval.
 _REPEAT = 6
@@ -32,11 +30,6 @@ class Reminder:
         self._next += _REPEAT * self._seconds
         self.count += 1
         return True
-
-
-def say(text: str) -> None:
-    """Write a line on stderr."""
-    print(f"cobre_shm: {text}", file=sys.stderr, flush=True)
 
 
 def lateness(segment: Segment, rank: int, epoch: int, steps: int, seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What a group tells once, on the stderr of whichever rank notices it first."""
+"""What ranks say on stderr, and which of it a group says once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from cobre_shm import layout
 from cobre_shm.segment.segment import Segment
 
-__all__ = ["NO_FUTEX", "NO_ROBUST_LIST", "note_once"]
+__all__ = ["NO_FUTEX", "NO_ROBUST_LIST", "note_once", "say"]
 
 # A bit of the segment's word, and the text.
 NO_FUTEX = (
@@ -22,6 +22,11 @@ NO_ROBUST_LIST = (
 )
 
 
+def say(text: str) -> None:
+    """Write a line on stderr."""
+    print(f"cobre_shm: {text}", file=sys.stderr, flush=True)
+
+
 def note_once(segment: Segment, note: tuple[int, str]) -> None:
     """Print one line, unless a rank of the group has done so."""
     bit, text = note
@@ -29,4 +34,4 @@ def note_once(segment: Segment, note: tuple[int, str]) -> None:
         noted = segment.words.load(layout.HEADER_NOTED)
         segment.words.store(layout.HEADER_NOTED, noted | bit)
     if not noted & bit:
-        print(f"cobre_shm: {text}", file=sys.stderr, flush=True)
+        say(text)

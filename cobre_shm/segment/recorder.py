@@ -52,9 +52,6 @@ class Entry(NamedTuple):
 
     Attributes:
         sequence: Its number in this communicator, from 1.
-        operation: Name of the operation.
-        dtype: Of the elements; empty where there are none, as in a barrier.
-        length: Number of elements, of all ranks together for an allgatherv.
         nbytes: Bytes that were exchanged, all elements together; 0 when the dtype is a record,
             whose size is not recorded, and when a region is only being made.
         call: Readable form of what was called.
@@ -66,9 +63,6 @@ class Entry(NamedTuple):
     """
 
     sequence: int
-    operation: str
-    dtype: str
-    length: int
     nbytes: int
     call: str
     start_ns: int
@@ -88,7 +82,7 @@ class Entry(NamedTuple):
 
 def call_text(what: int, tag: int, count: int) -> str:
     """Return the readable form of three call words."""
-    operation = _operation(what)
+    operation = layout.OPERATIONS.get(what & 0xFF, f"operation {what & 0xFF}")
     if what & 0xFF in _WITHOUT_ELEMENTS:
         return operation
     parts = [f"{count} x {tag_text(tag)}"]
@@ -161,22 +155,15 @@ def _load_place(segment: Segment, rank: int, sequence: int) -> tuple[int, ...]:
 def _entry(place: tuple[int, ...]) -> Entry:
     sequence, what, tag, count, start_ns, waited_ns, end_ns, status = place
     operation = what & 0xFF
-    has_elements = operation not in _WITHOUT_ELEMENTS
+    moves_elements = operation not in (*_WITHOUT_ELEMENTS, layout.REGION)
     # The lengths that an allgatherv begins with are integers, whatever it is going to carry.
     item_bytes = 8 if operation == layout.COUNTS else tag_itemsize(tag)
     return Entry(
         sequence=sequence,
-        operation=_operation(what),
-        dtype=tag_text(tag) if has_elements else "",
-        length=count if has_elements else 0,
-        nbytes=count * item_bytes if has_elements and operation != layout.REGION else 0,
+        nbytes=count * item_bytes if moves_elements else 0,
         call=call_text(what, tag, count),
         start_ns=start_ns,
         waited_ns=waited_ns,
         end_ns=0 if status == _INSIDE else end_ns,
         status=_STATUSES.get(status, f"status {status}"),
     )
-
-
-def _operation(what: int) -> str:
-    return layout.OPERATIONS.get(what & 0xFF, f"operation {what & 0xFF}")

@@ -20,7 +20,6 @@ from cobre_shm import failpoints, tuning
 __all__ = [
     "BackendName",
     "BindAddress",
-    "Choice",
     "Coordinator",
     "Descriptor",
     "Failpoint",
@@ -32,6 +31,7 @@ __all__ = [
     "SegmentName",
     "TuningFile",
     "ValueType",
+    "Word",
     "split_address",
 ]
 
@@ -50,15 +50,19 @@ class ValueType(Protocol):
         """Return ``value`` in its normal form; ValueError when it is not in the set."""
 
 
+class _Text:
+    """What is written as it is."""
+
+    def parse(self, text: str) -> str:
+        """The text is the value."""
+        return text
+
+
 @dataclass(frozen=True)
-class Failpoint:
+class Failpoint(_Text):
     """A place where a test makes a rank fail."""
 
     expected: ClassVar[str] = failpoints.EXPECTED
-
-    def parse(self, text: str) -> str:
-        """See :class:`ValueType`."""
-        return self.check(text)
 
     def check(self, value: Any) -> str:
         """Return the text that ``failpoints`` understands."""
@@ -67,14 +71,10 @@ class Failpoint:
 
 
 @dataclass(frozen=True)
-class TuningFile:
+class TuningFile(_Text):
     """A file of switch points, or ``auto``."""
 
     expected: ClassVar[str] = "`auto`, or a file written by python -m cobre_shm.tune"
-
-    def parse(self, text: str) -> str:
-        """See :class:`ValueType`."""
-        return self.check(text)
 
     def check(self, value: Any) -> str:
         """Return the name of a file that can be read."""
@@ -121,7 +121,7 @@ class Integer:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Word:
     """One of a few words.
 
     Attributes:
@@ -221,7 +221,7 @@ class BackendName:
 
 
 @dataclass(frozen=True)
-class SegmentName:
+class SegmentName(_Text):
     """Name of a POSIX shared memory object; the leading slash may be left out.
 
     Or ``fd:N``, a descriptor that this process has inherited; a POSIX name that begins so needs
@@ -235,10 +235,6 @@ class SegmentName:
         f"1 to {max_bytes} bytes without NUL, and without a slash other than a leading one; "
         "or fd:N for an inherited descriptor"
     )
-
-    def parse(self, text: str) -> str:
-        """The text is the value."""
-        return text
 
     def check(self, value: Any) -> str:
         """Return the name with its leading slash, so that all spellings name one segment."""
@@ -255,14 +251,10 @@ class SegmentName:
 
 
 @dataclass(frozen=True)
-class Coordinator:
+class Coordinator(_Text):
     """Where rank 0 listens: ``host``, ``host:port``, ``v6``, or ``[v6]:port``."""
 
     expected: ClassVar[str] = "host, host:port or [v6]:port, with a port in 1..65535"
-
-    def parse(self, text: str) -> str:
-        """The text is the value."""
-        return text
 
     def check(self, value: Any) -> str:
         """See :class:`ValueType`."""
@@ -273,14 +265,10 @@ class Coordinator:
 
 
 @dataclass(frozen=True)
-class BindAddress:
+class BindAddress(_Text):
     """An IP address of this host, or ``fd:N``, a listening socket that this process inherited."""
 
     expected: ClassVar[str] = "an IPv4 or IPv6 address, or fd:N for an inherited listening socket"
-
-    def parse(self, text: str) -> str:
-        """The text is the value."""
-        return text
 
     def check(self, value: Any) -> str:
         """Return the address as ``ipaddress`` writes it."""
@@ -292,14 +280,10 @@ class BindAddress:
 
 
 @dataclass(frozen=True)
-class Descriptor:
+class Descriptor(_Text):
     """``fd:N``, a descriptor that this process inherited."""
 
     expected: ClassVar[str] = "fd:N for an inherited descriptor"
-
-    def parse(self, text: str) -> str:
-        """The text is the value."""
-        return text
 
     def check(self, value: Any) -> str:
         """See :class:`ValueType`."""
@@ -309,14 +293,10 @@ class Descriptor:
 
 
 @dataclass(frozen=True)
-class Secret:
+class Secret(_Text):
     """What the ranks of a group know and nobody else."""
 
     expected: ClassVar[str] = "a text that is not empty"
-
-    def parse(self, text: str) -> str:
-        """The text is the value."""
-        return text
 
     def check(self, value: Any) -> str:
         """See :class:`ValueType`."""
@@ -326,14 +306,10 @@ class Secret:
 
 
 @dataclass(frozen=True)
-class SecretFile:
+class SecretFile(_Text):
     """The path of a file, or ``fd:N`` for one that this process inherited open."""
 
     expected: ClassVar[str] = "the path of a file, or fd:N for an inherited descriptor"
-
-    def parse(self, text: str) -> str:
-        """The text is the value."""
-        return text
 
     def check(self, value: Any) -> str:
         """See :class:`ValueType`."""

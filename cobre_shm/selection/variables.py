@@ -12,7 +12,6 @@ from cobre_shm import failpoints, layout
 from cobre_shm.selection.values import (
     BackendName,
     BindAddress,
-    Choice,
     Coordinator,
     Descriptor,
     Failpoint,
@@ -24,6 +23,7 @@ from cobre_shm.selection.values import (
     SegmentName,
     TuningFile,
     ValueType,
+    Word,
 )
 
 __all__ = [
@@ -149,7 +149,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "COBRE_SHM_HUGEPAGES",
         "shm",
-        Choice(("auto", "never", "always")),
+        Word(("auto", "never", "always")),
         "Huge pages for shared regions and arrays: `auto` where they are large and the system "
         "leaves it to programs, `never`, `always`; where refused, the usual pages",
         default="auto",

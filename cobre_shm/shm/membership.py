@@ -10,7 +10,6 @@ from typing import NoReturn, Self
 import numpy as np
 
 from cobre_shm import fastcall, layout
-from cobre_shm.communicator import Array
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import ENABLED, reach
 from cobre_shm.kernels import context
@@ -34,16 +33,6 @@ __all__ = ["Membership"]
 _DYING_SECS = 1.0
 
 
-class _ContextFirst:
-    """The first base: it gives ``_context`` the place right behind the object's head.
-
-    ``fastcall.py`` reads it there.
-    """
-
-    __slots__ = ("_context",)
-    _context: Array
-
-
 def _abandoner(ref: weakref.ref[Membership]) -> Callable[[], None]:
     """Return what kernels call to have a communicator abandon its collective."""
 
@@ -55,7 +44,7 @@ def _abandoner(ref: weakref.ref[Membership]) -> Callable[[], None]:
     return abandon
 
 
-class Membership(_ContextFirst, Member):
+class Membership(fastcall.ContextFirst, Member):
     """A communicator as far as it belongs to a group, without any operation.
 
     Args:

@@ -20,6 +20,7 @@ from typing import Any
 
 from cobre_shm import layout
 from cobre_shm.info import collect
+from cobre_shm.limits import bytes_text
 from cobre_shm.spawn.limits import descriptors_of
 from cobre_shm.spawn.program import interpreter
 
@@ -117,7 +118,7 @@ def _shared_memory(report: Mapping[str, Any], size: int) -> Check:
     free, total = (report["shared_memory"][name] for name in ("free_bytes", "size_bytes"))
     if free is None:
         free = total = 0
-    found = f"{_mebibytes(free)} free, {_mebibytes(needed)} needed, without shared regions"
+    found = f"{bytes_text(free)} free, {bytes_text(needed)} needed, without shared regions"
     if free >= needed:
         return Check("/dev/shm", "ok", found)
     advice = how_to_enlarge(total + needed)
@@ -227,7 +228,3 @@ def _status(name: str) -> str | None:
 
 def _limit(value: int) -> str:
     return "any number" if value == resource.RLIM_INFINITY else str(value)
-
-
-def _mebibytes(nbytes: int) -> str:
-    return f"{nbytes / (1 << 20):.1f} MiB"

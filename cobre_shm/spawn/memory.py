@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobre_shm.limits import control_groups
+from cobre_shm.limits import bytes_text, control_groups
 
 __all__ = ["MemoryGroup"]
 
@@ -58,8 +58,8 @@ class MemoryGroup:
         limits = [n for folder, files in self._folders if (n := _read(folder / files.limit))]
         peak = peaks[0] if peaks else None
         limit = min((n for n in limits if n < _UNLIMITED), default=None)
-        used = f"a peak of {_mebibytes(peak)}" if peak is not None else "a peak that is not known"
-        of = f"a limit of {_mebibytes(limit)}" if limit is not None else "the machine's memory"
+        used = f"a peak of {bytes_text(peak)}" if peak is not None else "a peak that is not known"
+        of = f"a limit of {bytes_text(limit)}" if limit is not None else "the machine's memory"
         return f"out of memory: the control group had {used} and {of}"
 
     def _count_kills(self) -> int:
@@ -82,7 +82,3 @@ def _read(file: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         return int(file.read_text())
     return None
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / (1 << 20):.0f} MiB"

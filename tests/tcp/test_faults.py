@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from cobre_net.tcp import TcpCommunicator, wire
-from cobre_net.tcp.call import ALLREDUCE, BARRIER, Call
+from cobre_net.tcp.call import Call
 from cobre_net.tcp.joining import join
 from cobre_net.tcp.wire import HEAD, HEAD_BYTES, SEND, frame
 from cobre_shm.datatypes import dtype_tag
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, RankFailed
+from cobre_shm.layout import ALLREDUCE, BARRIER
 from cobre_shm.selection.kinds import TcpConfig
 from tests.support.backends import free_port
 from tests.support.ranks import results_of, run_ranks

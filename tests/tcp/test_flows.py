@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobre_net.tcp import wire
-from cobre_net.tcp.call import ALLREDUCE, Call
+from cobre_net.tcp.call import Call
 from cobre_net.tcp.failure import Failure
 from cobre_net.tcp.flows import Block, Different, Inflow, Outflow, Spoke, look_for_word
 from cobre_net.tcp.handshake import Identity
 from cobre_net.tcp.link import Ended, Link
 from cobre_net.tcp.wire import END, RESULT, SEND, BadFrame, check_prefix, frame
 from cobre_shm.datatypes import dtype_tag
+from cobre_shm.layout import ALLREDUCE
 
 ME = Identity(4242, "node-7")
 CALL = Call(ALLREDUCE, 0, 0, 7, 1000)

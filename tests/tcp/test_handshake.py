@@ -6,9 +6,9 @@ import struct
 import pytest
 
 from cobre_net.tcp import handshake, wire
-from cobre_net.tcp.call import ALLREDUCE
 from cobre_net.tcp.handshake import Applicant, Greeter, Identity, Refused
 from cobre_net.tcp.wire import SEND, frame
+from cobre_shm.layout import ALLREDUCE
 from tests.tcp.fuzzing import check_memory, new_seed
 
 KEY = b"the secret of this group"

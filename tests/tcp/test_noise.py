@@ -5,7 +5,7 @@ import random
 import pytest
 
 from cobre_net.tcp import wire
-from cobre_net.tcp.call import ALLREDUCE, BARRIER, Call
+from cobre_net.tcp.call import Call
 from cobre_net.tcp.coordinator import Coordinator
 from cobre_net.tcp.failure import Failure, Lost
 from cobre_net.tcp.flows import Block, Different, Inflow, Ring, Spoke
@@ -13,6 +13,7 @@ from cobre_net.tcp.handshake import Identity
 from cobre_net.tcp.link import Ended, Ending, FrameBuffer
 from cobre_net.tcp.wire import END, RESULT, SEND, BadFrame, frame
 from cobre_net.tcp.worker import Worker
+from cobre_shm.layout import ALLREDUCE, BARRIER
 from tests.tcp.fuzzing import check_memory, new_seed
 
 TOTAL = 400

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from cobre_net.tcp import TcpCommunicator, link, wire
-from cobre_net.tcp.call import ALLREDUCE, BARRIER, BROADCAST, Call
+from cobre_net.tcp.call import Call
 from cobre_net.tcp.joining import join
 from cobre_net.tcp.reception import gather
 from cobre_net.tcp.wire import HEAD_BYTES, RESULT, SEND, frame
 from cobre_shm.datatypes import dtype_tag
 from cobre_shm.errors import CollectiveTimeout, RankFailed
+from cobre_shm.layout import ALLREDUCE, BARRIER, BROADCAST
 from cobre_shm.selection.kinds import TcpConfig
 from tests.support.backends import BACKENDS, free_port
 from tests.support.ranks import RankGroup, results_of

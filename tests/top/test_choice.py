@@ -217,10 +217,3 @@ def test_terminal_does_not_obey_a_command_line():
 )
 def test_durations(seconds, text):
     assert top._duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1000, "0.977 KiB"), (2.0**41, "2 TiB")]
-)
-def test_sizes(value, text):
-    assert top._size(value) == text
