@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cobre_shm import layout
 
-__all__ = ["HUGE_PAGE_BYTES", "PagePolicy", "make_read_only", "populate", "share_of"]
+__all__ = ["HUGE_PAGE_BYTES", "PagePolicy", "make_read_only", "populate", "share_of", "touch"]
 
 HUGE_PAGE_BYTES = 2 << 20
 
@@ -107,6 +107,12 @@ def populate(fd: int, offset: int, address: int, nbytes: int) -> None:
                 raise
             # Before Linux 5.14.
             os.posix_fallocate(fd, offset + start, length)
+
+
+def touch(address: int, nbytes: int) -> None:
+    """Map pages that are allocated, so that nobody waits for that later, as far as possible."""
+    with suppress(OSError):
+        _advise(address, nbytes, _POPULATE_WRITE)
 
 
 def make_read_only(address: int, nbytes: int) -> None:

@@ -24,7 +24,7 @@ from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
-from cobre_shm.shm.state import UNJOINED, new_context, tuning_words
+from cobre_shm.shm.state import UNJOINED, new_context, touch_rings, tuning_words
 from cobre_shm.tuning import load_tuning
 
 __all__ = ["Membership"]
@@ -88,6 +88,7 @@ class Membership(fastcall.ContextFirst, Member):
         self._private = np.zeros(room, dtype=np.int64)
         self._scratch = np.empty(context.SCRATCH_BYTES + layout.LINE_BYTES, dtype=np.uint8)
         state = new_context(self._segment, config.rank, self._scratch)
+        touch_rings(state)
         displs, arguments, sources, costs = np.split(
             self._private, (config.size, config.size + 3, 3 * config.size + 3)
         )

@@ -13,6 +13,7 @@ from cobre_shm.communicator import Array
 from cobre_shm.cpus import cgroup_quota
 from cobre_shm.failpoints import armed
 from cobre_shm.kernels import context
+from cobre_shm.segment.pages import touch
 from cobre_shm.segment.segment import Segment
 from cobre_shm.tuning import NAMES, SPIN_PAUSES, default_tuning
 
@@ -72,3 +73,16 @@ def new_context(segment: Segment, rank: int, scratch: Array) -> Array:
         state[context.FAIL_SIGNAL] = directive.signal
     state[context.SPIN_LIMIT] = state[context.TUNING + SPIN_PAUSES]
     return state
+
+
+def touch_rings(state: Array) -> None:
+    """Map the rings now: a page that is touched for the first time costs more than a collective.
+
+    The own one first, so that clearing is divided among the ranks. Of many ranks that one alone:
+    all others would be more pages than are ever used.
+    """
+    ring_bytes, size = int(state[context.RING_BYTES]), int(state[context.SIZE])
+    own = int(state[context.RINGS]) + int(state[context.RANK]) * ring_bytes
+    touch(own, ring_bytes)
+    if size <= layout.MANY_RANKS:
+        touch(int(state[context.RINGS]), size * ring_bytes)
