@@ -80,7 +80,7 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
         "spin_pauses": 0 if shared else 2000,
         # What a peer has read of a buffer has to go from its cache before it can be written again.
         # Slots are used in turn, so that this has happened long before.
-        "share_bytes": _MIB if not shared else 32 * _KIB,
+        "share_bytes": _MIB if not shared else 128 * _KIB,
         # On cores of their own: ranks that take turns on one find what they copied in its cache.
         "read_bytes": 2 * _MIB if not shared else _NEVER,
         # With 64 KiB a result on each rank takes 0.6 of the time of one for all, with 256 KiB 1.2.
