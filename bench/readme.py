@@ -56,8 +56,9 @@ def table(ranks, result, cpus):
     # Of the machine in those rounds, by name.
     limits = [f"{name} {value:.3g}" for name, value in result.get("limits", {}).items()]
     measured_too = f" Limits of the machine meanwhile: {', '.join(limits)}." if limits else ""
+    rounds = result["rounds"]
     lines = [
-        f"**{ranks} ranks**{crowded}; {len(result['rounds'])} rounds.{measured_too}",
+        f"**{ranks} ranks**{crowded}; {len(rounds)} rounds from {min(rounds)} on.{measured_too}",
         "",
         f"| payload | buffers | {' | '.join(OPERATIONS)} |",
         f"| --- | --- |{' --- |' * len(OPERATIONS)}",
@@ -79,14 +80,14 @@ def table(ranks, result, cpus):
 
 
 def conditions(report):
-    """When, where, under which load, with what."""
+    """Where, under which load, with what."""
     load = ", ".join(f"{value:.1f}" for value in report["load"])
-    said = f"{report['time']}, {report['machine']}, {report['cpus']} CPUs, load average {load}"
+    said = f"{report['machine']}, {report['cpus']} CPUs, load average {load}"
     versions = report.get("versions", {})
     if versions:
         # One library is there under several names: with other settings it is another peer.
         said += "; " + ", ".join(dict.fromkeys(versions.values()))
-    return f"Measured {said}."
+    return f"Measured on {said}."
 
 
 def section(report, folder):

@@ -408,7 +408,6 @@ def summary(runs: list[Run]) -> Run:
         for run in runs
     }
     return {
-        "time": max((found["time"] for found in rounds), default=""),
         "machine": f"{has.get('processor')}, Linux {has.get('kernel')}, Python {has.get('python')}",
         "cpus": has.get("cpus"),
         "load": [statistics.median(found["limits"]["load"] for found in rounds)] if rounds else [],

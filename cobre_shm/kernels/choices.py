@@ -52,10 +52,10 @@ SMALLEST = 12
 CLASSES = 15
 # Words of a kind and size: cycles through the cache, cycles past it, number of collectives.
 WORDS_PER_CLASS = 3
-# Two of so many collectives try the other way.
+# Two of so many collectives try the other way, for the first time when the memory is not cold any
+# more. Those that follow find nothing in the caches, so it costs more than the two.
 TURN_EVERY = 256
-# The first ones try both ways in turn, a few times, for the first of all find cold memory.
-FIRST_TURNS = 32
+FIRST_TURN = 6
 
 
 @inlined
@@ -130,16 +130,16 @@ def _learn(ctx: Any, chosen: int, way: int, cost: int) -> None:
         known = cost
     # An interrupt is no property of the way: less is believed at once, more only by and by.
     if cost < known:
-        known -= (known - cost) // 2
+        known = cost
     else:
         known += (min(cost, 4 * known) - known) // 16
     store_plain(entry + 8 * way, known)
     turn = load_plain(entry + 16) + 1
     store_plain(entry + 16, turn)
-    best = 1 if load_plain(entry + 8) < load_plain(entry) else 0
-    if turn < FIRST_TURNS:
-        best = (turn >> 2) & 1
-    elif turn % TURN_EVERY < 2:
+    past = load_plain(entry + 8)
+    best = 1 if past > 0 and past < load_plain(entry) else 0
+    since = turn % TURN_EVERY - FIRST_TURN
+    if since == 0 or since == 1:
         best = 1 - best
     bit = 1 << chosen
     ctx[context.OFFER] = ctx[context.OFFER] | bit if best else ctx[context.OFFER] & ~bit
