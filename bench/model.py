@@ -136,7 +136,8 @@ def _meet(machine: Machine, ranks: int, *, hierarchical: bool) -> float:
     if turns == 1:
         return rounds * machine.memory.alpha
     # MPI's ranks wait in every round, those of a shared memory group once for all others.
-    return turns * machine.sigma * (2 if hierarchical else rounds)
+    waits = (1 if machine.cores == 1 else 2) if hierarchical else rounds
+    return turns * machine.sigma * waits
 
 
 def _gather(link: Link, partners: int, nbytes: float) -> float:
@@ -301,10 +302,11 @@ def divide(case: Case, machine: Machine, secs: float) -> Case:
         secs: Of an iteration of two ranks.
     """
     exchanged = iteration_secs(case, machine, 2, hierarchical=False)[1]
-    alone = case.forward_passes * case.pass_secs
-    own = max(0.0, 2 * (secs - exchanged) - alone)
-    cuts = case.forward_passes * case.stages
-    return replace(case, pass_secs=(alone - own) / case.forward_passes, cut_secs=own / cuts)
+    passes = case.forward_passes
+    # What the rank with the larger half is spared is the other half of the passes.
+    spared = passes * case.pass_secs - (secs - exchanged)
+    pass_secs = max(0.0, min(case.pass_secs, spared / (passes - math.ceil(passes / 2))))
+    return replace(case, pass_secs=pass_secs, cut_secs=(case.pass_secs - pass_secs) / case.stages)
 
 
 def measure(path: Path) -> None:

@@ -46,8 +46,9 @@ class Trial(NamedTuple):
     Attributes:
         operation: Collective that is timed.
         nbytes: Its payload.
-        candidates: Values to try of one switch point. Of a threshold there are two, and that which
-            is ``nbytes`` has the algorithm beyond it used.
+        candidates: Values to try of one switch point, which each names first; what it names
+            besides holds while it is tried. Of a threshold there are two, and that which is
+            ``nbytes`` has the algorithm beyond it used.
         shared_cores: Whether it matters only with more ranks than processors.
         shared_arrays: Whether it is asked of shared arrays; else of private ones.
     """
@@ -70,15 +71,21 @@ TRIALS = (
         Trial("allreduce", nbytes, _each("direct_bytes", nbytes // 2, nbytes))
         for nbytes in (4 * _KIB, 8 * _KIB, 16 * _KIB, 32 * _KIB, 64 * _KIB, 128 * _KIB, 256 * _KIB)
     ),
+    Trial("allreduce", 16 * _MIB, _each("direct_chunk", *_CHUNKS)),
+    Trial("allreduce", 16 * _MIB, _each("scatter_stream_chunk", *_CHUNKS)),
     Trial(
-        "allreduce", _MIB, _each("chain_chunk", 16 * _KIB, 32 * _KIB, *_CHUNKS), shared_cores=True
+        "allreduce",
+        _MIB,
+        [
+            {"chain_chunk": chunk, "chain_min_bytes": 0}
+            for chunk in (16 * _KIB, 32 * _KIB, *_CHUNKS)
+        ],
+        shared_cores=True,
     ),
     *(
         Trial("allreduce", nbytes, _each("chain_min_bytes", nbytes, _NEVER), shared_cores=True)
-        for nbytes in (256 * _KIB, 128 * _KIB, 96 * _KIB, 64 * _KIB)
+        for nbytes in (16 * _MIB, _MIB, 256 * _KIB, 128 * _KIB, 96 * _KIB, 64 * _KIB)
     ),
-    Trial("allreduce", 16 * _MIB, _each("direct_chunk", *_CHUNKS)),
-    Trial("allreduce", 16 * _MIB, _each("scatter_stream_chunk", *_CHUNKS)),
     *(
         Trial("allgatherv", nbytes, _each("stream_bytes", nbytes, _NEVER))
         for nbytes in (32 * _MIB, 16 * _MIB, 8 * _MIB, 4 * _MIB)
@@ -93,7 +100,7 @@ TRIALS = (
     ),
     *(
         Trial("allgatherv", nbytes, _each("share_bytes", nbytes, _NEVER), shared_arrays=True)
-        for nbytes in (4 * _MIB, 2 * _MIB, _MIB, 512 * _KIB, 256 * _KIB, 64 * _KIB, 32 * _KIB)
+        for nbytes in (4 * _MIB, 2 * _MIB, _MIB, 512 * _KIB, *_CHUNKS[::-1], 32 * _KIB)
     ),
     *(
         Trial("allreduce_shared", nbytes, _each("common_bytes", nbytes, _NEVER))
@@ -156,8 +163,8 @@ def _agreed_turns(comm: Communicator, seconds: float) -> int:
 
 def _chosen_by(comm: Any) -> dict[str, int]:
     """Ask all questions; a switch point that was settled stays for the later ones."""
-    # Until the last question, so that those about slots are asked of slots.
-    chosen: dict[str, int] = {"read_bytes": _NEVER}
+    # Until their own questions, so that those of other algorithms are asked of these.
+    chosen: dict[str, int] = {"read_bytes": _NEVER, "chain_min_bytes": _NEVER}
     settled: set[str] = set()
     for trial in TRIALS:
         name = next(iter(trial.candidates[0]))

@@ -5,9 +5,9 @@ ranks' slots is most of it. Here rank 0 copies each part of its values into the 
 adds its own as soon as rank r - 1 has, and when the last rank has, everybody copies the result
 out. Each rank reads and writes one accumulator, which stays in a cache.
 
-A block is two parts for each rank, so that the accumulator stays in the second-level caches and all
-cores have a part to work on. All blocks use the same memory, the slots of the first round of all
-ranks. Of each:
+A block is two parts for each rank, so that the accumulator stays in the second-level caches, as
+long as a core has a few ranks, and every core soon has a part to work on. All blocks use the same
+memory, the slots of the first round of all ranks. Of each:
 
     a round; of the first block, calls are compared; its slots carry nothing and are free after it
     A(c)  rank r > 0 waits until steps[r - 1] >= base + c + 1         <SYNC steps>
@@ -37,7 +37,7 @@ from cobre_shm.kernels.waiting import begin_wait, publish_steps, wait_steps
 
 __all__ = ["chain"]
 
-# Of a block. With two, a pipeline is filled on as many cores as there are ranks for each.
+# Of a block. A part is worked on by one rank at a time, so fewer would leave cores idle.
 _PARTS_PER_RANK = 2
 # Blocks after which Python looks for signals.
 _BLOCKS_PER_CALL = 16

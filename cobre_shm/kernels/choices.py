@@ -52,8 +52,9 @@ SMALLEST = 12
 CLASSES = 15
 # Words of a kind and size: cycles through the cache, cycles past it, number of collectives.
 WORDS_PER_CLASS = 3
-# Two of so many collectives try the other way, for the first time when the memory is not cold any
-# more. Those that follow find nothing in the caches, so it costs more than the two.
+# Two of so many collectives try the other way, for the first time when buffers and pages have been
+# touched; slots are cold until the ring has been gone round, by large payloads soon, by small ones
+# later. Those that follow find nothing in the caches, so it costs more than the two.
 TURN_EVERY = 256
 FIRST_TURN = 6
 
@@ -124,6 +125,8 @@ def take_offer(ctx: Any) -> None:
 @inlined
 def _learn(ctx: Any, chosen: int, way: int, cost: int) -> None:
     """Rank 0 remembers what a way cost, and decides what it will say next."""
+    if cost <= 0:
+        return  # a core's counter went back
     entry = ctx[context.COSTS] + 8 * WORDS_PER_CLASS * chosen
     known = load_plain(entry + 8 * way)
     if known == 0:

@@ -23,7 +23,7 @@ Small and large ones do not meet. Nobody can be two epochs ahead: e+1 needs my e
 
 This holds for any sequence of rounds, whatever they carry, so every algorithm may use the slot of
 the coming epoch after its wait, and needs no buffer or flag of its own. ``chain.py`` uses those of
-all ranks at once, between two rounds.
+all ranks at once, and the same ones over several rounds, each time between two.
 
 The signature: the first round of each collective carries a hash of what was called. Every rank
 compares those of all ranks with its own before it uses any payload; lengths, and so the number of

@@ -88,7 +88,6 @@ class Membership(fastcall.ContextFirst, Member):
         self._private = np.zeros(room, dtype=np.int64)
         self._scratch = np.empty(context.SCRATCH_BYTES + layout.LINE_BYTES, dtype=np.uint8)
         state = new_context(self._segment, config.rank, self._scratch)
-        touch_rings(state)
         displs, arguments, sources, costs = np.split(
             self._private, (config.size, config.size + 3, 3 * config.size + 3)
         )
@@ -102,6 +101,7 @@ class Membership(fastcall.ContextFirst, Member):
         self._context = state
         self._unusable = None
         self._enlist()
+        touch_rings(state)
 
     def abort(self, code: int = 1) -> NoReturn:
         """See :meth:`Communicator.abort`."""

@@ -17,10 +17,12 @@ from cobre_shm.segment.pages import touch
 from cobre_shm.segment.segment import Segment
 from cobre_shm.tuning import NAMES, SPIN_PAUSES, default_tuning
 
-__all__ = ["UNJOINED", "new_context", "tuning_words"]
+__all__ = ["UNJOINED", "new_context", "touch_rings", "tuning_words"]
 
 # Upper bound of the adaptive spin, in pauses (about 50 us): shorter than any time slice.
 _SPIN_LIMIT_MAX = 2000
+# Mapped when a rank joins: with slots of the usual size, the rings of up to 28 ranks.
+_TOUCHED_BYTES = 64 << 20
 
 # Of a communicator whose construction did not come to its end: nothing may begin.
 UNJOINED = np.zeros(context.WORDS, dtype=np.int64)
@@ -78,11 +80,11 @@ def new_context(segment: Segment, rank: int, scratch: Array) -> Array:
 def touch_rings(state: Array) -> None:
     """Map the rings now: a page that is touched for the first time costs more than a collective.
 
-    The own one first, so that clearing is divided among the ranks. Of many ranks that one alone:
-    all others would be more pages than are ever used.
+    The own one first, so that clearing is divided among the ranks; then those of all, where that
+    is a matter of milliseconds.
     """
     ring_bytes, size = int(state[context.RING_BYTES]), int(state[context.SIZE])
     own = int(state[context.RINGS]) + int(state[context.RANK]) * ring_bytes
-    touch(own, ring_bytes)
-    if size <= layout.MANY_RANKS:
+    touch(own, min(ring_bytes, _TOUCHED_BYTES))
+    if size * ring_bytes <= _TOUCHED_BYTES:
         touch(int(state[context.RINGS]), size * ring_bytes)

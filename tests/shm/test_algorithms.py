@@ -59,20 +59,28 @@ class JoinTuned:
     rank: int
     size: int
     tuning: str
+    slot_bytes: int = 8192
 
     def __call__(self):
         from cobre_shm.shm import ShmCommunicator
 
         return ShmCommunicator(
-            ShmConfig(self.name, self.rank, self.size, 60.0, slot_bytes=8192, tuning=self.tuning)
+            ShmConfig(
+                self.name,
+                self.rank,
+                self.size,
+                60.0,
+                slot_bytes=self.slot_bytes,
+                tuning=self.tuning,
+            )
         )
 
 
-def run_tuned(tmp_path, tuning, function, size, *args):
+def run_tuned(tmp_path, tuning, function, size, *args, slot_bytes=8192):
     path = tmp_path / "tuning.json"
     path.write_text(json.dumps(tuning))
     name = f"/cobre-test-{secrets.token_hex(8)}"
-    connects = [JoinTuned(name, rank, size, str(path)) for rank in range(size)]
+    connects = [JoinTuned(name, rank, size, str(path), slot_bytes) for rank in range(size)]
     with RankGroup(connects, function, args) as group:
         return results_of(group.outcomes(120.0))
 
@@ -117,6 +125,12 @@ def test_algorithm_gives_the_bits_of_the_plain_loop(tmp_path, algorithm, shared,
     run_tuned(tmp_path, ALGORITHMS[algorithm], all_lengths, size, shared)
 
 
+@pytest.mark.parametrize("slot_bytes", [4096, 12288])
+def test_chain_in_slots_of_any_size(tmp_path, slot_bytes):
+    tuning = {**ALGORITHMS["chain"], "chain_chunk": 1 << 20}
+    run_tuned(tmp_path, tuning, all_lengths, 3, False, slot_bytes=slot_bytes)
+
+
 def rounds_and_parts(comm, shared, length):
     """How many exchange rounds an allreduce takes, and how many parts of a chain."""
     send, recv = buffers(comm, shared, np.float64, length)
@@ -145,7 +159,12 @@ ROUNDS = {
 def test_tuning_forces_the_algorithm(tmp_path, algorithm, size):
     found = run_tuned(tmp_path, ALGORITHMS[algorithm], rounds_and_parts, size, False, 1024)
     if algorithm.startswith("chain"):
-        assert found == [(found[0][0], 2)] * size
+        assert found == [(2, 2)] * size
+        # A block is two parts for each rank, and each has a round before it.
+        blocks = run_tuned(
+            tmp_path, ALGORITHMS[algorithm], rounds_and_parts, size, False, 3 * size * 1024
+        )
+        assert blocks == [(4, 6 * size)] * size
     elif algorithm == "reading":
         # The probe, the trial, and two rounds; or three by slots, where reading is forbidden.
         assert found in ([(4, 0)] * size, [(5, 0)] * size)
