@@ -37,7 +37,8 @@ ALGORITHMS = {
 # Not adapted to so little that a waiting rank spins no more.
 _SPIN_PAUSES = 1 << 16
 
-JOINING = ("begin", "create", "ready", "claimed", "attached", "joined")
+BEFORE_MEETING = ("begin", "create", "ready", "claimed", "attached")
+JOINING = (*BEFORE_MEETING, "joined")
 REGIONS = ("region_create", "region_mapped", "region_close")
 # Only rank 0 comes to these.
 OF_RANK_ZERO = ("create", "ready", "joined", "region_create")
@@ -67,7 +68,7 @@ IN_ALLREDUCE = {
 class Join:
     def __init__(self, name, rank, size, place, tuning):
         # Where nobody has met the victim, time alone tells that it does not come.
-        seconds = 3.0 if place.startswith(JOINING) else 30.0
+        seconds = 3.0 if place.startswith(BEFORE_MEETING) else 30.0
         self.config = ShmConfig(
             name=name, rank=rank, size=size, timeout_secs=seconds, tuning=str(tuning)
         )
