@@ -35,6 +35,9 @@ class Member(Communicator):
     _unusable: CollectiveFailed | InvalidCommunicator | None = None
 
     def _enlist(self) -> None:
+        # Each time, as a child of multiprocessing forgets what its parent registered (Python 3.13).
+        atexit.unregister(_tell_peers_at_exit)
+        atexit.register(_tell_peers_at_exit)
         _living.add(self)
 
     def _retire(self) -> None:
@@ -109,4 +112,3 @@ def _tell_peers_at_exit() -> None:
 
 
 os.register_at_fork(after_in_child=_disown_in_child)
-atexit.register(_tell_peers_at_exit)
