@@ -21,7 +21,7 @@ __all__ = ["UNJOINED", "new_context", "touch_rings", "tuning_words"]
 
 # Upper bound of the adaptive spin, in pauses (about 50 us): shorter than any time slice.
 _SPIN_LIMIT_MAX = 2000
-# Mapped when a rank joins: with slots of the usual size, the rings of up to 28 ranks.
+# Mapped when a rank joins: with slots of the usual size, the rings of up to 84 ranks.
 _TOUCHED_BYTES = 64 << 20
 
 # Of a communicator whose construction did not come to its end: nothing may begin.
