@@ -81,6 +81,8 @@ _LOOK_SECS = 3.0
 _TCP_INFO = struct.Struct("=2xBB116xQ")
 # How long a failing rank tries to finish a frame, and a closing one waits for the peers' word.
 _LAST_WORDS_SECS = 1.0
+# Asks how many bytes of a socket have not been sent even once (SIOCOUTQNSD of linux/sockios.h).
+_SIOCOUTQNSD = 0x894B
 
 
 _libc = ctypes.CDLL(None)
@@ -194,14 +196,20 @@ class Link:
 
     def end_stream(self) -> bool:
         """Return to the short limit if the peer's kernel has taken all; whether it has."""
-        try:
-            (queued,) = struct.unpack("i", fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4)))
-        except OSError:
-            queued = 0
-        if queued:
+        if self._ask(termios.TIOCOUTQ):
             return False
         self._set_user_timeout(_USER_TIMEOUT_MS)
         return True
+
+    def has_unsent(self) -> bool:
+        """Whether the kernel holds bytes for the peer that it has not sent even once."""
+        return self._ask(_SIOCOUTQNSD) > 0
+
+    def _ask(self, request: int) -> int:
+        try:
+            return int(struct.unpack("i", fcntl.ioctl(self.sock, request, bytes(4)))[0])
+        except OSError:
+            return 0
 
     def _set_user_timeout(self, milliseconds: int) -> None:
         with contextlib.suppress(OSError):
@@ -240,8 +248,8 @@ class Link:
         For a connection that has ended, so that no more can come. The next byte to come belongs
         to a frame's payload of which ``unread`` bytes are missing, or begins a frame.
         """
+        queued = self._ask(termios.FIONREAD)
         try:
-            (queued,) = struct.unpack("i", fcntl.ioctl(self.sock, termios.FIONREAD, bytes(4)))
             data = self.sock.recv(queued, socket.MSG_PEEK | socket.MSG_DONTWAIT) if queued else b""
         except OSError:
             return Ending()
@@ -296,8 +304,10 @@ def last_word(data: bytes, skip: int) -> Ending:
 def say_last(links: Sequence[Link], word: bytes) -> None:
     """Send ``word`` and then the end of the stream to all, in bounded time, whatever happens.
 
-    A frame that was begun is filled up first, or the word would be part of it. A peer that does
-    not read in time is left to find the connection ended.
+    A frame that was begun is filled up first, or the word would be part of it. Returns when all
+    have got it: a process that ends with bytes unread resets its connections, and the kernel then
+    forgets what it still had to send. A peer that does not read in time is left to find the
+    connection ended.
     """
     poller = select.poll()
     waiting: dict[int, tuple[Link, memoryview]] = {}
@@ -328,6 +338,11 @@ def say_last(links: Sequence[Link], word: bytes) -> None:
         _end_stream(link)
     for link in links:
         link.unsent = -1
+        ending = select.poll()
+        # Without events: it reports only that the connection ended, which ends the waiting.
+        ending.register(link.sock, 0)
+        while link.has_unsent() and time.monotonic() < deadline and not ending.poll(1):
+            pass
 
 
 def _end_stream(link: Link) -> None:

@@ -1,8 +1,11 @@
 """Payloads in frames: they arrive whole, and what does not belong here is named."""
 
+import contextlib
 import random
 import socket
 import struct
+import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -15,7 +18,7 @@ from cobre_net.tcp.call import Call
 from cobre_net.tcp.failure import Failure
 from cobre_net.tcp.flows import Block, Different, Inflow, Outflow, Spoke, look_for_word
 from cobre_net.tcp.handshake import Identity
-from cobre_net.tcp.link import Ended, Link
+from cobre_net.tcp.link import Ended, Link, last_word, say_last
 from cobre_net.tcp.wire import END, RESULT, SEND, BadFrame, check_prefix, frame
 from cobre_shm.datatypes import dtype_tag
 from cobre_shm.layout import ALLREDUCE
@@ -191,3 +194,29 @@ def test_call_is_readable():
     call = Call(ALLREDUCE, 3, 0, dtype_tag(np.dtype("f8")), 12)
     assert str(call) == "allreduce(12 x float64, MAX)"
     assert Call.of(wire.Head._make(wire.HEAD.unpack(call.head(SEND, 1, 96)))) == call
+
+
+# Last words
+
+
+def test_last_word_reaches_a_peer_that_reads_late_though_the_process_ends_at_once(pair):
+    link, raw = pair
+    failure = Failure("interrupted", 1, 4242, "node-7")
+    # A frame is half sent, the peer has sent what will never be read, and it reads only later.
+    link.unsent = 8 << 20
+    raw.sendall(bytes(1000))
+    got = bytearray()
+
+    def read_late():
+        time.sleep(0.2)
+        with contextlib.suppress(ConnectionResetError):
+            while data := raw.recv(4096):
+                got.extend(data)
+
+    reader = threading.Thread(target=read_late)
+    reader.start()
+    say_last([link], failure.to_frame())
+    # As the kernel does for a process that has ended.
+    link.sock.close()
+    reader.join(30)
+    assert last_word(bytes(got), 8 << 20).failure == failure
