@@ -21,8 +21,8 @@ import cobre_shm
 from cobre_shm import limits, machine
 from cobre_shm.cpus import cgroup_quota, count_cpus
 from cobre_shm.errors import BackendError
-from cobre_shm.limits import bytes_text
 from cobre_shm.selection.info import describe_selection
+from cobre_shm.units import bytes_text
 
 __all__ = ["collect", "main"]
 

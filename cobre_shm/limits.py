@@ -1,4 +1,4 @@
-"""What the system leaves to this process: control groups, memory, shared memory; and bytes as text.
+"""What the system leaves to this process: control groups, memory, shared memory.
 
 Every fact is looked up when it is asked for, and None where the system does not tell.
 """
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = [
-    "bytes_text",
     "control_groups",
     "memory_bytes",
     "memory_limit_bytes",
@@ -80,15 +79,3 @@ def shared_memory_bytes(path: Path = _SHARED_MEMORY) -> tuple[int, int] | None:
         usage = os.statvfs(path)
         return usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
     return None
-
-
-def bytes_text(nbytes: float | None) -> str:
-    """Return a number of bytes in the unit that fits."""
-    if nbytes is None:
-        return "unknown"
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if nbytes < 1024:
-            break
-        nbytes, unit = nbytes / 1024, larger
-    return f"{nbytes:.4g} {unit}"

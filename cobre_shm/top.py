@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from cobre_shm.errors import CobreError
-from cobre_shm.limits import bytes_text
 from cobre_shm.segment.attach import ObservedSegment, own_processes, segments_open_in
 from cobre_shm.segment.observe import (
     GroupFacts,
@@ -30,6 +29,7 @@ from cobre_shm.segment.observe import (
     has_ended,
     observe,
 )
+from cobre_shm.units import bytes_text
 
 __all__ = ["GroupNotFound", "main"]
 

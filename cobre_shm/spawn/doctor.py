@@ -20,9 +20,9 @@ from typing import Any
 
 from cobre_shm import layout
 from cobre_shm.info import collect
-from cobre_shm.limits import bytes_text
 from cobre_shm.spawn.limits import descriptors_of
 from cobre_shm.spawn.program import interpreter
+from cobre_shm.units import bytes_text
 
 __all__ = ["Check", "examine", "has_passed", "to_json", "to_text"]
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobre_shm.limits import bytes_text, control_groups
+from cobre_shm.limits import control_groups
+from cobre_shm.units import bytes_text
 
 __all__ = ["MemoryGroup"]
 

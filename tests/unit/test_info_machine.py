@@ -27,14 +27,6 @@ def test_memory_unreadable_is_unknown(tmp_path, text):
     assert limits.memory_bytes(tmp_path / "absent") is None
 
 
-@pytest.mark.parametrize(
-    ("nbytes", "text"),
-    [(None, "unknown"), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2.0**41, "2 TiB")],
-)
-def test_bytes_have_the_unit_that_fits(nbytes, text):
-    assert limits.bytes_text(nbytes) == text
-
-
 def groups(tmp_path, membership, **files):
     (tmp_path / "cgroup").write_text(membership)
     for name, text in files.items():
