@@ -20,7 +20,7 @@ from typing import Any
 
 from cobre_shm import layout
 from cobre_shm.info import collect
-from cobre_shm.spawn.limits import descriptors_of
+from cobre_shm.spawn.descriptors import descriptors_of
 from cobre_shm.spawn.program import interpreter
 from cobre_shm.units import bytes_text
 

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cobre_shm.spawn.descriptors import more_descriptors
 from cobre_shm.spawn.events import Events
 from cobre_shm.spawn.guard import Guard
 from cobre_shm.spawn.job import Job
@@ -41,7 +42,6 @@ from cobre_shm.spawn.ladder import (
     failing_steps,
     interrupting_steps,
 )
-from cobre_shm.spawn.limits import more_descriptors
 from cobre_shm.spawn.loop import Loop
 from cobre_shm.spawn.memory import MemoryGroup
 from cobre_shm.spawn.monitor import Monitor

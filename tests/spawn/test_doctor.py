@@ -11,7 +11,7 @@ import pytest
 
 from cobre_shm import limits, machine
 from cobre_shm.spawn import doctor
-from cobre_shm.spawn.limits import descriptors_of, more_descriptors
+from cobre_shm.spawn.descriptors import descriptors_of, more_descriptors
 
 pytest.importorskip("posix_ipc")
 
