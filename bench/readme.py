@@ -17,26 +17,18 @@ import shutil
 import sys
 from pathlib import Path
 
-from cobre_shm.tuning import default_tuning
+from report import SHOWN, size_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PICTURES = ROOT / "bench/pictures"
-OPERATIONS = ("allreduce", "allgatherv", "broadcast")
+OPERATIONS = ("allreduce", "allgatherv", "broadcast", "broadcast_once")
 KINDS = {"shm": "private", "shm-plan": "plan", "shm-shared": "shared"}
-# Below it allreduce_shared is an allreduce.
-COMMON_BYTES = default_tuning(2, 2)["common_bytes"]
-
-
-def size_of(payload):
-    """Write a number of bytes as people do."""
-    for unit, bytes_ in (("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if payload % bytes_ == 0:
-            return f"{payload // bytes_} {unit}"
-    for unit, bytes_ in (("MB", 10**6), ("kB", 10**3)):
-        if payload >= bytes_:
-            return f"{payload / bytes_:g} {unit}"
-    return f"{payload} B"
+LIMITS = {
+    "load": "load average {:.1f}",
+    "ping_pong_us": "a cache line to another core and back {:.2f} us",
+    "switch_us": "a switch between processes {:.2f} us",
+}
 
 
 def cell(entry):
@@ -54,26 +46,21 @@ def table(ranks, result, cpus):
     measured = {int(key.split()[1]) for ratios in found.values() for key in ratios} - {0}
     crowded = f", {ranks / cpus:g} on each CPU" if ranks > cpus else ", each with a CPU of its own"
     # Of the machine in those rounds, by name.
-    limits = [f"{name} {value:.3g}" for name, value in result.get("limits", {}).items()]
-    measured_too = f" Limits of the machine meanwhile: {', '.join(limits)}." if limits else ""
+    found_too = [LIMITS[name].format(value) for name, value in result["limits"].items()]
     rounds = result["rounds"]
     lines = [
-        f"**{ranks} ranks**{crowded}; {len(rounds)} rounds from {min(rounds)} on.{measured_too}",
+        f"**{ranks} ranks**{crowded}; {len(rounds)} rounds from {min(rounds)} on, commit"
+        f" {result['commit']}; median over the rounds: {', '.join(found_too)}.",
         "",
-        f"| payload | buffers | {' | '.join(OPERATIONS)} |",
+        f"| payload | buffers | {' | '.join(SHOWN.get(name, name) for name in OPERATIONS)} |",
         f"| --- | --- |{' --- |' * len(OPERATIONS)}",
     ]
     barrier = cell(found["shm"].get("barrier 0"))
     if barrier:
-        lines.append(f"| barrier | - | {barrier} | | |")
+        lines.append(f"| barrier | - | {barrier} |" + " |" * (len(OPERATIONS) - 1))
     for payload in sorted(measured):
         for kind, name in KINDS.items():
-            cells = [
-                ""
-                if name == "shared" and operation == "allreduce" and payload < COMMON_BYTES
-                else cell(found[kind].get(f"{operation} {payload}"))
-                for operation in OPERATIONS
-            ]
+            cells = [cell(found[kind].get(f"{operation} {payload}")) for operation in OPERATIONS]
             if any(cells):
                 lines.append(f"| {size_of(payload)} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -81,8 +68,7 @@ def table(ranks, result, cpus):
 
 def conditions(report):
     """Where, under which load, with what."""
-    load = ", ".join(f"{value:.1f}" for value in report["load"])
-    said = f"{report['machine']}, {report['cpus']} CPUs, load average {load}"
+    said = f"{report['machine']}, {report['cpus']} CPUs"
     versions = report.get("versions", {})
     if versions:
         # One library is there under several names: with other settings it is another peer.

@@ -1,13 +1,18 @@
-"""A ratio that is beyond its limit is measured again before it counts."""
+"""What is beyond its limit is measured again before it counts."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 ATTEMPTS = 3
 
+Found = TypeVar("Found")
 
-def first_within(measure: Callable[[], float], is_within: Callable[[float], bool]) -> list[float]:
-    """Measure until a ratio is within the limit, or all attempts are spent."""
-    ratios: list[float] = []
-    while len(ratios) < ATTEMPTS and not (ratios and is_within(ratios[-1])):
-        ratios.append(measure())
-    return ratios
+
+def first_within(measure: Callable[[], Found], is_within: Callable[[Found], bool]) -> list[Found]:
+    """Measure until what is found is within the limit, or all attempts are spent; return all."""
+    found: list[Found] = []
+    while len(found) < ATTEMPTS and not (found and is_within(found[-1])):
+        found.append(measure())
+    return found

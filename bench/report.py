@@ -69,7 +69,6 @@ SHARED_GOALS = {2: 0.30, 8: 0.14}
 # Up to here so much may be added, for what the measured prototype did not do.
 ALLOWED, ALLOWED_BYTES = 0.03, 1 << 10
 FULL_ROUNDS = 7
-_LIMIT = "half a line's round trip, or a copy by all ranks"
 
 Run = dict[str, Any]
 
@@ -303,13 +302,25 @@ def column_text(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def limit_of(run: Run, payload: int) -> float:
-    """Return what no collective that gives every rank the payload can go below, in microseconds.
+def has_own_cores(run: Run) -> bool:
+    """Whether every rank has a core."""
+    return bool(run["conditions"]["ranks"] <= run["conditions"]["cpus"])
 
-    Shared arrays can: there nobody gets a copy.
+
+def limit_text(run: Run) -> str:
+    """Return what ``limit_of`` is, in words."""
+    if has_own_cores(run):
+        return "half a cache line's round trip, or a copy by all ranks"
+    return "each rank runs once, or a copy by all ranks"
+
+
+def limit_of(run: Run, payload: int) -> float:
+    """Return below what no collective can go that gives every rank the payload, in microseconds.
+
+    Shared arrays can: there nobody gets a copy. And so can a broadcast whose root waits for nobody.
     """
     has, found = run["conditions"], [r["limits"] for r in run["rounds"]]
-    if has["ranks"] <= has["cpus"]:
+    if has_own_cores(run):
         floor = statistics.median(f["ping_pong_us"] for f in found) / 2
     else:
         # Every rank must run once.
@@ -335,7 +346,7 @@ def plot(run: Run, path: Path) -> bool:
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 8.5), sharex=True, squeeze=False)
     for column, operation in enumerate(OPERATIONS[:3]):
         limits = [limit_of(run, payload) for payload in payloads]
-        drawn = {_LIMIT: (payloads, limits)}
+        drawn = {limit_text(run): (payloads, limits)}
         for library in ever_ran(run, (*OURS, *PEERS)):
             points = {}
             for payload in payloads:
@@ -363,8 +374,8 @@ def plot(run: Run, path: Path) -> bool:
             axes[row][column].grid(visible=True, which="major", alpha=0.3)
     axes[0][0].set_ylabel("time per call (us)")
     axes[1][0].set_ylabel("payload per time (GB/s)")
-    axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=9, fontsize=9)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return True
@@ -394,14 +405,14 @@ def write_report(folder: Path) -> str:
 
 def summary(runs: list[Run]) -> Run:
     """Return the ratios of all runs without the single measurements."""
-    rounds = [found for run in runs for found in run["rounds"]]
     has = runs[0]["conditions"] if runs else {}
     ranks = {
         run["conditions"]["ranks"]: {
             "rounds": [found["time"] for found in run["rounds"]],
+            "commit": run["conditions"]["commit"],
             "limits": {
                 name: statistics.median(found["limits"][name] for found in run["rounds"])
-                for name in ("ping_pong_us", "switch_us")
+                for name in ("load", "ping_pong_us", "switch_us")
             },
             "ratios": {ours: ratios(run, ours) for ours in ever_ran(run, OURS)},
         }
@@ -410,7 +421,6 @@ def summary(runs: list[Run]) -> Run:
     return {
         "machine": f"{has.get('processor')}, Linux {has.get('kernel')}, Python {has.get('python')}",
         "cpus": has.get("cpus"),
-        "load": [statistics.median(found["limits"]["load"] for found in rounds)] if rounds else [],
         "versions": {TITLES[n]: v for run in runs for n, v in versions(run).items()},
         "ranks": ranks,
     }

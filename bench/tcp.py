@@ -32,10 +32,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from remeasure import first_within
 
 from cobre_net.tcp import TcpCommunicator
 from cobre_shm.selection.kinds import TcpConfig
@@ -44,7 +46,6 @@ SIZES = (8, 64, 512, 4096, 32768, 262144, 1 << 20, 4 << 20, 16 << 20, 64 << 20)
 SMALL_LIMIT, LARGE_LIMIT, GLOO_LIMIT = 1.5, 1.3, 1.0
 LARGE = 1 << 20
 SMALL_ROAD = 1 << 15
-ATTEMPTS = 3
 ROUNDS = 9
 BATCH_SECS = 0.02
 HEAD_BYTES = 41
@@ -185,11 +186,12 @@ def be_rank(
             }
             if with_gloo:
                 steps["gloo"] = gloo_step(nbytes)
-            for _ in range(ATTEMPTS):
-                seconds = measure(comm, steps)
-                slow = too_slow(nbytes, seconds)
-                if not slow:
-                    break
+            # All ranks know the same seconds, so they agree on whether to go on.
+            seconds = first_within(
+                partial(measure, comm, steps),
+                lambda found, nbytes=nbytes: not too_slow(nbytes, found),
+            )[-1]
+            slow = too_slow(nbytes, seconds)
             rows.append({"ranks": size, "bytes": nbytes, "seconds": seconds, "beyond": slow})
         if with_gloo:
             import torch.distributed as dist

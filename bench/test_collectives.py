@@ -10,6 +10,7 @@ nothing. Limits are goals, or what a prototype of the kernels without checks has
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -82,7 +83,10 @@ def over(name: str, *parts: tuple[float, str]) -> Callable[[Found], float]:
 
     def ratio(found: Found) -> float:
         floors = [sum(n * found[p][i] for n, p in parts) for i in range(len(found[name]))]
-        return statistics.median(a / b for a, b in zip(found[name], floors, strict=True))
+        ratios = [a / b for a, b in zip(found[name], floors, strict=True)]
+        known = [ratio for ratio in ratios if not math.isnan(ratio)]
+        # Where noise hid all of it, nothing was shown.
+        return statistics.median(known) if known else math.inf
 
     return ratio
 
