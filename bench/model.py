@@ -116,8 +116,8 @@ class Case:
         return self.forward_passes * self.stages * self.cut_secs
 
 
-# The production case of the requirements that this was built to. Openings and times are not in
-# them: assumed are 20 openings, so that a trajectory takes 120 x (1 + 20) solves, of 2 ms each, and
+# The production case of the specification that this was built to. Openings and times are not in
+# it: assumed are 20 openings, so that a trajectory takes 120 x (1 + 20) solves, of 2 ms each, and
 # 50 us for the work on a cut (the shipped case: 14 us for a cut of 40 bytes).
 PRODUCTION = Case(120, 192, 16_660, 206_000_000, 120 * 21 * 2e-3, 50e-6)
 # Assumed, not measured: 100 Gbit/s and 2 us between nodes, 10 GB/s and 0.5 us within one.

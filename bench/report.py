@@ -66,7 +66,8 @@ GOALS: dict[int, dict[int, tuple[float, ...]]] = {
 }
 # Of allreduce_shared, for 1 MiB.
 SHARED_GOALS = {2: 0.30, 8: 0.14}
-# Up to here so much may be added, for what the measured prototype did not do.
+# Up to here so much may be added, for what the prototype did not do that the goals
+# come from.
 ALLOWED, ALLOWED_BYTES = 0.03, 1 << 10
 FULL_ROUNDS = 7
 

@@ -160,7 +160,7 @@ VARIABLES: tuple[Variable, ...] = (
         "shm",
         Flag(),
         "`1`: spread shared regions over all memory nodes; `0`: block r of equal blocks lies on "
-        "the node of rank r",
+        "the memory node of rank r",
         default="0",
         example="1",
     ),

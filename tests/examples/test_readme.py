@@ -69,11 +69,13 @@ HELP, UNDER_MPI = "asked for its help", "asked for its help, where there is an M
 TEXT_COMMANDS = {
     "scripts/train -n 4 -m cobre_shm.sddp CASE": Elsewhere("tests/spawn/test_scripts.py", "train"),
     "scripts/mpi mpich 4 -m cobre_shm.sddp": Elsewhere("tests/mpi/conftest.py", "scripts/mpi"),
-    "scripts/slurm FOLDER COMMAND...": Elsewhere("scripts/slurm", "slurmd"),
-    "scripts/bench peers": Elsewhere("scripts/bench", "peers | safety"),
-    "scripts/bench gates": Elsewhere("scripts/bench", "gates)"),
-    "scripts/bench safety": Elsewhere("scripts/bench", "| safety"),
-    "scripts/bench jitted": Elsewhere("scripts/bench", "| jitted"),
+    "scripts/slurm FOLDER COMMAND...": Elsewhere("tests/mpi/test_slurm.py", "scripts/slurm"),
+    "scripts/bench peers": Elsewhere(
+        "tests/spawn/test_scripts.py", '"bench", "all,test", ["peers"'
+    ),
+    "scripts/bench gates": Elsewhere("tests/spawn/test_scripts.py", '["gates"'),
+    "scripts/bench safety": Elsewhere("tests/spawn/test_scripts.py", '["safety"]'),
+    "scripts/bench jitted": Elsewhere("tests/spawn/test_scripts.py", '["jitted"]'),
     "python -m cobre_shm.spawn -n N [options] PROGRAM [arguments]": HELP,
     "python -m cobre_shm.spawn -n 4 x.py": HELP,
     "python -m cobre_shm.spawn --nproc-per-node 4 x.py": HELP,
@@ -150,6 +152,8 @@ def test_command_in_the_text_is_one(command):
     )
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
+    for option in re.findall(r" (--?[a-z][\w-]*)", command.removeprefix("python -m ")):
+        assert re.search(rf"{option}\b", done.stdout), option
 
 
 @pytest.mark.parametrize("command", [c for c, how in TEXT_COMMANDS.items() if how == UNDER_MPI])

@@ -76,6 +76,15 @@ def checkout(tmp_path):
             ["-k", "a b"],
             ["-m", "pytest", "--cov", "--cov-report=term-missing:skip-covered", "-k", "a b"],
         ),
+        (
+            "bench",
+            "all,test",
+            ["gates", "-k", "a b"],
+            ["-m", "pytest", "bench", "--benchmark-only", "-p", "no:cacheprovider", "-k", "a b"],
+        ),
+        ("bench", "all,test", ["peers", "--ranks", "2"], ["bench/peers.py", "--ranks", "2"]),
+        ("bench", "all,test", ["safety"], ["bench/safety.py"]),
+        ("bench", "all,test", ["jitted"], ["bench/jitted.py"]),
     ],
 )
 def test_script_installs_once_and_passes_its_arguments(checkout, script, extras, arguments, last):

@@ -23,6 +23,7 @@ def test_every_variable_read_in_the_code_is_in_the_table():
             assert name in known, f"{name} in {path}"
 
 
+FOLDERS = ("cobre_shm", "cobre_net", "tests", "bench", "scripts")
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 DESIGNS = ("cobre_shm/DESIGN.md", "cobre_net/DESIGN.md", "cobre_net/mpi/DESIGN.md")
 
@@ -53,3 +54,6 @@ def test_files_named_in_pages_exist(page):
     for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|md|json|svg))`", text):
         if not name.startswith(("policy/", "system/")):
             assert any((home / name).exists() for home in homes), name
+    ours = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    for name in re.findall(r"`(\w+\.py)`", text):
+        assert name in ours or f"# {name}\n" in text, name
