@@ -70,9 +70,7 @@ TEXT_COMMANDS = {
     "scripts/train -n 4 -m cobre_shm.sddp CASE": Elsewhere("tests/spawn/test_scripts.py", "train"),
     "scripts/mpi mpich 4 -m cobre_shm.sddp": Elsewhere("tests/mpi/conftest.py", "scripts/mpi"),
     "scripts/slurm FOLDER COMMAND...": Elsewhere("tests/mpi/test_slurm.py", "scripts/slurm"),
-    "scripts/bench peers": Elsewhere(
-        "tests/spawn/test_scripts.py", '"bench", "all,test", ["peers"'
-    ),
+    "scripts/bench peers": Elsewhere("tests/spawn/test_scripts.py", '["peers", "--ranks"'),
     "scripts/bench gates": Elsewhere("tests/spawn/test_scripts.py", '["gates"'),
     "scripts/bench safety": Elsewhere("tests/spawn/test_scripts.py", '["safety"]'),
     "scripts/bench jitted": Elsewhere("tests/spawn/test_scripts.py", '["jitted"]'),
