@@ -73,7 +73,10 @@ __all__ = [
 ]
 
 YIELD_NS = 1_000_000
-SLICE_NS = 20_000_000
+# A slice of sleep is a part of the time waited so far, within these bounds: each costs some 50 to
+# 100 us of CPU, and who has waited for long learns of a death soon enough.
+SLICE_PART = 4
+SLICE_MIN_NS, SLICE_MAX_NS = 20_000_000, 100_000_000
 OWNER_DIED = 0x40000000
 
 # Turns without a pause at the beginning: a pause is as long as a short collective's last leg.
@@ -233,7 +236,8 @@ def _yield_or_sleep(ctx: Any, word: int, target: int, peer: int) -> int:
     seen = load_seq_cst(word)  # <SYNC arrived> <SYNC steps>
     fail_at(ctx, SLEEP)
     if seen < target:
-        futex_wait(word, seen, SLICE_NS)
+        waited = now - ctx[context.YIELD_SINCE]
+        futex_wait(word, seen, min(max(waited // SLICE_PART, SLICE_MIN_NS), SLICE_MAX_NS))
         seen = load_acquire(word)  # <SYNC arrived> <SYNC steps>
     fetch_add_seq_cst_u32(waiters, -1)
     return context.READY if seen >= target else context.PENDING

@@ -15,7 +15,7 @@ from cobre_shm.segment.segment import Segment
 __all__ = ["GroupFacts", "RankFacts", "command_line", "has_ended", "observe"]
 
 # Some rank is behind at every moment of a healthy run: the one that arrives last. It is late when
-# others have waited for it for the length of one of their time slices.
+# others have waited for it for as long as the first slice in which they sleep.
 _LATE_SECS = 0.02
 _LIVING = ("running", "sleeping", "in the kernel", "stopped", "traced")
 _FAILURES = {
