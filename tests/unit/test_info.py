@@ -77,6 +77,17 @@ def test_report_shows_detection_and_what_auto_would_take(capsys, monkeypatch):
     assert report["variables"] == {"COBRE_COMM_BACKEND": "local"}
 
 
+def test_report_tells_that_a_secret_is_set_and_not_which(capsys, monkeypatch):
+    monkeypatch.setenv("COBRE_TCP_SECRET", "open-sesame")
+    report = report_of(capsys)[1]
+    assert report["variables"] == {"COBRE_TCP_SECRET": "set, not shown"}
+    out = run_info(capsys)[1]
+    assert "COBRE_TCP_SECRET=set, not shown" in out
+    assert "open-sesame" not in out + json.dumps(report)
+    monkeypatch.setenv("COBRE_TCP_SECRET", "")
+    assert report_of(capsys)[1]["variables"] == {"COBRE_TCP_SECRET": ""}
+
+
 def test_report_unknown_variables_are_named_without_their_value(capsys, monkeypatch):
     monkeypatch.setenv("COBRE_COMM_BACKND", "a-secret")
     code, out, _ = run_info(capsys)
