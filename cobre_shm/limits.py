@@ -74,8 +74,14 @@ def memory_limit_bytes(
 
 
 def shared_memory_bytes(path: Path = _SHARED_MEMORY) -> tuple[int, int] | None:
-    """Return size and free bytes of the file system of POSIX shared memory."""
+    """Return size and free bytes of the file system of POSIX shared memory.
+
+    They are those of the machine's memory where it is mounted without a limit of its own.
+    """
     with contextlib.suppress(OSError):
         usage = os.statvfs(path)
+        # Such a mount says that it has no blocks at all.
+        if not usage.f_blocks:
+            return memory_bytes()
         return usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
     return None

@@ -73,6 +73,16 @@ def test_shared_memory_is_that_of_the_file_system(tmp_path):
     assert 0 < free <= size
 
 
+def test_shared_memory_without_a_limit_is_that_of_the_machine(monkeypatch):
+    class Unlimited:
+        f_blocks = f_bavail = 0
+        f_frsize = 4096
+
+    monkeypatch.setattr(limits.os, "statvfs", lambda path: Unlimited)
+    monkeypatch.setattr(limits, "memory_bytes", lambda: (16384, 8192))
+    assert limits.shared_memory_bytes() == (16384, 8192)
+
+
 def test_kernel_features_that_the_shm_backend_needs_are_seen_here():
     assert machine.has_futex()
     assert machine.has_robust_mutex()
