@@ -59,11 +59,11 @@ def test_report_requirements_say_which_module_is_absent(capsys, monkeypatch):
     mpi = report_of(capsys)[1]["backends"][0]
     assert not mpi["available"]
     assert mpi["implemented"]
-    assert mpi["requirements"] == {"numba": True, "mpi4py": False}
+    assert mpi["requirements"] == {"numba": True, "posix_ipc": True, "mpi4py": False}
     assert (mpi["feature"], mpi["install"]) == ("mpi", 'pip install "cobre-shm[mpi]"')
     lines = [line.strip() for line in run_info(capsys)[1].splitlines()]
     assert 'mpi      not available: pip install "cobre-shm[mpi]"' in lines
-    assert "feature mpi, requires numba found, mpi4py not found" in lines
+    assert "feature mpi, requires numba found, posix_ipc found, mpi4py not found" in lines
 
 
 def test_report_shows_detection_and_what_auto_would_take(capsys, monkeypatch):
