@@ -53,6 +53,7 @@ class Grouping:
         if not why_flat:
             why_flat = self._form_groups(nodes.firsts)
         if why_flat and config.hierarchical is True and flat.size > 1:
+            self.close()
             raise InitializationFailed(
                 "mpi",
                 f"Shared memory within the nodes was demanded, but {why_flat}",
