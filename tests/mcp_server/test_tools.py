@@ -43,6 +43,8 @@ def test_session_from_the_case_to_the_files(session, allowed):
         listed = await client.list_tools()
         assert {tool.name for tool in listed.tools} == TOOLS
         assert all(tool.description and tool.annotations for tool in listed.tools)
+        writing = {tool.name for tool in listed.tools if not tool.annotations.read_only_hint}
+        assert writing == {"train", "export-results"}
 
         assert (await call(client, "validate", case=case))["warnings"] == []
         described = await call(client, "inspect-case", case=case)
