@@ -24,7 +24,7 @@ from cobre_shm.errors import CobreError
 from cobre_shm.mcp_server.folders import Folders
 from cobre_shm.sddp import shipped_case_path
 from cobre_shm.sddp.case import Case, check_case, load_case
-from cobre_shm.sddp.errors import CaseError, MissingFile, OutOfRange
+from cobre_shm.sddp.errors import CaseError, MissingFile, OutOfRange, ParseError
 from cobre_shm.sddp.results import read_table, write_training
 from cobre_shm.sddp.simulation import SimulationResult
 from cobre_shm.sddp.simulation_results import summary, write_simulation
@@ -164,7 +164,7 @@ class Session:
             history = self._training(result).history
             columns = {name: np.asarray(history[name]) for name in history.dtype.names or ()}
         else:
-            columns = read_table(self._folders.convergence(result))
+            columns = _read_convergence(self._folders.convergence(result))
         numbers = columns["iteration"]
         stop = int(numbers[-1]) if last is None else last
         rows = np.flatnonzero((numbers >= first) & (numbers <= stop))
@@ -276,6 +276,24 @@ _RULE_FIELDS: dict[str, tuple[str, ...]] = {
     "time_limit": ("seconds",),
     "bound_stalling": ("window", "tolerance"),
 }
+
+
+def _read_convergence(path: Path) -> dict[str, Any]:
+    """Read a training's convergence table.
+
+    Raises:
+        ParseError: It is another table, or has no rows.
+    """
+    columns = read_table(path)
+    if "iteration" not in columns:
+        what = "there is no column 'iteration'"
+    elif not len(columns["iteration"]):
+        what = "there are no rows"
+    elif others := [name for name, values in columns.items() if values.dtype.kind not in "iuf"]:
+        what = f"there are columns without numbers: {', '.join(others)}"
+    else:
+        return columns
+    raise ParseError(f"{path}: not a convergence table: {what}", context={"file": str(path)})
 
 
 def _unknown(name: str, known: OrderedDict[str, Any], what: str) -> OutOfRange:

@@ -3,8 +3,10 @@
 import json
 
 import anyio
+import numpy as np
 import pytest
 
+from cobre_shm.sddp.results import write_table
 from tests.library.conftest import limit
 
 TOOLS = {
@@ -94,6 +96,28 @@ def test_session_from_the_case_to_the_files(session, allowed):
         for path in ("", "/convergence", "/policy"):
             resource = await client.read_resource(f"cobre://results/{name}{path}")
             assert json.loads(resource.contents[0].text)
+
+    session(use)
+
+
+@pytest.mark.parametrize("session", ["stdio"], indirect=True)
+@pytest.mark.parametrize(
+    ("columns", "word"),
+    [
+        ({"stage": np.arange(3)}, "no column 'iteration'"),
+        ({"iteration": np.arange(0)}, "no rows"),
+        ({"iteration": np.array(["one"])}, "without numbers: iteration"),
+    ],
+)
+def test_table_of_something_else_is_an_error_record(session, allowed, columns, word):
+    path = allowed / "out" / "training" / "convergence.parquet"
+    path.parent.mkdir(parents=True)
+    write_table(path, columns)
+
+    async def use(client):
+        (error,) = await refusal(client, "query-convergence", result=str(allowed / "out"))
+        assert (error["kind"], error["context"]) == ("ParseError", {"file": str(path)})
+        assert word in error["message"]
 
     session(use)
 
