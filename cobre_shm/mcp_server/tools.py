@@ -85,7 +85,10 @@ class Session:
         return {
             **_sizes(loaded),
             "stopping_rules": [
-                {key: getattr(rule, key) for key in ("kind", *_RULE_FIELDS[rule.kind])}
+                {
+                    "type": rule.kind,
+                    **{key: getattr(rule, name) for key, name in _RULE_FIELDS[rule.kind].items()},
+                }
                 for rule in config.stopping_rules
             ],
             "tree_seed": config.tree_seed,
@@ -271,10 +274,11 @@ class Session:
         return name
 
 
-_RULE_FIELDS: dict[str, tuple[str, ...]] = {
-    "iteration_limit": ("limit",),
-    "time_limit": ("seconds",),
-    "bound_stalling": ("window", "tolerance"),
+# By type of rule: its fields in config.json, and what the program calls them.
+_RULE_FIELDS: dict[str, dict[str, str]] = {
+    "iteration_limit": {"limit": "limit"},
+    "time_limit": {"seconds": "seconds"},
+    "bound_stalling": {"iterations": "window", "tolerance": "tolerance"},
 }
 
 

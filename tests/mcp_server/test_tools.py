@@ -40,6 +40,14 @@ async def refusal(client, name, **arguments):
 
 def test_session_from_the_case_to_the_files(session, allowed):
     case, output = str(allowed / "case"), str(allowed / "out")
+    config = json.loads((allowed / "case" / "config.json").read_text())
+    rules = [
+        {"type": "iteration_limit", "limit": 9},
+        {"type": "time_limit", "seconds": 1e6},
+        {"type": "bound_stalling", "iterations": 9, "tolerance": 1e-9},
+    ]
+    config["training"]["stopping_rules"] = rules
+    (allowed / "case" / "config.json").write_text(json.dumps(config))
 
     async def use(client):
         listed = await client.list_tools()
@@ -50,6 +58,8 @@ def test_session_from_the_case_to_the_files(session, allowed):
 
         assert (await call(client, "validate", case=case))["warnings"] == []
         described = await call(client, "inspect-case", case=case)
+        # As they are written, so that they can be given back.
+        assert described["stopping_rules"] == rules
         stages, state = described["stage_ids"], described["initial_state"]
 
         progress = []
