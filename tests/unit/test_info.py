@@ -161,13 +161,6 @@ def test_report_backend_without_implementation_is_no_matter_of_installing(capsys
     assert "not part of this version" in run_info(capsys)[1]
 
 
-def test_bad_argument_ends_with_code_one(capsys):
-    with pytest.raises(SystemExit) as caught:
-        info.main(["--no-such-option"])
-    assert caught.value.code == 1
-    assert "--no-such-option" in capsys.readouterr().err
-
-
 def test_module_runs_as_a_program():
     root = Path(cobre_shm.__file__).parents[1]
     done = subprocess.run(
