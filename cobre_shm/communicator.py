@@ -227,9 +227,9 @@ class Communicator(ABC):
         Raises:
             InvalidBufferSize, InvalidDatatype: As the method would.
         """
-        check_gather_buffers(self.size, send, recv, displs)
-        check_allgatherv(self.rank, self.size, send, recv, counts, displs)
-        return partial(self.allgatherv, send, recv, counts, displs)
+        buffers = check_gather_buffers(self.size, send, recv, displs)
+        checked = check_allgatherv(self.rank, self.size, *buffers, counts, displs)
+        return partial(self.allgatherv, checked.send, checked.recv, counts, displs)
 
     def allreduce_init(
         self, send: Array, recv: Array, op: ReduceOp | str = ReduceOp.SUM

@@ -320,12 +320,18 @@ class InvalidDatatype(CommError, TypeError):
 
 
 class InvalidRoot(CommError, ValueError):
-    """The root is not a rank of the group; nothing was sent."""
+    """The root is not a rank of the group; nothing was sent.
 
-    def __init__(self, root: object, size: int) -> None:
+    Attributes:
+        root: What was given; None as well where jitted code gave it, which does not tell.
+        size: Number of ranks.
+    """
+
+    def __init__(self, root: object, size: int, *, is_known: bool = True) -> None:
+        which = f"root {root!r}" if is_known else "the root given to jit.broadcast"
         super().__init__(
-            f"broadcast: root {root!r} is not a rank: expected an integer in 0..{size - 1}",
-            context={"root": repr(root), "size": size},
+            f"broadcast: {which} is not a rank: expected an integer in 0..{size - 1}",
+            context={"root": repr(root) if is_known else None, "size": size},
         )
         self.root = root
         self.size = size
@@ -336,7 +342,9 @@ class InvalidCommunicator(CommError):
 
 
 class AllocationFailed(CommError, MemoryError):
-    """The operating system refused memory; every rank gets this error, nothing is left.
+    """There is not enough memory, and nothing is left of what was begun.
+
+    Of memory that ranks share, every rank gets this error.
 
     Attributes:
         requested_bytes: How much was asked for.
@@ -352,7 +360,7 @@ class AllocationFailed(CommError, MemoryError):
         suggestion: str | None = None,
     ) -> None:
         super().__init__(
-            f"Allocation of {requested_bytes} bytes of shared memory failed: {detail}",
+            f"Allocation of {requested_bytes} bytes failed: {detail}",
             context={"requested_bytes": requested_bytes, **(context or {})},
             suggestion=suggestion,
         )

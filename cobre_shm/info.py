@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -15,10 +14,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import cobre_shm
 from cobre_shm import limits, machine
+from cobre_shm.command_line import Parser
 from cobre_shm.cpus import cgroup_quota, count_cpus
 from cobre_shm.errors import BackendError
 from cobre_shm.selection.info import describe_selection
@@ -26,7 +26,6 @@ from cobre_shm.units import bytes_text
 
 __all__ = ["collect", "main"]
 
-_BAD_ARGUMENTS = 1
 _BACKEND_ERROR = 4
 _PACKAGES = (
     "numpy",
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 4 when ``create_communicator()`` would fail here, the error on standard error.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m cobre_shm.info",
         description="Show what is installed, what the machine offers, and what would be chosen.",
         epilog="Exit code 4: create_communicator() would fail here.",
@@ -113,12 +112,6 @@ def collect() -> tuple[dict[str, Any], BackendError | None]:
         "segments": _segments(),
     }
     return {**report, "suggestions": list(_suggestions(report))}, error
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(_BAD_ARGUMENTS, f"{self.prog}: error: {message}\n")
 
 
 def _version(package: str) -> str | None:

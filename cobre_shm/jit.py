@@ -123,7 +123,7 @@ def check(comm: Communicator, status: int) -> None:
     if status == WRONG_SIZE:
         raise InvalidBufferSize("jit", "buffers of equal and sufficient size", "others")
     if status == WRONG_ROOT:
-        raise InvalidRoot("root given to jit.broadcast", comm.size)
+        raise InvalidRoot(None, comm.size, is_known=False)
     if status == WRONG_LAYOUT:
         raise InvalidBufferSize("jit.allgatherv", "blocks in rank order inside recv", "others")
     if status == WRONG_OPERATION:

@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = [
+    "available_bytes",
     "control_groups",
     "memory_bytes",
     "memory_limit_bytes",
     "shared_memory_bytes",
 ]
 
-_SHARED_MEMORY = Path("/dev/shm")
+_MEMINFO, _SHARED_MEMORY = Path("/proc/meminfo"), Path("/dev/shm")
+_MEMBERSHIP, _MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+# The older interface writes "no limit" as the largest number of pages.
+_NO_LIMIT = 1 << 62
 
 
 def control_groups(controller: str, membership: Path, mount: Path) -> Iterator[tuple[Path, bool]]:
@@ -51,7 +55,7 @@ def control_groups(controller: str, membership: Path, mount: Path) -> Iterator[t
                     break
 
 
-def memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, int] | None:
+def memory_bytes(meminfo: Path = _MEMINFO) -> tuple[int, int] | None:
     """Return total and available memory."""
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
         lines = (line.split(":") for line in meminfo.read_text().splitlines())
@@ -60,22 +64,57 @@ def memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, int] | Non
     return None
 
 
-def memory_limit_bytes(
-    membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
-) -> int | None:
+def memory_limit_bytes(membership: Path = _MEMBERSHIP, mount: Path = _MOUNT) -> int | None:
     """Return the tightest memory limit of this process's cgroups; None: no limit."""
-    limits = []
+    return min((limit for _, _, limit in _memory_limits(membership, mount)), default=None)
+
+
+def available_bytes(
+    meminfo: Path = _MEMINFO, membership: Path = _MEMBERSHIP, mount: Path = _MOUNT
+) -> int | None:
+    """Return how much memory this process can still take: of the machine's, and of its cgroups'."""
+    machine = memory_bytes(meminfo)
+    left = [machine[1]] if machine is not None else []
+    for folder, is_unified, limit in _memory_limits(membership, mount):
+        usage = "memory.current" if is_unified else "memory.usage_in_bytes"
+        cache = "inactive_file" if is_unified else "total_inactive_file"
+        # Contents of files that nobody looks at go before anything is refused.
+        used = _number(folder / usage, 0) - _statistic(folder / "memory.stat", cache)
+        left.append(max(0, limit - max(0, used)))
+    return min(left, default=None)
+
+
+def _memory_limits(membership: Path, mount: Path) -> Iterator[tuple[Path, bool, int]]:
+    """Find the groups of this process that have a limit: folder, whether unified, limit."""
     for folder, is_unified in control_groups("memory", membership, mount):
         file = "memory.max" if is_unified else "memory.limit_in_bytes"
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(int((folder / file).read_text()))
-    # The older interface writes "no limit" as the largest number of pages.
-    return min((limit for limit in limits if limit < 1 << 62), default=None)
+        limit = _number(folder / file, _NO_LIMIT)
+        if limit < _NO_LIMIT:
+            yield folder, is_unified, limit
+
+
+def _number(file: Path, otherwise: int) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(file.read_text())
+    return otherwise
+
+
+def _statistic(file: Path, name: str) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        lines = (line.split() for line in file.read_text().splitlines())
+        return next((int(value) for key, value in lines if key == name), 0)
+    return 0
 
 
 def shared_memory_bytes(path: Path = _SHARED_MEMORY) -> tuple[int, int] | None:
-    """Return size and free bytes of the file system of POSIX shared memory."""
+    """Return size and free bytes of the file system of POSIX shared memory.
+
+    They are those of the machine's memory where it is mounted without a limit of its own.
+    """
     with contextlib.suppress(OSError):
         usage = os.statvfs(path)
+        # Such a mount says that it has no blocks at all.
+        if not usage.f_blocks:
+            return memory_bytes()
         return usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
     return None

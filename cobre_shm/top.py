@@ -18,8 +18,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TextIO
 
+from cobre_shm.command_line import Parser
 from cobre_shm.errors import CobreError
 from cobre_shm.segment.attach import ObservedSegment, own_processes, segments_open_in
 from cobre_shm.segment.observe import (
@@ -61,12 +62,6 @@ class GroupNotFound(CobreError):
     kind = "GroupNotFound"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(_NOT_FOUND, f"{self.prog}: error: {message}\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _make_parser().parse_args(argv)
@@ -88,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _make_parser() -> Parser:
+    parser = Parser(
         prog="python -m cobre_shm.top",
         description="Show what the ranks of a running group do. The ranks do not notice.",
         epilog=_EPILOG,

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cobre_shm.command_line import Parser
 from cobre_shm.communicator import Communicator
 from cobre_shm.cpus import count_cpus
 from cobre_shm.tuning import NAMES, tuned_file
@@ -201,7 +202,7 @@ def _run_inside(output: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cobre_shm.tune",
         description="Measure the switch points of the shm algorithms on this machine.",
     )

@@ -20,7 +20,7 @@ from cobre_net.mpi.region import MpiRegion, free_windows
 from cobre_shm import layout
 from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion
 from cobre_shm.datatypes import ReduceOp, dtype_tag
-from cobre_shm.errors import CollectiveFailed, CollectiveMismatch
+from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, InitializationFailed
 from cobre_shm.fastcall import ContextFirst
 from cobre_shm.member import Member
 from cobre_shm.segment.recorder import call_text
@@ -91,7 +91,13 @@ class MpiCommunicator(ContextFirst, Member):
             self._ending = duplicate(config.comm)
             self._flat = Flat(self._comm, deterministic=config.deterministic)
             self.rank, self.size = self._flat.rank, self._flat.size
-            self._grouping = Grouping(self._flat, config)
+            try:
+                self._grouping = Grouping(self._flat, config)
+            except InitializationFailed:
+                # On all ranks, which a program may go on with.
+                self._comm.Free()
+                self._ending.Free()
+                raise
             if self.size > 1:
                 free_windows(self._comm)
         except MPI.Exception as error:

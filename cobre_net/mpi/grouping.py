@@ -7,8 +7,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from cobre_net.mpi.flat import Flat
 from cobre_net.mpi.library import MPI
 from cobre_net.mpi.nodes import find_nodes
@@ -16,7 +14,6 @@ from cobre_shm.communicator import Communicator
 from cobre_shm.errors import CobreError, InitializationFailed
 from cobre_shm.segment.handover import new_unnamed_segment
 from cobre_shm.selection.kinds import MpiConfig, ShmConfig
-from cobre_shm.selection.registry import has_module
 
 if TYPE_CHECKING:
     from cobre_net.mpi.levels import TwoLevel
@@ -56,6 +53,7 @@ class Grouping:
         if not why_flat:
             why_flat = self._form_groups(nodes.firsts)
         if why_flat and config.hierarchical is True and flat.size > 1:
+            self.close()
             raise InitializationFailed(
                 "mpi",
                 f"Shared memory within the nodes was demanded, but {why_flat}",
@@ -83,12 +81,7 @@ class Grouping:
             return "MPI's own reduction was asked for"
         if not is_placed_by_node:
             return "the ranks are not placed node by node"
-        if len(firsts) == size:
-            return "every rank is alone on its node"
-        # All ranks must decide alike, and their installations may differ.
-        has_shm = np.array([has_module("posix_ipc")], np.int32)
-        self._flat.comm.Allreduce(MPI.IN_PLACE, has_shm, MPI.MIN)
-        return "" if has_shm[0] else "posix_ipc is not installed on every node"
+        return "every rank is alone on its node" if len(firsts) == size else ""
 
     def _form_groups(self, firsts: list[int]) -> str:
         """Form the shm group of this node; return why some node could not, or nothing."""

@@ -19,7 +19,7 @@ import numpy as np
 from cobre_net.mpi.library import MPI
 from cobre_shm.communicator import Array, Communicator, SharedRegion
 from cobre_shm.errors import AllocationFailed
-from cobre_shm.limits import memory_bytes, memory_limit_bytes, shared_memory_bytes
+from cobre_shm.limits import available_bytes, shared_memory_bytes
 
 __all__ = ["MpiRegion", "free_windows"]
 
@@ -167,8 +167,7 @@ class MpiRegion(SharedRegion):
 
 
 def _free_bytes() -> int:
-    machine, limit, mount = memory_bytes(), memory_limit_bytes(), shared_memory_bytes()
-    known = [machine[1]] if machine else []
-    known += [limit] if limit else []
-    known += [mount[1]] if mount else []
+    memory, mount = available_bytes(), shared_memory_bytes()
+    known = [memory] if memory is not None else []
+    known += [mount[1]] if mount is not None else []
     return min(known, default=1 << 62)

@@ -15,6 +15,7 @@ from cobre_net.tcp.link import Link, tune
 from cobre_net.tcp.secret import check_exposure
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.selection.kinds import TcpConfig
+from cobre_shm.selection.values import join_address
 
 __all__ = ["join", "own_identity", "place_of"]
 
@@ -127,5 +128,4 @@ def _not_there(config: TcpConfig, last: str, source: OSError | None) -> NoReturn
 
 def place_of(config: TcpConfig) -> str:
     """Where the coordinator is, as ``host:port``."""
-    host = f"[{config.coordinator}]" if ":" in config.coordinator else config.coordinator
-    return f"{host}:{config.port}"
+    return join_address(config.coordinator, config.port)

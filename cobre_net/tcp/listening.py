@@ -10,6 +10,7 @@ import socket
 from cobre_net.tcp.secret import is_loopback
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.selection.kinds import TcpConfig
+from cobre_shm.selection.values import join_address
 
 __all__ = ["listen"]
 
@@ -37,7 +38,7 @@ def listen(config: TcpConfig, backlog: int) -> socket.socket:
             dualstack_ipv6=address == "::",
         )
     except OSError as error:
-        where = f"[{address}]:{config.port}" if ":" in address else f"{address}:{config.port}"
+        where = join_address(address, config.port)
         # The text of create_server's error repeats the address.
         why = os.strerror(error.errno) if error.errno else str(error)
         raise InitializationFailed(

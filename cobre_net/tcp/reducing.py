@@ -43,7 +43,6 @@ def fold_function(dtype: np.dtype[Any], op: ReduceOp) -> Fold:
             np.frombuffer(memoryview((ctypes.c_char * nbytes).from_address(each)), dtype)
             for each in (destination, b)
         )
-        with np.errstate(all="ignore"):
-            reduce_with_numpy(op, left, right)
+        reduce_with_numpy(op, left, right)
 
     return fold

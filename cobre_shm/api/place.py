@@ -26,6 +26,7 @@ from cobre_shm.errors import IncompatibleSettings
 from cobre_shm.selection.factory import choose, create_communicator
 from cobre_shm.selection.kinds import LocalConfig, MpiConfig, ShmConfig, TcpConfig
 from cobre_shm.selection.registry import read_registry
+from cobre_shm.selection.values import join_address
 from cobre_shm.spawn.calls import check_size
 from cobre_shm.spawn.meeting import Meeting, ShmMeeting
 from cobre_shm.spawn.network import Network
@@ -145,13 +146,12 @@ def _worker_place(name: str, workers: int, coordinator: str | None) -> Place:
 
 
 def _coordinator_of_environment() -> str | None:
-    address, port = os.environ.get(_COORDINATOR), os.environ.get("COBRE_TCP_PORT")
-    if not address:
+    address = {name: os.environ.get(name, "") for name in (_COORDINATOR, "COBRE_TCP_PORT")}
+    if not address[_COORDINATOR]:
         return None
     # It says what an address is, and what is wrong with one.
-    config = TcpConfig(address, 0, 1, port=int(port) if port and port.isdigit() else None)
-    host = f"[{config.coordinator}]" if ":" in config.coordinator else config.coordinator
-    return f"{host}:{config.port}"
+    config = TcpConfig.from_env({**address, "COBRE_TCP_RANK": "0", "COBRE_TCP_SIZE": "1"})
+    return join_address(config.coordinator, config.port)
 
 
 def _check_start_method() -> None:

@@ -49,9 +49,6 @@ CHOICE = layout.INLINE + 16
 COST = layout.INLINE + 24
 # Sizes below this go through the cache; beyond the last class all are alike.
 SMALLEST = 12
-CLASSES = 15
-# Words of a kind and size: cycles through the cache, cycles past it, number of collectives.
-WORDS_PER_CLASS = 3
 # Two of so many collectives try the other way, for the first time when buffers and pages have been
 # touched; slots are cold until the ring has been gone round, by large payloads soon, by small ones
 # later. Those that follow find nothing in the caches, so it costs more than the two.
@@ -67,11 +64,11 @@ def choose(ctx: Any, what: int, nbytes: int) -> None:
     if nbytes >> SMALLEST == 0:
         return
     size_class = 0
-    while size_class < CLASSES - 1 and nbytes >> (SMALLEST + 1 + size_class) != 0:
+    while size_class < context.CLASSES - 1 and nbytes >> (SMALLEST + 1 + size_class) != 0:
         size_class += 1
     # Allreduce, allgatherv, broadcast and the shared result; the numbers are those of layout.
-    kind = (what & 0xFF) & 3
-    chosen = kind * CLASSES + size_class
+    kind = (what & 0xFF) & (context.KINDS - 1)
+    chosen = kind * context.CLASSES + size_class
     ctx[context.CLASS] = chosen
     ctx[context.STREAMS_IN] = (ctx[context.CHOICES] >> chosen) & 1
     ctx[context.COST] = -cycles()
@@ -127,7 +124,7 @@ def _learn(ctx: Any, chosen: int, way: int, cost: int) -> None:
     """Rank 0 remembers what a way cost, and decides what it will say next."""
     if cost <= 0:
         return  # a core's counter went back
-    entry = ctx[context.COSTS] + 8 * WORDS_PER_CLASS * chosen
+    entry = ctx[context.COSTS] + 8 * context.WORDS_PER_CLASS * chosen
     known = load_plain(entry + 8 * way)
     if known == 0:
         known = cost

@@ -76,7 +76,10 @@ COSTS = 85  # address of what rank 0 has learnt
 LAST_COST = 89  # of the last collective that was measured
 LAST_CLASS = 90
 LAST_WAY = 91
-COSTS_WORDS = 4 * 15 * 3
+KINDS = 4  # of collectives; a power of two
+CLASSES = 15  # sizes of a kind
+WORDS_PER_CLASS = 3  # cycles through the cache, cycles past it, number of collectives
+COSTS_WORDS = KINDS * CLASSES * WORDS_PER_CLASS
 
 # Where payloads go: offsets in every rank's ring, see rounds.py.
 RING_BYTES = 79  # from one rank's ring to the next

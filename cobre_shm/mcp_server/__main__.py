@@ -7,7 +7,6 @@ with ``--token-file`` it answers only to those who know the token in that file.
 
 from __future__ import annotations
 
-import argparse
 import hmac
 import logging
 import socket
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cobre_shm.command_line import BAD_ARGUMENTS, Parser
 from cobre_shm.errors import CobreError
 
 if TYPE_CHECKING:
@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_BAD_ARGUMENTS = 1
 _LOOPBACK = "127.0.0.1"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m cobre_shm.mcp_server",
         description="Serve training, simulation and inspection of cases to clients of the Model "
         "Context Protocol.",
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f'cobre_shm.mcp_server: {error}. It needs: pip install "cobre-shm[mcp,sddp]"',
             file=sys.stderr,
         )
-        return _BAD_ARGUMENTS
+        return BAD_ARGUMENTS
     from cobre_shm.local import LocalCommunicator
     from cobre_shm.mcp_server.folders import Folders
     from cobre_shm.mcp_server.tools import Session
@@ -93,10 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 anyio.run(_serve_http, server, options.port, _token(options.token_file))
     except CobreError as error:
         print(f"cobre_shm.mcp_server: {error}", file=sys.stderr)
-        return _BAD_ARGUMENTS
+        return BAD_ARGUMENTS
     except OSError as error:
         print(f"cobre_shm.mcp_server: {error}", file=sys.stderr)
-        return _BAD_ARGUMENTS
+        return BAD_ARGUMENTS
     except KeyboardInterrupt:
         return 130
     return 0

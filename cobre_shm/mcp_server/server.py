@@ -79,7 +79,7 @@ def make_server(session: Session) -> MCPServer[Any]:
         """Describe a case: sizes, settings, plants, buses and lines, components of the state."""
         return await answer("inspect-case", lambda: session.inspect_case(case))
 
-    @server.tool(name="train", annotations=_COMPUTES)
+    @server.tool(name="train", annotations=_WRITES)
     async def train(
         ctx: Context[Any, Any],
         case: CaseName,

@@ -24,7 +24,7 @@ from cobre_shm.errors import CobreError
 from cobre_shm.mcp_server.folders import Folders
 from cobre_shm.sddp import shipped_case_path
 from cobre_shm.sddp.case import Case, check_case, load_case
-from cobre_shm.sddp.errors import CaseError, MissingFile, OutOfRange
+from cobre_shm.sddp.errors import CaseError, MissingFile, OutOfRange, ParseError
 from cobre_shm.sddp.results import read_table, write_training
 from cobre_shm.sddp.simulation import SimulationResult
 from cobre_shm.sddp.simulation_results import summary, write_simulation
@@ -85,7 +85,10 @@ class Session:
         return {
             **_sizes(loaded),
             "stopping_rules": [
-                {key: getattr(rule, key) for key in ("kind", *_RULE_FIELDS[rule.kind])}
+                {
+                    "type": rule.kind,
+                    **{key: getattr(rule, name) for key, name in _RULE_FIELDS[rule.kind].items()},
+                }
                 for rule in config.stopping_rules
             ],
             "tree_seed": config.tree_seed,
@@ -164,7 +167,7 @@ class Session:
             history = self._training(result).history
             columns = {name: np.asarray(history[name]) for name in history.dtype.names or ()}
         else:
-            columns = read_table(self._folders.convergence(result))
+            columns = _read_convergence(self._folders.convergence(result))
         numbers = columns["iteration"]
         stop = int(numbers[-1]) if last is None else last
         rows = np.flatnonzero((numbers >= first) & (numbers <= stop))
@@ -271,11 +274,30 @@ class Session:
         return name
 
 
-_RULE_FIELDS: dict[str, tuple[str, ...]] = {
-    "iteration_limit": ("limit",),
-    "time_limit": ("seconds",),
-    "bound_stalling": ("window", "tolerance"),
+# By type of rule: its fields in config.json, and what the program calls them.
+_RULE_FIELDS: dict[str, dict[str, str]] = {
+    "iteration_limit": {"limit": "limit"},
+    "time_limit": {"seconds": "seconds"},
+    "bound_stalling": {"iterations": "window", "tolerance": "tolerance"},
 }
+
+
+def _read_convergence(path: Path) -> dict[str, Any]:
+    """Read a training's convergence table.
+
+    Raises:
+        ParseError: It is another table, or has no rows.
+    """
+    columns = read_table(path)
+    if "iteration" not in columns:
+        what = "there is no column 'iteration'"
+    elif not len(columns["iteration"]):
+        what = "there are no rows"
+    elif others := [name for name, values in columns.items() if values.dtype.kind not in "iuf"]:
+        what = f"there are columns without numbers: {', '.join(others)}"
+    else:
+        return columns
+    raise ParseError(f"{path}: not a convergence table: {what}", context={"file": str(path)})
 
 
 def _unknown(name: str, known: OrderedDict[str, Any], what: str) -> OutOfRange:

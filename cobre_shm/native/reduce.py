@@ -45,11 +45,16 @@ def reduction_address(dtype: np.dtype[Any], op: ReduceOp) -> int:
 
 
 def reduce_with_numpy(op: ReduceOp, accumulator: Any, values: Any) -> None:
-    """Reduce in place by numpy, for the dtypes that have no compiled kernel."""
-    if accumulator.dtype.kind == "c" and op is ReduceOp.PROD:
-        # numpy may fuse these products and sums, depending on the processor.
-        real = accumulator.real * values.real - accumulator.imag * values.imag
-        accumulator.imag = accumulator.real * values.imag + accumulator.imag * values.real
-        accumulator.real = real
-    else:
-        _UFUNCS[op](accumulator, values, out=accumulator)
+    """Reduce in place by numpy, for the dtypes that have no compiled kernel.
+
+    As compiled kernels do, it says nothing of overflow or NaN, whatever ``np.seterr`` was told: an
+    error on this rank would leave the others in the middle of a collective.
+    """
+    with np.errstate(all="ignore"):
+        if accumulator.dtype.kind == "c" and op is ReduceOp.PROD:
+            # numpy may fuse these products and sums, depending on the processor.
+            real = accumulator.real * values.real - accumulator.imag * values.imag
+            accumulator.imag = accumulator.real * values.imag + accumulator.imag * values.real
+            accumulator.real = real
+        else:
+            _UFUNCS[op](accumulator, values, out=accumulator)

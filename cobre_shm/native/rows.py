@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from cobre_shm.datatypes import ReduceOp
@@ -35,9 +34,8 @@ def reduce_rows(op: ReduceOp, rows: NDArray[Any], target: NDArray[Any]) -> None:
         _reduce(reduction, place, address_of(rows), nbytes, size, target.size, target.itemsize)
         return
     accumulator = rows[0]
-    with np.errstate(all="ignore"):
-        for row in rows[1:]:
-            reduce_with_numpy(op, accumulator, row)
+    for row in rows[1:]:
+        reduce_with_numpy(op, accumulator, row)
     target[...] = accumulator
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cobre_shm.errors import AllocationFailed
-from cobre_shm.limits import memory_bytes, memory_limit_bytes
+from cobre_shm.limits import available_bytes
 from cobre_shm.segment.posix import UntrustedObject, check_ours, open_descriptor
 
 __all__ = [
@@ -108,20 +108,14 @@ def check_available(nbytes: int) -> None:
     Raises:
         AllocationFailed: It has not.
     """
-    free = _available_bytes()
-    if nbytes > free:
+    free = available_bytes()
+    if free is not None and nbytes > free:
         raise AllocationFailed(
             nbytes,
             f"{free} bytes of memory are available",
             context={"free_bytes": free},
             suggestion="Use fewer or smaller shared arrays, or a larger machine or container.",
         )
-
-
-def _available_bytes() -> int:
-    machine, limit = memory_bytes(), memory_limit_bytes()
-    known = [machine[1]] if machine is not None else []
-    return min([*known, *([limit] if limit is not None else [])], default=1 << 62)
 
 
 def descriptor_of(name: str) -> int | None:

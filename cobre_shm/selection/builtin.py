@@ -44,7 +44,7 @@ MPI = BackendSpec(
     connect="cobre_net.mpi:MpiCommunicator",
     detect=_when_set(*LAUNCHER_VARIABLES),
     configure=MpiConfig.from_env,
-    requirements=("numba", "mpi4py"),
+    requirements=("numba", "posix_ipc", "mpi4py"),
     install_hint='pip install "cobre-shm[mpi]"',
     variables=variables_of("mpi"),
     capabilities=Capabilities(true_shared_memory=True, deterministic_sum=True),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cobre_shm.errors import InitializationFailed, MissingConfiguration
+from cobre_shm.selection.values import Secret
 from cobre_shm.selection.variables import PREFIX, VARIABLES, Variable
 
 __all__ = ["check_value", "read_settings", "unknown_variables"]
@@ -78,14 +79,17 @@ def _parse(variable: Variable, text: str) -> Any:
 
 def _refusal(variable: Variable, value: Any, setting: str) -> InitializationFailed:
     expected = variable.type.expected
+    # Bytes, say, tell it as well as a text does.
+    is_secret = isinstance(variable.type, Secret)
+    quoted, text = ("not shown",) * 2 if is_secret else (repr(value), str(value))
     pasted = f"export {variable.name}={variable.example}"
     if setting != variable.name:
         pasted = f"{variable.field}={variable.type.parse(variable.example)!r}"
     return InitializationFailed(
         variable.backend,
-        f"{setting}={value!r} is not valid: expected {expected}",
+        f"{setting}={quoted} is not valid: expected {expected}",
         operation="configure",
-        context={"setting": setting, "value": str(value), "expected": expected},
+        context={"setting": setting, "value": text, "expected": expected},
         suggestion=f"Example: {pasted}",
     )
 

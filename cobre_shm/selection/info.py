@@ -10,6 +10,7 @@ from cobre_shm.errors import BackendError
 from cobre_shm.selection.env import unknown_variables
 from cobre_shm.selection.factory import choose, detect, start_failure
 from cobre_shm.selection.registry import BackendSpec, Registry, has_module, read_registry
+from cobre_shm.selection.values import Secret
 from cobre_shm.selection.variables import VARIABLES
 
 __all__ = ["describe_selection"]
@@ -27,12 +28,18 @@ def describe_selection(env: Mapping[str, str]) -> tuple[dict[str, Any], BackendE
     automatic = detect(registry, env)
     variables = [*VARIABLES, *(v for spec in registry.specs() for v in spec.variables)]
     names = dict.fromkeys(variable.name for variable in variables)
+    secrets = {variable.name for variable in variables if isinstance(variable.type, Secret)}
     return {
         "backends": backends,
         "failed_registrations": [asdict(failure) for failure in registry.failures],
         "auto": {"backend": automatic.spec.name, "reason": automatic.reason},
         "choice": choice,
-        "variables": {name: env[name] for name in names if name in env},
+        # Bug reports are public.
+        "variables": {
+            name: "set, not shown" if name in secrets and env[name] else env[name]
+            for name in names
+            if name in env
+        },
         "unknown_variables": unknown_variables(env, names),
     }, error
 

@@ -32,6 +32,7 @@ __all__ = [
     "TuningFile",
     "ValueType",
     "Word",
+    "join_address",
     "split_address",
 ]
 
@@ -343,3 +344,8 @@ def split_address(text: str) -> tuple[str, int | None]:
     if port is None:
         return host, None
     return host, Integer(1, 65535).check(int(port))
+
+
+def join_address(host: str, port: int | None) -> str:
+    """Return ``host:port`` or ``[v6]:port``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -222,8 +222,8 @@ class Collectives(Membership):
     ) -> Callable[[], Array]:
         """See :meth:`Communicator.allgatherv_init`."""
         self._check_usable()
-        check_gather_buffers(self.size, send, recv, displs)
-        checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        buffers = check_gather_buffers(self.size, send, recv, displs)
+        checked = check_allgatherv(self.rank, self.size, *buffers, counts, displs)
         lengths, starts = (np.array(array, dtype=np.int64) for array in checked[2:])
         source, target = checked.send, checked.recv
         tag, total = dtype_tag(source.dtype), int(lengths.sum())

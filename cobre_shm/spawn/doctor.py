@@ -116,9 +116,9 @@ def _shared_memory(report: Mapping[str, Any], size: int) -> Check:
 
     needed = layout.segment_bytes(size, DEFAULT_SLOT_BYTES)
     free, total = (report["shared_memory"][name] for name in ("free_bytes", "size_bytes"))
-    if free is None:
-        free = total = 0
     found = f"{bytes_text(free)} free, {bytes_text(needed)} needed, without shared regions"
+    if free is None:
+        return Check("/dev/shm", "note", found, "what /dev/shm has cannot be told: is it mounted?")
     if free >= needed:
         return Check("/dev/shm", "ok", found)
     advice = how_to_enlarge(total + needed)

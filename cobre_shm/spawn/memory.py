@@ -11,13 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobre_shm.limits import control_groups
+from cobre_shm.limits import control_groups, memory_limit_bytes
 from cobre_shm.units import bytes_text
 
 __all__ = ["MemoryGroup"]
-
-# What a file of the older kind says where no limit is set: a number close to 2**63.
-_UNLIMITED = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -26,11 +23,10 @@ class _Files:
 
     kills: str
     peak: str
-    limit: str
 
 
-_UNIFIED = _Files("memory.events", "memory.peak", "memory.max")
-_LEGACY = _Files("memory.oom_control", "memory.max_usage_in_bytes", "memory.limit_in_bytes")
+_UNIFIED = _Files("memory.events", "memory.peak")
+_LEGACY = _Files("memory.oom_control", "memory.max_usage_in_bytes")
 
 
 class MemoryGroup:
@@ -46,6 +42,7 @@ class MemoryGroup:
         membership: Path = Path("/proc/self/cgroup"),
         mount: Path = Path("/sys/fs/cgroup"),
     ) -> None:
+        self._where = membership, mount
         self._folders = list(_folders(membership, mount))
         self._kills = self._count_kills()
 
@@ -56,9 +53,8 @@ class MemoryGroup:
     def describe(self) -> str:
         """Return peak use and limit in words."""
         peaks = [n for folder, files in self._folders if (n := _read(folder / files.peak))]
-        limits = [n for folder, files in self._folders if (n := _read(folder / files.limit))]
         peak = peaks[0] if peaks else None
-        limit = min((n for n in limits if n < _UNLIMITED), default=None)
+        limit = memory_limit_bytes(*self._where)
         used = f"a peak of {bytes_text(peak)}" if peak is not None else "a peak that is not known"
         of = f"a limit of {bytes_text(limit)}" if limit is not None else "the machine's memory"
         return f"out of memory: the control group had {used} and {of}"

@@ -224,7 +224,7 @@ def ask_for_too_much(comm, poor):
     with pytest.MonkeyPatch.context() as patch:
         if comm.rank == 0:
             # The mount may be larger than the memory behind it.
-            patch.setattr(unnamed, "memory_bytes", lambda: (1 << 30, 1 << 20))
+            patch.setattr(unnamed, "available_bytes", lambda: 1 << 20)
         with pytest.raises(AllocationFailed) as caught:
             comm.create_shared_region(1 << 18)
         small = comm.create_shared_region(1 << 10)

@@ -10,7 +10,8 @@ import pytest
 
 import cobre_shm
 from cobre_shm import IncompatibleSettings, LocalCommunicator
-from cobre_shm.errors import BackendNotAvailable, InvalidBackend
+from cobre_shm.api.place import find_place
+from cobre_shm.errors import BackendNotAvailable, InitializationFailed, InvalidBackend
 from cobre_shm.sddp import series_digest
 from cobre_shm.spawn.errors import InvalidArguments
 from tests.library.conftest import ROOT, limit, program
@@ -66,6 +67,29 @@ def test_unknown_backend_and_number_are_refused(case_path):
         cobre_shm.train(case_path, backend="shmm")
     with pytest.raises(InvalidArguments, match="num_workers=0"):
         cobre_shm.train(case_path, num_workers=0)
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "coordinator"),
+    [("node-1", "", "node-1:29500"), ("node-1", "9000", "node-1:9000"), ("::1", "1", "[::1]:1")],
+)
+def test_workers_meet_at_the_coordinator_of_the_environment(
+    monkeypatch, address, port, coordinator
+):
+    monkeypatch.setenv("COBRE_TCP_COORDINATOR", address)
+    monkeypatch.setenv("COBRE_TCP_PORT", port)
+    place = find_place("auto", 2, None, None, None, None)
+    assert (place.backend, place.coordinator) == ("tcp", coordinator)
+
+
+@pytest.mark.parametrize("port", ["29500x", "70000", "-1", "\u0661"])
+def test_port_of_the_environment_that_is_none_is_quoted(monkeypatch, port):
+    monkeypatch.setenv("COBRE_TCP_COORDINATOR", "node-1")
+    monkeypatch.setenv("COBRE_TCP_PORT", port)
+    with pytest.raises(InitializationFailed) as caught:
+        find_place("auto", 2, None, None, None, None)
+    assert caught.value.context["setting"] == "COBRE_TCP_PORT"
+    assert caught.value.context["value"] == port
 
 
 def test_user_who_chose_fork_is_told(case_path):

@@ -3,8 +3,10 @@
 import json
 
 import anyio
+import numpy as np
 import pytest
 
+from cobre_shm.sddp.results import write_table
 from tests.library.conftest import limit
 
 TOOLS = {
@@ -38,14 +40,26 @@ async def refusal(client, name, **arguments):
 
 def test_session_from_the_case_to_the_files(session, allowed):
     case, output = str(allowed / "case"), str(allowed / "out")
+    config = json.loads((allowed / "case" / "config.json").read_text())
+    rules = [
+        {"type": "iteration_limit", "limit": 9},
+        {"type": "time_limit", "seconds": 1e6},
+        {"type": "bound_stalling", "iterations": 9, "tolerance": 1e-9},
+    ]
+    config["training"]["stopping_rules"] = rules
+    (allowed / "case" / "config.json").write_text(json.dumps(config))
 
     async def use(client):
         listed = await client.list_tools()
         assert {tool.name for tool in listed.tools} == TOOLS
         assert all(tool.description and tool.annotations for tool in listed.tools)
+        writing = {tool.name for tool in listed.tools if not tool.annotations.read_only_hint}
+        assert writing == {"train", "export-results"}
 
         assert (await call(client, "validate", case=case))["warnings"] == []
         described = await call(client, "inspect-case", case=case)
+        # As they are written, so that they can be given back.
+        assert described["stopping_rules"] == rules
         stages, state = described["stage_ids"], described["initial_state"]
 
         progress = []
@@ -92,6 +106,28 @@ def test_session_from_the_case_to_the_files(session, allowed):
         for path in ("", "/convergence", "/policy"):
             resource = await client.read_resource(f"cobre://results/{name}{path}")
             assert json.loads(resource.contents[0].text)
+
+    session(use)
+
+
+@pytest.mark.parametrize("session", ["stdio"], indirect=True)
+@pytest.mark.parametrize(
+    ("columns", "word"),
+    [
+        ({"stage": np.arange(3)}, "no column 'iteration'"),
+        ({"iteration": np.arange(0)}, "no rows"),
+        ({"iteration": np.array(["one"])}, "without numbers: iteration"),
+    ],
+)
+def test_table_of_something_else_is_an_error_record(session, allowed, columns, word):
+    path = allowed / "out" / "training" / "convergence.parquet"
+    path.parent.mkdir(parents=True)
+    write_table(path, columns)
+
+    async def use(client):
+        (error,) = await refusal(client, "query-convergence", result=str(allowed / "out"))
+        assert (error["kind"], error["context"]) == ("ParseError", {"file": str(path)})
+        assert word in error["message"]
 
     session(use)
 

@@ -218,7 +218,7 @@ def test_profile_of_mpi4py_has_it_and_no_library(mpi4py_without_library):
         mpi4py_without_library.run("-m", "cobre_shm.info", "--output-format", "json").stdout
     )
     mpi = next(backend for backend in report["backends"] if backend["name"] == "mpi")
-    assert mpi["requirements"] == {"numba": True, "mpi4py": True}
+    assert mpi["requirements"] == {"numba": True, "posix_ipc": True, "mpi4py": True}
     assert report["mpi_library"] is None
 
 

@@ -122,8 +122,11 @@ def mistakes(comm):
             InvalidBufferSize,
         ),
     ):
-        with pytest.raises(kind):
+        with pytest.raises(kind) as caught:
             jit.check(comm, status)
+        if kind is InvalidRoot:
+            assert caught.value.root is None
+            assert "the root given to jit.broadcast is not a rank" in caught.value.message
     comm.barrier()
 
 

@@ -77,6 +77,16 @@ def test_doctor_tells_what_is_lost(monkeypatch):
     assert "/dev/shm" not in verdicts(doctor.examine(101, "tcp"))
 
 
+def test_doctor_does_not_take_a_size_that_is_unknown_for_none(monkeypatch):
+    monkeypatch.setattr(doctor, "_barrier", lambda *_: doctor.Check("a barrier", "ok", ""))
+    monkeypatch.setattr(limits, "shared_memory_bytes", lambda: None)
+    monkeypatch.setattr(machine, "has_memfd", lambda: False)
+    (check,) = (check for check in doctor.examine(2, "shm") if check.name == "/dev/shm")
+    assert check.verdict == "note"
+    assert check.found.startswith("unknown free, ")
+    assert "--shm-size" not in check.advice
+
+
 @pytest.mark.parametrize("method", ["zygote", "spawn"])
 def test_low_soft_limit_of_descriptors_is_raised_and_ranks_keep_theirs(spawn, method):
     def allow_few_descriptors():

@@ -182,6 +182,17 @@ def test_tcp_variable_out_of_range_names_variable_and_value(name, value):
     assert (caught.value.context["setting"], caught.value.context["value"]) == (name, value)
 
 
+def test_secret_that_is_refused_is_not_quoted():
+    with pytest.raises(InitializationFailed) as caught:
+        TcpConfig("node-1", 0, 2, secret=b"open-sesame")
+    error = caught.value
+    assert error.message == "TcpConfig.secret=not shown is not valid: expected " + (
+        "a text that is not empty"
+    )
+    assert error.context["value"] == "not shown"
+    assert "open-sesame" not in str(error.to_dict())
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("60", 60.0), ("0.25", 0.25), ("1e-3", 1e-3), ("inf", float("inf"))]
 )

@@ -27,12 +27,16 @@ def test_memory_unreadable_is_unknown(tmp_path, text):
     assert limits.memory_bytes(tmp_path / "absent") is None
 
 
-def groups(tmp_path, membership, **files):
+def make_groups(tmp_path, membership, files):
     (tmp_path / "cgroup").write_text(membership)
     for name, text in files.items():
         path = tmp_path / "fs" / name.replace("__", "/").replace("_dot_", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+def groups(tmp_path, membership, **files):
+    make_groups(tmp_path, membership, files)
     return limits.memory_limit_bytes(tmp_path / "cgroup", tmp_path / "fs")
 
 
@@ -62,6 +66,45 @@ def test_memory_limit_absent_or_damaged_is_none(tmp_path):
     assert groups(tmp_path, "0::/\n", memory_dot_max="max\n") is None
 
 
+def available(tmp_path, membership, **files):
+    make_groups(tmp_path, membership, files)
+    (tmp_path / "meminfo").write_text("MemTotal: 16 kB\nMemAvailable: 8 kB\n")
+    places = (tmp_path / name for name in ("meminfo", "cgroup", "fs"))
+    return limits.available_bytes(*places)
+
+
+def test_available_memory_is_what_the_limit_leaves_beside_what_is_used(tmp_path):
+    job = {
+        "job__memory_dot_max": "5000\n",
+        "job__memory_dot_current": "4000\n",
+        "job__memory_dot_stat": "anon 1000\ninactive_file 1500\ntotal_inactive_file 9\n",
+    }
+    assert available(tmp_path, "0::/\n") == 8192
+    assert available(tmp_path, "0::/job/step\n", **job) == 2500
+    # Of a child with a limit of its own, the tighter of the two counts.
+    step = {"job__step__memory_dot_max": "3000\n", "job__step__memory_dot_current": "2900\n"}
+    assert available(tmp_path, "0::/job/step\n", **job, **step) == 100
+    used = {"job__memory_dot_current": "9000\n"}
+    assert available(tmp_path, "0::/job\n", **{**job, **used}) == 0
+
+
+def test_available_memory_of_the_older_interface_counts_what_is_used(tmp_path):
+    files = {
+        "memory__job__memory_dot_limit_in_bytes": "3000\n",
+        "memory__job__memory_dot_usage_in_bytes": "2000\n",
+        "memory__job__memory_dot_stat": "inactive_file 7\ntotal_inactive_file 500\n",
+        "memory__memory_dot_limit_in_bytes": "9223372036854771712\n",
+    }
+    assert available(tmp_path, "3:memory:/job\n", **files) == 1500
+
+
+def test_available_memory_that_nothing_tells_is_unknown(tmp_path):
+    absent = tmp_path / "absent"
+    assert limits.available_bytes(absent, absent, absent) is None
+    make_groups(tmp_path, "0::/\n", {"memory_dot_max": "2000\n", "memory_dot_stat": "damaged\n"})
+    assert limits.available_bytes(absent, tmp_path / "cgroup", tmp_path / "fs") == 2000
+
+
 def test_shared_memory_of_an_absent_mount_is_unknown(tmp_path):
     assert limits.shared_memory_bytes(tmp_path / "absent") is None
 
@@ -71,6 +114,16 @@ def test_shared_memory_is_that_of_the_file_system(tmp_path):
     size, free = limits.shared_memory_bytes(tmp_path)
     assert size == usage.f_blocks * usage.f_frsize
     assert 0 < free <= size
+
+
+def test_shared_memory_without_a_limit_is_that_of_the_machine(monkeypatch):
+    class Unlimited:
+        f_blocks = f_bavail = 0
+        f_frsize = 4096
+
+    monkeypatch.setattr(limits.os, "statvfs", lambda path: Unlimited)
+    monkeypatch.setattr(limits, "memory_bytes", lambda: (16384, 8192))
+    assert limits.shared_memory_bytes() == (16384, 8192)
 
 
 def test_kernel_features_that_the_shm_backend_needs_are_seen_here():

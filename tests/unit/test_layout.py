@@ -4,6 +4,7 @@ import inspect
 import pytest
 
 from cobre_shm import layout
+from cobre_shm.kernels import context
 
 HEADER_WORDS = {
     "MAGIC": 8,
@@ -90,6 +91,13 @@ def test_poison_word_keeps_kind_rank_and_signed_value():
         assert layout.unpack_poison(word) == (layout.ABORTED, 1023, value)
         signed = word - (1 << 64) if word >> 63 else word
         assert layout.unpack_poison(signed) == (layout.ABORTED, 1023, value)
+
+
+def test_kinds_whose_costs_are_measured_have_places_of_their_own():
+    measured = layout.ALLREDUCE, layout.ALLGATHERV, layout.BROADCAST, layout.ALLREDUCE_SHARED
+    assert sorted(number & (context.KINDS - 1) for number in measured) == [*range(context.KINDS)]
+    # A bit each, in a signed word.
+    assert context.KINDS * context.CLASSES <= 63
 
 
 def test_layout_hash_depends_on_every_number(monkeypatch):

@@ -70,3 +70,4 @@ def test_shared_region_too_large_names_the_bytes(extent):
     with pytest.raises(AllocationFailed) as caught:
         LocalCommunicator().create_shared_region(extent)
     assert caught.value.requested_bytes == 8 * extent
+    assert caught.value.message.startswith(f"Allocation of {8 * extent} bytes failed: ")

@@ -31,7 +31,7 @@ from cobre_shm.selection.registry import BackendSpec, read_registry
 
 FEATURES = ("mpi", "tcp", "shm")
 MODULES = {
-    "mpi": ("mpi4py", "cobre_net.mpi"),
+    "mpi": ("posix_ipc", "mpi4py", "cobre_net.mpi"),
     "tcp": ("cobre_net.tcp",),
     "shm": ("posix_ipc", "cobre_shm.shm"),
 }
@@ -168,8 +168,9 @@ def test_unknown_backend_lists_the_available_and_the_nearest(install, value, nea
     )
 
 
-def test_backend_without_its_requirements_names_the_extra(monkeypatch):
-    monkeypatch.setattr(registry_module, "has_module", lambda module: module != "mpi4py")
+@pytest.mark.parametrize("absent", ["numba", "posix_ipc", "mpi4py"])
+def test_backend_without_its_requirements_names_the_extra(monkeypatch, absent):
+    monkeypatch.setattr(registry_module, "has_module", lambda module: module != absent)
     with pytest.raises(BackendNotAvailable) as caught:
         choose(read_registry(), "mpi", {})
     assert 'pip install "cobre-shm[mpi]"' in caught.value.suggestion

@@ -76,6 +76,17 @@ def check_allreduce_special_values(comm: Communicator) -> None:
 
 
 @conformance_check()
+def check_allreduce_overflow_is_no_error(comm: Communicator) -> None:
+    """Whatever numpy does about overflow in the program, a reduction says nothing of it."""
+    for dtype in (np.dtype("e"), np.dtype("f8"), np.dtype("g")):
+        # Of several slots: an error after the first would leave peers waiting.
+        send = np.full(2 * slot_bytes(comm) // dtype.itemsize, np.finfo(dtype).max, dtype)
+        with np.errstate(all="raise"):
+            result = comm.allreduce(send)
+        assert (result == (send if comm.size == 1 else np.inf)).all(), f"overflow of {dtype}"
+
+
+@conformance_check()
 def check_allreduce_small_sizes(comm: Communicator) -> None:
     """Sizes around the limits that fast paths tend to have."""
     for count in SIZES:

@@ -14,6 +14,7 @@ from cobre_shm.testing.conformance.expect import (
     assert_same_bytes,
     expect_error,
 )
+from cobre_shm.testing.conformance.foreign import InterfaceOnly
 from cobre_shm.testing.conformance.registry import conformance_check
 
 
@@ -54,6 +55,32 @@ def check_plan_meets_the_method(comm: Communicator) -> None:
         else:
             comm.allreduce(send, recv, "max")
         assert recv.tolist() == [1.0, comm.size - 1.0]
+
+
+@conformance_check()
+def check_plan_foreign_buffers(comm: Communicator) -> None:
+    """A plan takes every buffer that its method takes."""
+    rank, size = comm.rank, comm.size
+    send: Any = array.array("d", [0])
+    recv: Any = array.array("d", bytes(8 * size))
+    total: Any = array.array("d", [0])
+    own, memory = bytearray(1), np.zeros(size, np.uint8)
+    target: Any = InterfaceOnly(memory)
+    plans: list[Any] = [
+        comm.allgatherv_init(send, recv, [1] * size),
+        comm.allgatherv_init(memoryview(own), target, [1] * size),  # type: ignore[arg-type]
+        comm.allreduce_init(send, total),
+        comm.broadcast_init(send, size - 1),
+    ]
+    for turn in range(3):
+        send[0], own[0] = 10 * turn + rank, turn + rank
+        for plan in plans:
+            plan()
+        ranks = range(size)
+        assert recv.tolist() == [10 * turn + each for each in ranks], "allgatherv of numbers"
+        assert memory.tolist() == [turn + each for each in ranks], "allgatherv of bytes"
+        assert total[0] == sum(10 * turn + each for each in ranks), "allreduce of numbers"
+        assert send[0] == 10 * turn + size - 1, "broadcast of numbers"
 
 
 @conformance_check()

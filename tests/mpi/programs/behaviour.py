@@ -7,11 +7,12 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from mpi4py import MPI
 
-from cobre_net.mpi import MpiRegion, ending, fast, region
+from cobre_net.mpi import MpiRegion, communicator, ending, fast, grouping, region
 from cobre_net.mpi.flat import native_operation
 from cobre_shm import InitializationFailed, MpiConfig, ReduceOp, create_communicator
 from cobre_shm.communicator import Communicator
@@ -28,6 +29,17 @@ BLOCKS = [rng.normal(size=300_000) * 10.0 ** rng.integers(-9, 9, 300_000) for _ 
 
 def make(**settings):
     return create_communicator(MpiConfig(**settings))
+
+
+def recorded(module, name, results):
+    """Have all that a function of ``module`` returns appended to ``results``."""
+    function = getattr(module, name)
+
+    def record(*args):
+        results.append(function(*args))
+        return results[-1]
+
+    return mock.patch.object(module, name, record)
 
 
 def in_rank_order(blocks):
@@ -68,10 +80,17 @@ def check_levels_give_the_same_bits():
 
 
 def check_levels_that_are_impossible_are_refused_when_demanded():
-    error = expect_error(
-        InitializationFailed, "round robin", make, hierarchical=True, node=RANK % 2
-    )
+    copies, nodes = [], []
+    with (
+        recorded(communicator, "duplicate", copies),
+        recorded(grouping, "find_nodes", nodes),
+    ):
+        error = expect_error(
+            InitializationFailed, "round robin", make, hierarchical=True, node=RANK % 2
+        )
     assert "not placed node by node" in error.message
+    # They are few: MPICH has room for two thousand.
+    assert [*copies, *(each.comm for each in nodes)] == [MPI.COMM_NULL] * 3
 
 
 def check_any_communicator_of_mpi4py():

@@ -1,0 +1,20 @@
+"""What our command lines have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+__all__ = ["BAD_ARGUMENTS", "Parser"]
+
+BAD_ARGUMENTS = 1
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends the program with 1 where argparse would with 2, which is a wrong configuration."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and what is wrong."""
+        self.print_usage(sys.stderr)
+        self.exit(BAD_ARGUMENTS, f"{self.prog}: error: {message}\n")
