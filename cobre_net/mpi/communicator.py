@@ -18,12 +18,12 @@ from cobre_net.mpi.grouping import Grouping
 from cobre_net.mpi.library import MPI, check_started, duplicate
 from cobre_net.mpi.region import MpiRegion, free_windows
 from cobre_shm import layout
+from cobre_shm.calls import words_text
 from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch
 from cobre_shm.fastcall import ContextFirst
 from cobre_shm.member import Member
-from cobre_shm.segment.recorder import call_text
 from cobre_shm.selection.kinds import MpiConfig
 from cobre_shm.validate import (
     check_allgatherv,
@@ -293,7 +293,7 @@ class MpiCommunicator(ContextFirst, Member):
         except MPI.Exception as error:
             self._fail(error)
         if (calls != calls[0]).any():
-            reason = CollectiveMismatch([call_text(*call) for call in calls.tolist()])
+            reason = CollectiveMismatch([words_text(*call) for call in calls.tolist()])
             self._lose(reason)
             raise reason
 
