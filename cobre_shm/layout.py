@@ -146,6 +146,13 @@ OPERATIONS = {
 # Poison word: kind | rank << 8 | (value + 2**31) << 32; zero means healthy.
 DIED, LEFT, ABORTED, INTERRUPTED, TIMED_OUT, STOPPED, CONFLICT, RAISED = 1, 2, 3, 4, 5, 6, 7, 8
 DAMAGED = 9
+# What a rank has done that fails its group, to stand behind its name.
+DEEDS = {
+    LEFT: "closed its communicator while others waited for it",
+    ABORTED: "called abort({value})",
+    INTERRUPTED: "was interrupted inside a collective",
+    RAISED: "raised an exception",
+}
 
 
 def recorder_offset(size: int) -> int:

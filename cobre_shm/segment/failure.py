@@ -13,7 +13,7 @@ from cobre_shm.segment.process import is_alive, process_state
 from cobre_shm.segment.recorder import last_entry
 from cobre_shm.segment.segment import Segment
 
-__all__ = ["exit_text", "failure", "mismatch", "missing_ranks", "named_ranks"]
+__all__ = ["failure", "mismatch", "missing_ranks", "named_ranks"]
 
 # A launcher reaps within milliseconds; freeing gigabytes of a dead rank may take some hundred.
 _EXIT_REPORT_SECS = 0.5
@@ -72,11 +72,6 @@ def failure(segment: Segment, first: Poison, timeout: float) -> CollectiveFailed
     return _rank_failed(segment, first)
 
 
-def exit_text(code: int) -> str:
-    """Readable form of an exit status: an exit code, or minus a signal."""
-    return f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-
-
 def _timed_out(segment: Segment, rank: int, timeout: float) -> CollectiveTimeout:
     epochs = [segment.arrived(r) for r in range(segment.size)]
     missing = missing_ranks(segment, max(epochs), steps=1 << 62)
@@ -93,18 +88,14 @@ def _rank_failed(segment: Segment, first: Poison) -> RankFailed:
     rank, words, block = first.rank, segment.words, segment.control(first.rank)
     pid = words.load(block + layout.PID)
     status = _exit_status(segment, rank) if first.kind == layout.DIED else None
-    if first.kind == layout.ABORTED:
-        how = f"called abort({first.value})"
-    elif first.kind == layout.RAISED:
-        how = "raised an exception"
-    elif first.kind == layout.LEFT:
-        how = "closed its communicator while others waited for it"
-    elif first.kind == layout.INTERRUPTED:
-        how = "was interrupted inside a collective"
-    elif status is not None:
-        how = exit_text(status)
-    else:
+    if first.kind in layout.DEEDS:
+        how = layout.DEEDS[first.kind].format(value=first.value)
+    elif status is None:
         how = "died (only the cobre_shm.spawn launcher sees the signal or exit code)"
+    elif status < 0:
+        how = f"was killed by {_signal_name(-status)}"
+    else:
+        how = f"ended with exit code {status}"
     entry = last_entry(segment, rank)
     did = f"it {entry}" if entry else "it had called no collective"
     process = f" (pid {pid})" if pid else ", which had not joined,"
