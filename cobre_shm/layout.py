@@ -188,7 +188,7 @@ def ring_bytes(size: int, slot_bytes: int) -> int:
 
 
 def pack_poison(kind: int, rank: int, value: int) -> int:
-    """Return the poison word; ``value`` (exit code, signal) is a signed 32-bit integer."""
+    """Return the poison word; ``value`` (exit code, signal, pid) is a signed 32-bit integer."""
     return kind | (rank & 0xFFFFFF) << 8 | ((value + (1 << 31)) & 0xFFFFFFFF) << 32
 
 
