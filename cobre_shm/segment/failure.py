@@ -7,6 +7,7 @@ import time
 
 from cobre_shm import layout
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, CollectiveTimeout, RankFailed
+from cobre_shm.reminder import named
 from cobre_shm.segment.last_words import read_last_words
 from cobre_shm.segment.poison import Poison
 from cobre_shm.segment.process import is_alive, process_state
@@ -17,8 +18,6 @@ __all__ = ["failure", "mismatch", "missing_ranks", "named_ranks"]
 
 # A launcher reaps within milliseconds; freeing gigabytes of a dead rank may take some hundred.
 _EXIT_REPORT_SECS = 0.5
-# Ranks that a message describes; the others are counted.
-_NAMED = 8
 
 
 def missing_ranks(segment: Segment, epoch: int, steps: int = 0) -> list[int]:
@@ -36,16 +35,14 @@ def missing_ranks(segment: Segment, epoch: int, steps: int = 0) -> list[int]:
 
 def named_ranks(segment: Segment, late: list[int]) -> str:
     """The late ranks with what each is doing, and has called last."""
-    named = ", ".join(_describe(segment, rank) for rank in late[:_NAMED])
-    more = f" and {len(late) - _NAMED} more" if len(late) > _NAMED else ""
-    return f"{named}{more}"
 
+    def describe(rank: int) -> str:
+        block = segment.control(rank)
+        pid, start = (segment.words.load(block + word) for word in (layout.PID, layout.START))
+        did = last_entry(segment, rank) or "has called nothing yet"
+        return f"rank {rank} (pid {pid}, {process_state(pid, start)}; {did})"
 
-def _describe(segment: Segment, rank: int) -> str:
-    block = segment.control(rank)
-    pid, start = (segment.words.load(block + word) for word in (layout.PID, layout.START))
-    did = last_entry(segment, rank) or "has called nothing yet"
-    return f"rank {rank} (pid {pid}, {process_state(pid, start)}; {did})"
+    return named(late, describe)
 
 
 def mismatch(segment: Segment) -> CollectiveMismatch:
@@ -75,9 +72,9 @@ def failure(segment: Segment, first: Poison, timeout: float) -> CollectiveFailed
 def _timed_out(segment: Segment, rank: int, timeout: float) -> CollectiveTimeout:
     epochs = [segment.arrived(r) for r in range(segment.size)]
     missing = missing_ranks(segment, max(epochs), steps=1 << 62)
-    named = named_ranks(segment, missing)
     return CollectiveTimeout(
-        f"Nothing moved for {timeout:g} s; rank {rank} gave up waiting for {named}",
+        f"Nothing moved for {timeout:g} s; rank {rank} gave up waiting for "
+        f"{named_ranks(segment, missing)}",
         missing_ranks=missing,
         seconds=timeout,
         suggestion="Set COBRE_SHM_TIMEOUT_SECS above the longest time between two collectives.",
