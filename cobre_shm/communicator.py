@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cobre_shm.arrays import check_shape, private_array
+from cobre_shm.arrays import bytes_of, check_shape, private_array
 from cobre_shm.datatypes import Array, Counts, ReduceOp
 from cobre_shm.validate import (
     check_allgatherv,
@@ -281,7 +281,7 @@ class Communicator(ABC):
     def zeros(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
         """As :meth:`empty`, every byte zero."""
         array = self.empty(shape, dtype)
-        array.reshape(-1).view(np.uint8).fill(0)
+        bytes_of(array).fill(0)
         return array
 
     def full(

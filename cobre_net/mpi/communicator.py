@@ -31,6 +31,7 @@ from cobre_shm.validate import (
     check_broadcast,
     check_gather_buffers,
     check_region,
+    region_words,
 )
 
 __all__ = ["MpiCommunicator"]
@@ -196,9 +197,8 @@ class MpiCommunicator(ContextFirst, Member):
         self._check_usable()
         extents, element = check_region(shape, dtype)
         if self._config.check:
-            items = min(int(np.prod(extents, dtype=object)), 2**63 - 1)
-            hashed = zlib.crc32(repr(extents).encode())
-            self._compare(layout.REGION, dtype_tag(element), items, high=hashed)
+            tag, count, hashed = region_words(extents, element)
+            self._compare(layout.REGION, tag, count, high=hashed)
         try:
             return MpiRegion(self, self._comm, self._grouping.node, extents, element)
         except MPI.Exception as error:
