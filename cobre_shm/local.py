@@ -61,11 +61,11 @@ class LocalCommunicator(Communicator):
         send, recv = check_gather_buffers(1, send, recv, displs)
         if counts is None:
             counts = [send.size]
-        layout = check_allgatherv(0, 1, send, recv, counts, displs)
-        start = int(layout.displs[0]) * send.itemsize
+        checked = check_allgatherv(0, 1, send, recv, counts, displs)
+        start = int(checked.displs[0]) * send.itemsize
         # As bytes: numpy copies records field by field, without the padding.
-        source, target = bytes_of(send), bytes_of(layout.recv)[start : start + send.nbytes]
-        return self._copy_plan(source, target, layout.recv)
+        source, target = bytes_of(send), bytes_of(checked.recv)[start : start + send.nbytes]
+        return self._copy_plan(source, target, checked.recv)
 
     def allreduce(
         self, send: Array, recv: Array | None = None, op: ReduceOp | str = ReduceOp.SUM

@@ -129,17 +129,17 @@ class MpiCommunicator(ContextFirst, Member):
         send, recv = check_gather_buffers(self.size, send, recv, displs)
         if counts is None:
             counts = self._gather_counts(send)
-        plan = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
         if self._config.check:
-            hashed = zlib.crc32(plan.counts.tobytes())
-            total = int(plan.counts.sum())
+            hashed = zlib.crc32(checked.counts.tobytes())
+            total = int(checked.counts.sum())
             self._compare(layout.ALLGATHERV, dtype_tag(send.dtype), total, high=hashed)
         try:
-            self._engine.allgatherv(*plan)
+            self._engine.allgatherv(*checked)
         except MPI.Exception as error:
             self._fail(error)
-        self._learn(plan.send.dtype)
-        return plan.recv
+        self._learn(checked.send.dtype)
+        return checked.recv
 
     def _gather_counts(self, send: Array) -> Array:
         counts = np.empty(self.size, np.int64)

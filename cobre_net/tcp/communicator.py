@@ -84,15 +84,15 @@ class TcpCommunicator(Membership):
         send, recv = check_gather_buffers(self.size, send, recv, displs)
         if counts is None:
             counts = self._gather_counts(send)
-        layout = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
-        hashed = zlib.crc32(np.ascontiguousarray(layout.counts).tobytes())
-        total = int(layout.counts.sum())
+        checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        hashed = zlib.crc32(np.ascontiguousarray(checked.counts).tobytes())
+        total = int(checked.counts.sum())
         call = Call(ALLGATHERV, 0, hashed, dtype_tag(send.dtype), total)
         itemsize = send.itemsize
-        parts = [count * itemsize for count in layout.counts.tolist()]
-        places = [displ * itemsize for displ in layout.displs.tolist()]
-        self._gather(call, send, layout.recv, parts, places)
-        return layout.recv
+        parts = [count * itemsize for count in checked.counts.tolist()]
+        places = [displ * itemsize for displ in checked.displs.tolist()]
+        self._gather(call, send, checked.recv, parts, places)
+        return checked.recv
 
     def _gather_counts(self, send: Array) -> Array:
         counts = np.empty(self.size, _INT64)
