@@ -25,6 +25,7 @@
     title         has ps show the program, and not the zygote
     ladder        the steps by which a group is brought to its end
     loop          the one place to wait
+    parent        processes that do not outlive their parent
     rank          one process: signal, how it ended, reap
     signals       signals as events of the loop
     terminal      typed input passed on to rank 0
