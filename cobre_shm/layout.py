@@ -125,6 +125,7 @@ SMALL_SLOTS_BYTES = 2 * SMALL_SLOT_BYTES
 MANY_RANKS = 16
 
 MAX_RANKS = 1024
+DEFAULT_SLOT_BYTES = 1 << 18
 MAX_SLOT_BYTES = 1 << 30
 
 # Operation codes of the first call word, and of the data frames of tcp (four bits there).
