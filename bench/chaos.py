@@ -55,7 +55,7 @@ import numpy as np
 from cobre_shm.errors import CollectiveFailed, InitializationFailed
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
-from cobre_shm.spawn.rank import die_with_parent
+from cobre_shm.spawn.parent import die_with
 
 WINDOW_SECS = 0.15
 WATCHDOG_SECS = 20.0
@@ -92,7 +92,7 @@ def run(
     _warm_up()
     begun, load = time.monotonic(), os.getloadavg()[0]
     readers = {}
-    end_with_us = die_with_parent()
+    end_with_us = die_with(os.getpid())
     for driver in range(drivers):
         reader, writer = os.pipe()
         pid = os.fork()
@@ -223,7 +223,7 @@ def _run_group(index: int, sizes: tuple[int, ...], seed: int, total: dict[str, A
     name = f"/cobre-chaos-{secrets.token_hex(8)}"
     gate, opener = os.pipe()
     reader, writer = os.pipe()
-    end_with_us = die_with_parent()
+    end_with_us = die_with(os.getpid())
     pids: list[int] = []
     for rank in range(size):
         pid = os.fork()

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cobre_shm.arrays import check_shape, private_array
+from cobre_shm.arrays import bytes_of, check_shape, private_array
 from cobre_shm.datatypes import Array, Counts, ReduceOp
 from cobre_shm.validate import (
     check_allgatherv,
@@ -53,7 +53,12 @@ class SharedRegion(ABC):
 
     @abstractmethod
     def fence(self) -> None:
-        """Make all earlier writes of all ranks visible to all ranks. Collective."""
+        """Make all earlier writes of all ranks visible to all ranks. Collective.
+
+        Raises:
+            CollectiveMismatch, RankFailed, CollectiveTimeout: As in
+                :meth:`Communicator.allgatherv`.
+        """
 
     @abstractmethod
     def freeze(self) -> None:
@@ -62,6 +67,9 @@ class SharedRegion(ABC):
         On a follower a new ``array`` stands in the attribute, and writing to it is a
         ``ValueError``. Views that it took before must not be written afterwards: where memory is
         really shared that ends the process (SIGSEGV), so that nobody reads what it would write.
+
+        Raises:
+            CollectiveMismatch, RankFailed, CollectiveTimeout: As in :meth:`fence`.
         """
 
     @abstractmethod
@@ -167,6 +175,7 @@ class Communicator(ABC):
             ``recv``.
 
         Raises:
+            ValueError: There is no such ``op``; found before any peer is involved.
             InvalidBufferSize, InvalidDatatype, CollectiveMismatch, RankFailed,
             CollectiveTimeout: As in :meth:`allgatherv`.
         """
@@ -207,7 +216,7 @@ class Communicator(ABC):
             ``allreduce_shared`` with the same dtype and number of elements again.
 
         Raises:
-            InvalidBufferSize, InvalidDatatype, CollectiveMismatch, RankFailed,
+            ValueError, InvalidBufferSize, InvalidDatatype, CollectiveMismatch, RankFailed,
             CollectiveTimeout: As in :meth:`allreduce`.
             AllocationFailed: The memory is not there; on every rank.
         """
@@ -234,7 +243,11 @@ class Communicator(ABC):
     def allreduce_init(
         self, send: Array, recv: Array, op: ReduceOp | str = ReduceOp.SUM
     ) -> Callable[[], Array]:
-        """Return a plan for ``allreduce(send, recv, op)``; see :meth:`allgatherv_init`."""
+        """Return a plan for ``allreduce(send, recv, op)``; see :meth:`allgatherv_init`.
+
+        Raises:
+            ValueError, InvalidBufferSize, InvalidDatatype: As the method would.
+        """
         check_allreduce(send, recv, op)
         return partial(self.allreduce, send, recv, op)
 
@@ -255,7 +268,9 @@ class Communicator(ABC):
 
         Raises:
             AllocationFailed: The memory is not there; on every rank, nothing is left.
+            InvalidBufferSize, InvalidDatatype: Of shape and dtype; before any peer is involved.
             CollectiveMismatch: Ranks asked for different shapes or dtypes.
+            RankFailed, CollectiveTimeout: As in :meth:`allgatherv`.
         """
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
@@ -281,7 +296,7 @@ class Communicator(ABC):
     def zeros(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
         """As :meth:`empty`, every byte zero."""
         array = self.empty(shape, dtype)
-        array.reshape(-1).view(np.uint8).fill(0)
+        bytes_of(array).fill(0)
         return array
 
     def full(
@@ -290,11 +305,15 @@ class Communicator(ABC):
         """As :meth:`empty`, every element ``fill_value``; ``dtype`` None is that of the value.
 
         Raises:
-            ValueError, TypeError: The value is none of that dtype; found before any peer is
-                involved.
+            ValueError, TypeError: The value is none of that dtype, or does not fill that shape;
+                found before any peer is involved.
         """
         value = np.asarray(fill_value, dtype)
-        array = self.empty(shape, value.dtype)
+        extents, element = check_shape("full", shape, value.dtype)
+        # A scalar fills any shape, also one of more bytes than numpy can say.
+        if value.ndim:
+            np.broadcast_to(value, extents)
+        array = self.empty(extents, element)
         array[...] = value
         return array
 
@@ -303,6 +322,10 @@ class Communicator(ABC):
         """Return a new communicator of the ranks that share memory with this one. Collective.
 
         Where memory is not really shared its size is 1.
+
+        Raises:
+            InitializationFailed, AllocationFailed: The new group did not come together.
+            CollectiveMismatch, RankFailed, CollectiveTimeout: As in :meth:`allgatherv`.
         """
 
     @abstractmethod

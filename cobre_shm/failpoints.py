@@ -1,7 +1,7 @@
 """Named places in the protocols where a test makes a rank fail.
 
-``COBRE_FAIL=PHASE:ACTION@RANK,SEQUENCE``: when RANK reaches PHASE for the collective SEQUENCE (0
-for phases outside collectives), it does ACTION. ``COBRE_FAIL=on`` compiles the places in without
+``COBRE_FAIL=PHASE:kill@RANK,SEQUENCE``: when RANK reaches PHASE for the collective SEQUENCE (0 for
+phases outside collectives), it kills itself. ``COBRE_FAIL=on`` compiles the places in without
 choosing one; ``arm`` chooses later. ``anywhere:yield@RANK,SEED`` lets RANK give up the processor
 at random places of collectives, so that others run where they seldom would. When the variable is
 unset no place costs anything: in kernels they are not compiled, elsewhere they are one test of a
@@ -36,7 +36,6 @@ import signal
 from typing import NamedTuple
 
 __all__ = [
-    "ACTIONS",
     "ANYWHERE",
     "ENABLED",
     "EXPECTED",
@@ -72,17 +71,10 @@ PHASES = (
     "region_close",
     "exit",
 )
-ACTIONS = {
-    "kill": signal.SIGKILL,
-    "stop": signal.SIGSTOP,
-    "segv": signal.SIGSEGV,
-    "term": signal.SIGTERM,
-}
 # In the place of a phase.
 ANYWHERE = len(PHASES)
 EXPECTED = (
-    "on, anywhere:yield@RANK,SEED, or PHASE:ACTION@RANK,SEQUENCE with a phase of "
-    f"{', '.join(PHASES)} and an action of {', '.join(ACTIONS)}"
+    f"on, anywhere:yield@RANK,SEED, or PHASE:kill@RANK,SEQUENCE with a phase of {', '.join(PHASES)}"
 )
 
 
@@ -116,9 +108,9 @@ def parse(text: str) -> Directive | None:
     match = re.fullmatch(r"(\w+):(\w+)@(\d+),(\d+)", text)
     if match is not None and match.group(1, 2) == ("anywhere", "yield"):
         return Directive(ANYWHERE, 0, int(match[3]), int(match[4]))
-    if match is None or match[1] not in PHASES or match[2] not in ACTIONS:
+    if match is None or match[1] not in PHASES or match[2] != "kill":
         raise ValueError(f"{VARIABLE}={text!r}: expected {EXPECTED}")
-    return Directive(PHASES.index(match[1]), ACTIONS[match[2]], int(match[3]), int(match[4]))
+    return Directive(PHASES.index(match[1]), signal.SIGKILL, int(match[3]), int(match[4]))
 
 
 def arm(text: str) -> None:

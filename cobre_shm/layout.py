@@ -125,6 +125,7 @@ SMALL_SLOTS_BYTES = 2 * SMALL_SLOT_BYTES
 MANY_RANKS = 16
 
 MAX_RANKS = 1024
+DEFAULT_SLOT_BYTES = 1 << 18
 MAX_SLOT_BYTES = 1 << 30
 
 # Operation codes of the first call word, and of the data frames of tcp (four bits there).
@@ -146,6 +147,13 @@ OPERATIONS = {
 # Poison word: kind | rank << 8 | (value + 2**31) << 32; zero means healthy.
 DIED, LEFT, ABORTED, INTERRUPTED, TIMED_OUT, STOPPED, CONFLICT, RAISED = 1, 2, 3, 4, 5, 6, 7, 8
 DAMAGED = 9
+# What a rank has done that fails its group, to stand behind its name.
+DEEDS = {
+    LEFT: "closed its communicator while others waited for it",
+    ABORTED: "called abort({value})",
+    INTERRUPTED: "was interrupted inside a collective",
+    RAISED: "raised an exception",
+}
 
 
 def recorder_offset(size: int) -> int:
@@ -181,7 +189,7 @@ def ring_bytes(size: int, slot_bytes: int) -> int:
 
 
 def pack_poison(kind: int, rank: int, value: int) -> int:
-    """Return the poison word; ``value`` (exit code, signal) is a signed 32-bit integer."""
+    """Return the poison word; ``value`` (exit code, signal, pid) is a signed 32-bit integer."""
     return kind | (rank & 0xFFFFFF) << 8 | ((value + (1 << 31)) & 0xFFFFFFFF) << 32
 
 

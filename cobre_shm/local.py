@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
+from cobre_shm.arrays import bytes_of
 from cobre_shm.communicator import Array, Communicator, Counts
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.errors import InvalidCommunicator
@@ -60,11 +61,11 @@ class LocalCommunicator(Communicator):
         send, recv = check_gather_buffers(1, send, recv, displs)
         if counts is None:
             counts = [send.size]
-        layout = check_allgatherv(0, 1, send, recv, counts, displs)
-        start = int(layout.displs[0]) * send.itemsize
+        checked = check_allgatherv(0, 1, send, recv, counts, displs)
+        start = int(checked.displs[0]) * send.itemsize
         # As bytes: numpy copies records field by field, without the padding.
-        source, target = _bytes_of(send), _bytes_of(layout.recv)[start : start + send.nbytes]
-        return self._copy_plan(source, target, layout.recv)
+        source, target = bytes_of(send), bytes_of(checked.recv)[start : start + send.nbytes]
+        return self._copy_plan(source, target, checked.recv)
 
     def allreduce(
         self, send: Array, recv: Array | None = None, op: ReduceOp | str = ReduceOp.SUM
@@ -129,7 +130,3 @@ class LocalCommunicator(Communicator):
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidCommunicator("The communicator is closed", context={"backend": "local"})
-
-
-def _bytes_of(array: Array) -> NDArray[np.uint8]:
-    return array.reshape(-1).view(np.uint8)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 __all__ = [
     "has_futex",
@@ -22,31 +23,25 @@ __all__ = [
     "mpi_library",
 ]
 
-_SYS_FUTEX = 202  # x86-64
-_FUTEX_WAKE = 1
 # A thread that Python has joined may still be on its way out of the kernel.
 _THREAD_EXIT_SECS = 1.0
 
 
 def has_futex() -> bool:
-    """Whether the kernel lets this process wake sleepers on a word of memory."""
-    word = ctypes.c_uint32(0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    code = libc.syscall(_SYS_FUTEX, ctypes.byref(word), _FUTEX_WAKE, 1, None, None, 0)
-    return bool(code == 0)
+    """Whether the kernel lets this process sleep on a word of shared memory."""
+    libc = _libc()
+    return libc is not None and not libc.is_futex_refused()
 
 
 def has_robust_mutex() -> bool:
     """Whether a mutex tells that its owner has ended: a thread takes one along and it is seen."""
-    # Not above: segment.libc binds glibc's mutexes when it is imported, and a system may lack them.
-    try:
-        from cobre_shm.segment.libc import RobustMutex
-    except (AttributeError, OSError):
+    libc = _libc()
+    if libc is None:
         return False
     memory = mmap.mmap(-1, mmap.PAGESIZE)
     held = ctypes.c_char.from_buffer(memory)
     try:
-        mutex = RobustMutex(ctypes.addressof(held))
+        mutex = libc.RobustMutex(ctypes.addressof(held))
         mutex.initialise()
         owner = threading.Thread(target=mutex.try_lock)
         owner.start()
@@ -105,6 +100,15 @@ def kernel_cache() -> tuple[Path, int] | None:
         if images := len(list(folder.glob(f"*{SUFFIX}"))):
             return folder, images
     return next(((folder, 0) for folder in folders() if _can_write(folder)), None)
+
+
+def _libc() -> ModuleType | None:
+    """Return what ranks use of the C library; None where that lacks some of it."""
+    try:
+        from cobre_shm.segment import libc
+    except (AttributeError, OSError):
+        return None
+    return libc
 
 
 def _can_write(folder: Path) -> bool:

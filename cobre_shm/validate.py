@@ -7,6 +7,8 @@ and displacements as int64 arrays.
 
 from __future__ import annotations
 
+import math
+import zlib
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobre_shm.arrays import address_of, check_shape
-from cobre_shm.datatypes import Array, Counts, ReduceOp, is_movable, is_reducible
+from cobre_shm.datatypes import Array, Counts, ReduceOp, dtype_tag, is_movable, is_reducible
 from cobre_shm.errors import InvalidBufferSize, InvalidDatatype, InvalidRoot
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "check_gather_buffers",
     "check_reduction",
     "check_region",
+    "region_words",
 ]
 
 _INT64_MAX = 2**63 - 1
@@ -174,6 +177,15 @@ def check_broadcast(size: int, rank: int, buf: Any, root: int) -> Array:
 def check_region(shape: int | tuple[int, ...], dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Check the shape and dtype of a shared region."""
     return check_shape("create_shared_region", shape, dtype)
+
+
+def region_words(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int, int]:
+    """Return what ranks compare of a region: tag of the dtype, elements, hash of the shape.
+
+    Each fits its part of the signed call words. Shapes that have more elements differ in the hash.
+    """
+    hashed = zlib.crc32(repr(shape).encode()) >> 1
+    return dtype_tag(dtype), min(math.prod(shape), _INT64_MAX), hashed
 
 
 def _exports_buffer(obj: Any) -> bool:

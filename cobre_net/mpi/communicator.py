@@ -18,12 +18,12 @@ from cobre_net.mpi.grouping import Grouping
 from cobre_net.mpi.library import MPI, check_started, duplicate
 from cobre_net.mpi.region import MpiRegion, free_windows
 from cobre_shm import layout
+from cobre_shm.calls import words_text
 from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, InitializationFailed
 from cobre_shm.fastcall import ContextFirst
 from cobre_shm.member import Member
-from cobre_shm.segment.recorder import call_text
 from cobre_shm.selection.kinds import MpiConfig
 from cobre_shm.validate import (
     check_allgatherv,
@@ -31,6 +31,7 @@ from cobre_shm.validate import (
     check_broadcast,
     check_gather_buffers,
     check_region,
+    region_words,
 )
 
 __all__ = ["MpiCommunicator"]
@@ -134,17 +135,17 @@ class MpiCommunicator(ContextFirst, Member):
         send, recv = check_gather_buffers(self.size, send, recv, displs)
         if counts is None:
             counts = self._gather_counts(send)
-        plan = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
         if self._config.check:
-            hashed = zlib.crc32(plan.counts.tobytes())
-            total = int(plan.counts.sum())
+            hashed = zlib.crc32(checked.counts.tobytes())
+            total = int(checked.counts.sum())
             self._compare(layout.ALLGATHERV, dtype_tag(send.dtype), total, high=hashed)
         try:
-            self._engine.allgatherv(*plan)
+            self._engine.allgatherv(*checked)
         except MPI.Exception as error:
             self._fail(error)
-        self._learn(plan.send.dtype)
-        return plan.recv
+        self._learn(checked.send.dtype)
+        return checked.recv
 
     def _gather_counts(self, send: Array) -> Array:
         counts = np.empty(self.size, np.int64)
@@ -202,9 +203,8 @@ class MpiCommunicator(ContextFirst, Member):
         self._check_usable()
         extents, element = check_region(shape, dtype)
         if self._config.check:
-            items = min(int(np.prod(extents, dtype=object)), 2**63 - 1)
-            hashed = zlib.crc32(repr(extents).encode())
-            self._compare(layout.REGION, dtype_tag(element), items, high=hashed)
+            tag, count, hashed = region_words(extents, element)
+            self._compare(layout.REGION, tag, count, high=hashed)
         try:
             return MpiRegion(self, self._comm, self._grouping.node, extents, element)
         except MPI.Exception as error:
@@ -299,7 +299,7 @@ class MpiCommunicator(ContextFirst, Member):
         except MPI.Exception as error:
             self._fail(error)
         if (calls != calls[0]).any():
-            reason = CollectiveMismatch([call_text(*call) for call in calls.tolist()])
+            reason = CollectiveMismatch([words_text(*call) for call in calls.tolist()])
             self._lose(reason)
             raise reason
 

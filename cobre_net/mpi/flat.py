@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobre_net.mpi.library import MPI
+from cobre_shm.arrays import bytes_of
 from cobre_shm.communicator import Array
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.native.rows import reduce_rows
 
-__all__ = ["Flat", "bytes_of", "native_operation"]
+__all__ = ["Flat", "native_operation"]
 
 BYTE = MPI.BYTE
 # The largest message of one call: below 2**31, so that its end has a 32-bit displacement too.
@@ -56,11 +57,6 @@ _TYPES = {
     np.dtype(np.float32): MPI.FLOAT,
     np.dtype(np.float64): MPI.DOUBLE,
 }
-
-
-def bytes_of(array: Array) -> NDArray[np.uint8]:
-    """Return the memory of a contiguous array."""
-    return array.reshape(-1).view(np.uint8)
 
 
 def native_operation(

@@ -20,7 +20,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cobre_net.mpi.flat import BYTE, Flat, bytes_of
+from cobre_net.mpi.flat import BYTE, Flat
+from cobre_shm.arrays import bytes_of
 from cobre_shm.communicator import Array
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.native.rows import reduce_rows

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cobre_net.mpi.library import MPI
+from cobre_shm.arrays import bytes_of, bytes_of_shape
 from cobre_shm.communicator import Array, Communicator, SharedRegion
 from cobre_shm.errors import AllocationFailed
 from cobre_shm.limits import available_bytes, shared_memory_bytes
@@ -31,8 +32,7 @@ class _Memory:
         self.address, self.nbytes = address, nbytes
 
     def show(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, writable: bool) -> Array:
-        count = int(np.prod(shape, dtype=object))
-        view = _View(self, count * dtype.itemsize, writable)
+        view = _View(self, bytes_of_shape(shape, dtype), writable)
         return np.asarray(view).view(dtype).reshape(shape)
 
 
@@ -99,7 +99,7 @@ class MpiRegion(SharedRegion):
     ) -> None:
         self._comm = comm
         self._shape, self._dtype = shape, dtype
-        nbytes = max(1, int(np.prod(shape, dtype=object)) * dtype.itemsize)
+        nbytes = max(1, bytes_of_shape(shape, dtype))
         windows = free_windows(whole)
         window, error = self._allocate(node, nbytes), None
         if isinstance(window, AllocationFailed):
@@ -117,7 +117,7 @@ class MpiRegion(SharedRegion):
         self._memory: _Memory | None = memory
         self.array = memory.show(shape, dtype, writable=True)
         if node.Get_rank() == 0:
-            self.array.reshape(-1).view(np.uint8)[:] = 0
+            bytes_of(self.array)[:] = 0
         self._order()
         node.Barrier()
         self._order()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cobre_net.tcp.wire import HEAD, PREFIX_BYTES, Head
-from cobre_shm.datatypes import ReduceOp, tag_text
-from cobre_shm.layout import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, OPERATIONS, REGION, SPLIT
+from cobre_net.tcp.wire import BODY_BYTES, HEAD, PREFIX_BYTES, Head
+from cobre_shm.calls import call_text
 
 __all__ = ["Call"]
 
 OPERATION_MASK = 0x0F
-_WITHOUT_ELEMENTS = (BARRIER, SPLIT)
 
 
 class Call(NamedTuple):
@@ -34,7 +32,7 @@ class Call(NamedTuple):
     def head(self, kind: int, sequence: int, payload_bytes: int, block: int = 0) -> bytes:
         """Return the head of a data frame; ``kind`` is SEND or RESULT."""
         return HEAD.pack(
-            HEAD.size - 4 + payload_bytes,
+            BODY_BYTES + payload_bytes,
             kind | self.operation,
             sequence,
             self.reduction | self.extra << 32,
@@ -60,17 +58,5 @@ class Call(NamedTuple):
         )
 
     def __str__(self) -> str:
-        name = OPERATIONS.get(self.operation, f"operation {self.operation}")
-        if self.operation in _WITHOUT_ELEMENTS:
-            return name
-        parts = [f"{self.elements} x {tag_text(self.dtype)}"]
-        if self.operation == ALLREDUCE:
-            known = self.reduction in list(ReduceOp)
-            parts.append(ReduceOp(self.reduction).name if known else str(self.reduction))
-        elif self.operation == BROADCAST:
-            parts.append(f"root {self.extra}")
-        elif self.operation == REGION:
-            parts.append(f"shape {self.extra:08x}")
-        elif self.operation == ALLGATHERV:
-            parts.append(f"counts {self.extra:08x}")
-        return f"{name}({', '.join(parts)})"
+        root = hashed = self.extra
+        return call_text(self.operation, self.reduction, root, hashed, self.dtype, self.elements)

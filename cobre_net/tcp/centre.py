@@ -101,12 +101,13 @@ class Centre:
         if rank == 0:
             return "rank 0"
         peer = self.links[rank - 1].peer
-        return f"rank {rank} (pid {peer.pid} on {peer.host}; it {self._did(rank)})"
+        return f"rank {rank} (pid {peer.pid} on {peer.host}; it {self.did()})"
 
     def _patience(self) -> Patience:
         return Patience(0, self._timeout, self._stall_warn, self.describe)
 
-    def _did(self, rank: int) -> str:  # noqa: ARG002 - all ranks have done the same
+    def did(self) -> str:
+        """What every rank of the group has done last."""
         if self.last is None:
             return "had called nothing yet"
         return f"finished collective {self.finished}, {self.last}"
@@ -123,9 +124,7 @@ class Centre:
         if ending.failure is not None:
             return ending.failure
         kind = "left" if ending.left else "died"
-        return Failure(
-            kind, link.rank, link.peer.pid, link.peer.host, text=why, did=self._did(link.rank)
-        )
+        return Failure(kind, link.rank, link.peer.pid, link.peer.host, text=why, did=self.did())
 
     def _ended(self, link: Link) -> None:
         self._blame(link, "its connection ended")
@@ -135,12 +134,12 @@ class Centre:
         if failure is not None:
             return failure
         peer = link.peer
-        return Failure("left", link.rank, peer.pid, peer.host, did=self._did(link.rank))
+        return Failure("left", link.rank, peer.pid, peer.host, did=self.did())
 
     def damage(self, link: Link, why: str) -> Failure:
         """The failure of a peer that does not keep to the protocol."""
         return Failure(
-            "damaged", link.rank, link.peer.pid, link.peer.host, text=why, did=self._did(link.rank)
+            "damaged", link.rank, link.peer.pid, link.peer.host, text=why, did=self.did()
         )
 
     def mismatch(self, link: Link) -> Failure:

@@ -17,7 +17,7 @@ from cobre_net.tcp.plans import SmallReduce, payload
 from cobre_net.tcp.reducing import fold_function
 from cobre_net.tcp.wire import HEAD_BYTES, SMALL_BYTES
 from cobre_net.tcp.worker import Worker
-from cobre_shm.arrays import address_of
+from cobre_shm.arrays import address_of, bytes_of, bytes_of_shape
 from cobre_shm.communicator import Array, Counts
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import AllocationFailed
@@ -30,6 +30,7 @@ from cobre_shm.validate import (
     check_broadcast,
     check_gather_buffers,
     check_region,
+    region_words,
 )
 
 __all__ = ["TcpCommunicator"]
@@ -83,15 +84,15 @@ class TcpCommunicator(Membership):
         send, recv = check_gather_buffers(self.size, send, recv, displs)
         if counts is None:
             counts = self._gather_counts(send)
-        layout = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
-        hashed = zlib.crc32(np.ascontiguousarray(layout.counts).tobytes())
-        total = int(layout.counts.sum())
+        checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        hashed = zlib.crc32(np.ascontiguousarray(checked.counts).tobytes())
+        total = int(checked.counts.sum())
         call = Call(ALLGATHERV, 0, hashed, dtype_tag(send.dtype), total)
         itemsize = send.itemsize
-        parts = [count * itemsize for count in layout.counts.tolist()]
-        places = [displ * itemsize for displ in layout.displs.tolist()]
-        self._gather(call, send, layout.recv, parts, places)
-        return layout.recv
+        parts = [count * itemsize for count in checked.counts.tolist()]
+        places = [displ * itemsize for displ in checked.displs.tolist()]
+        self._gather(call, send, checked.recv, parts, places)
+        return checked.recv
 
     def _gather_counts(self, send: Array) -> Array:
         counts = np.empty(self.size, _INT64)
@@ -104,7 +105,7 @@ class TcpCommunicator(Membership):
     def _gather(
         self, call: Call, send: Array, recv: Array, parts: list[int], places: list[int]
     ) -> None:
-        source, target = _bytes_of(send), _bytes_of(recv)
+        source, target = bytes_of(send).data, bytes_of(recv).data
         blocks = [
             target[place : place + nbytes] for place, nbytes in zip(places, parts, strict=True)
         ]
@@ -208,14 +209,14 @@ class TcpCommunicator(Membership):
 
     def _reduce_large(self, send: Array, recv: Array, op: ReduceOp) -> None:
         call = Call(ALLREDUCE, int(op), 0, dtype_tag(send.dtype), send.size)
-        result = _bytes_of(recv)
+        result = bytes_of(recv).data
         with self._round() as star:
             if isinstance(star, Coordinator):
                 fold = fold_function(send.dtype, op)
                 star.reduce(call, send.nbytes, send.itemsize, address_of(send), result, fold)
             elif star is not None:
                 # In place, what has been sent is overwritten by what was made of it.
-                star.stream(call, _bytes_of(send), {0: Block(0, result)})
+                star.stream(call, bytes_of(send).data, {0: Block(0, result)})
             elif recv is not send:
                 recv.reshape(-1)[:] = send.reshape(-1)
 
@@ -229,7 +230,7 @@ class TcpCommunicator(Membership):
         with self._round() as star:
             if star is None:
                 return array
-            data = _bytes_of(array)
+            data = bytes_of(array).data
             if nbytes > SMALL_BYTES:
                 if isinstance(star, Coordinator):
                     star.broadcast(call, root, data)
@@ -286,13 +287,11 @@ class TcpCommunicator(Membership):
             region = HeapRegion(extents, element)
         except AllocationFailed as error:
             refused = error
-        hashed = zlib.crc32(repr(extents).encode())
-        items = int(np.prod(extents, dtype=object))
-        # The count that travels is one word; shapes that differ beyond it differ in the hash.
-        call = Call(REGION, 0, hashed, dtype_tag(element), items & (1 << 62) - 1)
+        tag, count, hashed = region_words(extents, element)
+        call = Call(REGION, 0, hashed, tag, count)
         if self._count_refusals(call, refused is not None) or region is None:
             raise refused or AllocationFailed(
-                items * element.itemsize, "another rank could not allocate its region"
+                bytes_of_shape(extents, element), "another rank could not allocate its region"
             )
         return region
 
@@ -323,7 +322,3 @@ class TcpCommunicator(Membership):
 
 def _nothing(link: Link) -> None:
     """Combine parts without payload."""
-
-
-def _bytes_of(array: Array) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data

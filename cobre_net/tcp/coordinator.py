@@ -24,7 +24,6 @@ what the time limit and the kernel's word on the connection are for.
 
 from __future__ import annotations
 
-import ctypes
 import select
 from collections.abc import Callable, Sequence
 
@@ -35,6 +34,7 @@ from cobre_net.tcp.link import HANGUP, Link
 from cobre_net.tcp.patience import Patience
 from cobre_net.tcp.reducing import Fold
 from cobre_net.tcp.wire import RESULT, SEND
+from cobre_shm.arrays import writable_address
 
 __all__ = ["Coordinator"]
 
@@ -66,7 +66,7 @@ class Coordinator(SmallRounds):
             fold: The reduction.
         """
         self._begin(call)
-        target = ctypes.addressof(ctypes.c_char.from_buffer(result))
+        target = writable_address(result)
         rings = [self._ring(index, total) for index in range(len(self.links))]
         answer = Block(0, result)
 
@@ -125,8 +125,7 @@ class Coordinator(SmallRounds):
         while len(self._rings) <= index:
             self._rings.append(bytearray(self._ring_bytes))
         memory = self._rings[index]
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        return Ring(memoryview(memory), address, total)
+        return Ring(memoryview(memory), writable_address(memory), total)
 
     def _flow(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 
 from cobre_net.tcp.wire import ABORT, MAX_CONTROL_BYTES, BadFrame, frame
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, CollectiveTimeout, RankFailed
+from cobre_shm.layout import ABORTED, DEEDS, INTERRUPTED, LEFT, RAISED
 
 __all__ = ["Failure", "Lost"]
 
@@ -118,10 +119,10 @@ class Lost(Exception):
 
 _KINDS = {
     "died": "died or cannot be reached ({text})",
-    "left": "closed its communicator while others waited for it",
-    "aborted": "called abort({value})",
-    "raised": "raised an exception",
-    "interrupted": "was interrupted inside a collective",
+    "left": DEEDS[LEFT],
+    "aborted": DEEDS[ABORTED],
+    "raised": DEEDS[RAISED],
+    "interrupted": DEEDS[INTERRUPTED],
     "damaged": "sent what is no part of the protocol ({text})",
     "timeout": "",
     "mismatch": "",

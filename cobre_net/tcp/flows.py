@@ -1,6 +1,8 @@
 """Payloads in frames: how blocks of bytes leave through a connection, and how they arrive.
 
-Nothing here waits: each call moves what can be moved now, and says so.
+Each call moves what can be moved now, and says so. Two wait: the rest of a control frame is waited
+for once it has begun (``look_for_word``), and ``Inflow.pull`` without MSG_DONTWAIT waits as long as
+the connection does.
 """
 
 from __future__ import annotations

@@ -124,9 +124,7 @@ class Membership(Member):
 
     def _own(self, kind: str, **fields: Any) -> Failure:
         me = own_identity()
-        did = "had called nothing yet"
-        if self._star is not None and self._star.last is not None:
-            did = f"finished collective {self._star.finished}, {self._star.last}"
+        did = "" if self._star is None else self._star.did()
         return Failure(kind, self.rank, me.pid, me.host, did=did, **fields)
 
     def _fail(self, failure: Failure) -> CollectiveFailed:

@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from cobre_net.tcp.failure import Failure, Lost
+from cobre_shm.reminder import Reminder, named
 
 __all__ = ["Patience"]
 
 _MAX_BEAT_SECS = 1.0
-# A rank that stays late is named again after so many times the first interval.
-_REPEAT_WARNING = 6
-_NAMED = 8
 
 
 class Patience:
@@ -41,7 +39,7 @@ class Patience:
     def moved(self) -> None:
         """Say that something has moved."""
         self._since = time.monotonic()
-        self._next_warning = self._stall_warn
+        self._reminder = Reminder(self._stall_warn)
 
     def is_due(self) -> bool:
         """Whether a beat has passed since this was last so, whatever has moved."""
@@ -63,17 +61,11 @@ class Patience:
                 Failure(
                     "timeout",
                     self._rank,
-                    text=f"{self._named(missing)} in {where}",
+                    text=f"{named(missing, self._describe)} in {where}",
                     missing=tuple(missing),
                     seconds=self._timeout,
                 )
             )
-        if waited > self._next_warning:
-            self._next_warning += _REPEAT_WARNING * self._stall_warn
-            if warns:
-                line = f"cobre_net: ranks have waited {waited:.0f} s in {where}, for "
-                print(line + self._named(missing), file=sys.stderr, flush=True)
-
-    def _named(self, missing: Sequence[int]) -> str:
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        return ", ".join(self._describe(rank) for rank in missing[:_NAMED]) + more
+        if self._reminder.is_due(waited) and warns:
+            line = f"cobre_net: ranks have waited {waited:.0f} s in {where}, for "
+            print(line + named(missing, self._describe), file=sys.stderr, flush=True)

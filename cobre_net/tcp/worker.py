@@ -208,9 +208,10 @@ class Worker:
     def describe(self, rank: int) -> str:
         """A rank in words: the coordinator, the only one that this rank knows."""
         peer = self._link.peer
-        return f"rank {rank} (pid {peer.pid} on {peer.host}; it {self._did()})"
+        return f"rank {rank} (pid {peer.pid} on {peer.host}; it {self.did()})"
 
-    def _did(self) -> str:
+    def did(self) -> str:
+        """What every rank of the group has done last."""
         if self.last is None:
             return "had called nothing yet"
         return f"finished collective {self.finished}, {self.last}"
@@ -228,4 +229,4 @@ class Worker:
             kind = "left" if ending.left else "died"
         elif isinstance(error, Different):
             text = "a result of another collective"
-        return Failure(kind, 0, peer.pid, peer.host, text=text, did=self._did())
+        return Failure(kind, 0, peer.pid, peer.host, text=text, did=self.did())

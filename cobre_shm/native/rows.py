@@ -5,16 +5,16 @@ For backends whose transport gathers the ranks' blocks: row r is rank r's.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 from numpy.typing import NDArray
 
+from cobre_shm.arrays import writable_address
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.native.entry import function
 from cobre_shm.native.reduce import reduce_with_numpy, reduction_address
 
-__all__ = ["address_of", "reduce_rows"]
+__all__ = ["reduce_rows"]
 
 _reduce = function("reduce_rows")
 
@@ -30,16 +30,10 @@ def reduce_rows(op: ReduceOp, rows: NDArray[Any], target: NDArray[Any]) -> None:
     size = len(rows)
     reduction = reduction_address(rows.dtype, op)
     if reduction:
-        place, nbytes = address_of(target), target.nbytes
-        _reduce(reduction, place, address_of(rows), nbytes, size, target.size, target.itemsize)
+        place, source = writable_address(target), writable_address(rows)
+        _reduce(reduction, place, source, target.nbytes, size, target.size, target.itemsize)
         return
     accumulator = rows[0]
     for row in rows[1:]:
         reduce_with_numpy(op, accumulator, row)
     target[...] = accumulator
-
-
-def address_of(array: Any) -> int:
-    """Return the address of a writable, contiguous array that exports a buffer."""
-    # A fifth of the time that __array_interface__ and array.ctypes take.
-    return ctypes.addressof(ctypes.c_char.from_buffer(array))

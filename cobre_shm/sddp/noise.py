@@ -26,7 +26,7 @@ _U32 = 0xFFFF_FFFF
 _U64 = 0xFFFF_FFFF_FFFF_FFFF
 _U128 = (1 << 128) - 1
 
-# First two words of pi-free "nothing up my sleeve" text in the SipHash paper:
+# The words of pi-free "nothing up my sleeve" text in the SipHash paper:
 # "somepseudorandomlygeneratedbytes"; with a zero key they are the initial state.
 _SIP_STATE = (
     0x736F6D6570736575,

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.sddp.envelope import envelope
-from cobre_shm.sddp.errors import OutputError
-from cobre_shm.sddp.results import parquet, write_atomically, write_text
+from cobre_shm.sddp.errors import CaseError, OutputError
+from cobre_shm.sddp.results import read_table, write_atomically, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,12 +127,9 @@ class _Report:
     def _read(self, name: str) -> Table:
         path = self.directory / f"{name}.parquet"
         try:
-            table = parquet().parquet.read_table(str(path))
-        except (OSError, ValueError) as error:
-            raise OutputError(
-                f"cannot read {path}: {error}", context={"path": str(path)}
-            ) from error
-        return {key: table[key].to_numpy() for key in table.column_names}
+            return read_table(path)
+        except CaseError as error:
+            raise OutputError(error.message, context={"path": str(path)}) from error
 
     def _picture(self, name: str, title: str, figure: Figure) -> str:
         data = io.BytesIO()

@@ -28,10 +28,10 @@ from cobre_shm.sddp.checkpoint import (
 from cobre_shm.sddp.distribution import Shares, gather_items
 from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.passes import Passes
-from cobre_shm.sddp.plan import INTERRUPTED, Plan, make_plan
 from cobre_shm.sddp.sharing import on_rank_zero
 from cobre_shm.sddp.solver import Check, StageSolver, Statuses
 from cobre_shm.sddp.stopping import stop_reason
+from cobre_shm.sddp.training_files import INTERRUPTED, TrainingFiles, training_files
 from cobre_shm.sddp.training_result import TIMING_COLUMNS, Iteration, TrainingDetails
 from cobre_shm.sddp.warm_start import share_policy
 
@@ -93,12 +93,12 @@ def train(
         case = share_case(case, comm)
     if iterations is not None:
         case = with_iterations(case, iterations)
-    plan = make_plan(case.config, output_dir, checkpoint_every, resume, warm_start)
+    files = training_files(case.config, output_dir, checkpoint_every, resume, warm_start)
     if output_dir is not None:
         from cobre_shm.sddp.results import prepare_output, write_training
 
         prepare_output(output_dir, comm)
-    trainer = _Trainer(case, comm, plan, check)
+    trainer = _Trainer(case, comm, files, check)
     trainer.resume()
     result = trainer.run(progress, should_stop)
     if output_dir is not None:
@@ -107,9 +107,11 @@ def train(
 
 
 class _Trainer:
-    def __init__(self, case: Case, comm: Communicator, plan: Plan, check: Check | None) -> None:
-        self.case, self.comm, self.plan = case, comm, plan
-        directory = plan.directory
+    def __init__(
+        self, case: Case, comm: Communicator, files: TrainingFiles, check: Check | None
+    ) -> None:
+        self.case, self.comm, self.files = case, comm, files
+        directory = files.directory
         writer = None if directory is None else ProblemWriter(case, directory / "failed")
         self.passes = Passes(case, comm, writer, check)
         self.history: list[Iteration] = []
@@ -117,15 +119,15 @@ class _Trainer:
         self.retries = 0
 
     def resume(self) -> None:
-        """Take over what an earlier training found, if the plan names one. Collective."""
-        if self.plan.resume_from is not None:
-            path = self.plan.resume_from
+        """Take over what an earlier training found, if there is one. Collective."""
+        if self.files.resume_from is not None:
+            path = self.files.resume_from
             data = on_rank_zero(lambda: read_checkpoint(path, self.case), self.comm)
             if data:
                 self._restore(decode(data, self.case.digest, self.case.stages, path))
                 return
-        if self.plan.warm_start is not None:
-            policy = share_policy(self.plan.warm_start, self.case, self.comm)
+        if self.files.warm_start is not None:
+            policy = share_policy(self.files.warm_start, self.case, self.comm)
             self.passes.begin_with([cuts / self.passes.scale for cuts in policy])
 
     def run(
@@ -175,8 +177,8 @@ class _Trainer:
 
     def _save(self, reason: str) -> None:
         """Write a checkpoint if one is due. Collective."""
-        path = self.plan.checkpoint
-        if path is None or not self.plan.writes_checkpoint(len(self.history), reason):
+        path = self.files.checkpoint
+        if path is None or not self.files.writes_checkpoint(len(self.history), reason):
             return
         make = self._checkpoint()
         on_rank_zero(lambda: write_checkpoint(path, encode(make(), self.case.digest)), self.comm)

@@ -7,18 +7,17 @@ import time
 
 from cobre_shm import layout
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, CollectiveTimeout, RankFailed
+from cobre_shm.reminder import named
 from cobre_shm.segment.last_words import read_last_words
 from cobre_shm.segment.poison import Poison
 from cobre_shm.segment.process import is_alive, process_state
 from cobre_shm.segment.recorder import last_entry
 from cobre_shm.segment.segment import Segment
 
-__all__ = ["exit_text", "failure", "mismatch", "missing_ranks", "named_ranks"]
+__all__ = ["failure", "mismatch", "missing_ranks", "named_ranks"]
 
 # A launcher reaps within milliseconds; freeing gigabytes of a dead rank may take some hundred.
 _EXIT_REPORT_SECS = 0.5
-# Ranks that a message describes; the others are counted.
-_NAMED = 8
 
 
 def missing_ranks(segment: Segment, epoch: int, steps: int = 0) -> list[int]:
@@ -36,16 +35,14 @@ def missing_ranks(segment: Segment, epoch: int, steps: int = 0) -> list[int]:
 
 def named_ranks(segment: Segment, late: list[int]) -> str:
     """The late ranks with what each is doing, and has called last."""
-    named = ", ".join(_describe(segment, rank) for rank in late[:_NAMED])
-    more = f" and {len(late) - _NAMED} more" if len(late) > _NAMED else ""
-    return f"{named}{more}"
 
+    def describe(rank: int) -> str:
+        block = segment.control(rank)
+        pid, start = (segment.words.load(block + word) for word in (layout.PID, layout.START))
+        did = last_entry(segment, rank) or "has called nothing yet"
+        return f"rank {rank} (pid {pid}, {process_state(pid, start)}; {did})"
 
-def _describe(segment: Segment, rank: int) -> str:
-    block = segment.control(rank)
-    pid, start = (segment.words.load(block + word) for word in (layout.PID, layout.START))
-    did = last_entry(segment, rank) or "has called nothing yet"
-    return f"rank {rank} (pid {pid}, {process_state(pid, start)}; {did})"
+    return named(late, describe)
 
 
 def mismatch(segment: Segment) -> CollectiveMismatch:
@@ -72,17 +69,12 @@ def failure(segment: Segment, first: Poison, timeout: float) -> CollectiveFailed
     return _rank_failed(segment, first)
 
 
-def exit_text(code: int) -> str:
-    """Readable form of an exit status: an exit code, or minus a signal."""
-    return f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-
-
 def _timed_out(segment: Segment, rank: int, timeout: float) -> CollectiveTimeout:
     epochs = [segment.arrived(r) for r in range(segment.size)]
     missing = missing_ranks(segment, max(epochs), steps=1 << 62)
-    named = named_ranks(segment, missing)
     return CollectiveTimeout(
-        f"Nothing moved for {timeout:g} s; rank {rank} gave up waiting for {named}",
+        f"Nothing moved for {timeout:g} s; rank {rank} gave up waiting for "
+        f"{named_ranks(segment, missing)}",
         missing_ranks=missing,
         seconds=timeout,
         suggestion="Set COBRE_SHM_TIMEOUT_SECS above the longest time between two collectives.",
@@ -93,18 +85,14 @@ def _rank_failed(segment: Segment, first: Poison) -> RankFailed:
     rank, words, block = first.rank, segment.words, segment.control(first.rank)
     pid = words.load(block + layout.PID)
     status = _exit_status(segment, rank) if first.kind == layout.DIED else None
-    if first.kind == layout.ABORTED:
-        how = f"called abort({first.value})"
-    elif first.kind == layout.RAISED:
-        how = "raised an exception"
-    elif first.kind == layout.LEFT:
-        how = "closed its communicator while others waited for it"
-    elif first.kind == layout.INTERRUPTED:
-        how = "was interrupted inside a collective"
-    elif status is not None:
-        how = exit_text(status)
-    else:
+    if first.kind in layout.DEEDS:
+        how = layout.DEEDS[first.kind].format(value=first.value)
+    elif status is None:
         how = "died (only the cobre_shm.spawn launcher sees the signal or exit code)"
+    elif status < 0:
+        how = f"was killed by {_signal_name(-status)}"
+    else:
+        how = f"ended with exit code {status}"
     entry = last_entry(segment, rank)
     did = f"it {entry}" if entry else "it had called no collective"
     process = f" (pid {pid})" if pid else ", which had not joined,"

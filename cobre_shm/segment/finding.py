@@ -12,7 +12,7 @@ import os
 import time
 
 from cobre_shm.errors import InitializationFailed
-from cobre_shm.segment.lateness import Reminder
+from cobre_shm.reminder import Reminder
 from cobre_shm.segment.leftovers import remove_unready
 from cobre_shm.segment.notes import say
 from cobre_shm.segment.process import start_text, start_time

@@ -37,9 +37,9 @@ from contextlib import suppress
 from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.failpoints import reach
+from cobre_shm.reminder import Reminder
 from cobre_shm.segment.failure import failure
 from cobre_shm.segment.finding import LOOK_SECS, find_or_create
-from cobre_shm.segment.lateness import Reminder
 from cobre_shm.segment.libc import is_robust_list_known
 from cobre_shm.segment.notes import NO_ROBUST_LIST, note_once, say
 from cobre_shm.segment.poison import Poison, poison, read_poison

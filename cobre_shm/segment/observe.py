@@ -19,14 +19,11 @@ __all__ = ["GroupFacts", "RankFacts", "command_line", "has_ended", "observe"]
 _LATE_SECS = 0.02
 _LIVING = ("running", "sleeping", "in the kernel", "stopped", "traced")
 _FAILURES = {
-    layout.DIED: "rank {0} died",
-    layout.LEFT: "rank {0} closed its communicator while others waited for it",
-    layout.ABORTED: "rank {0} called abort({1})",
-    layout.INTERRUPTED: "rank {0} was interrupted inside a collective",
-    layout.TIMED_OUT: "rank {0} gave up waiting",
-    layout.STOPPED: "the launcher stopped it (signal {1})",
-    layout.CONFLICT: "pid {1} asked to be rank {0} too",
-    layout.RAISED: "rank {0} raised an exception",
+    **{kind: f"rank {{rank}} {deed}" for kind, deed in layout.DEEDS.items()},
+    layout.DIED: "rank {rank} died",
+    layout.TIMED_OUT: "rank {rank} gave up waiting",
+    layout.STOPPED: "the launcher stopped it (signal {value})",
+    layout.CONFLICT: "pid {value} asked to be rank {rank} too",
     layout.DAMAGED: "the words by which the ranks meet are damaged",
 }
 
@@ -148,7 +145,7 @@ def _failure(segment: Segment) -> str | None:
     first = read_poison(segment)
     if first is None:
         return None
-    return _FAILURES.get(first.kind, "failure {0} {1}").format(first.rank, first.value)
+    return _FAILURES[first.kind].format(rank=first.rank, value=first.value)
 
 
 def _epochs(segment: Segment) -> list[int]:

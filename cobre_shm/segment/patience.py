@@ -6,8 +6,9 @@ import math
 import time
 
 from cobre_shm import layout
+from cobre_shm.reminder import Reminder
 from cobre_shm.segment.failure import missing_ranks
-from cobre_shm.segment.lateness import Reminder, lateness
+from cobre_shm.segment.lateness import lateness
 from cobre_shm.segment.libc import is_futex_refused
 from cobre_shm.segment.notes import NO_FUTEX, note_once, say
 from cobre_shm.segment.poison import Poison, poison, read_poison

@@ -24,7 +24,7 @@ class Poison(NamedTuple):
     Attributes:
         kind: One of the kinds in ``cobre_shm.layout``.
         rank: The rank that failed, or gave up, or was missed.
-        value: Exit code of an abort, signal of a stop; otherwise 0.
+        value: Exit code of an abort, signal of a stop, pid of a conflict; otherwise 0.
     """
 
     kind: int

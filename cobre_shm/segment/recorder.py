@@ -26,13 +26,13 @@ import struct
 from typing import NamedTuple
 
 from cobre_shm import layout
-from cobre_shm.datatypes import ReduceOp, tag_itemsize, tag_text
+from cobre_shm.calls import WITHOUT_ELEMENTS, words_text
+from cobre_shm.datatypes import tag_itemsize
 from cobre_shm.segment.segment import Segment
 
-__all__ = ["Entry", "call_text", "entries", "last_entry"]
+__all__ = ["Entry", "entries", "last_entry"]
 
 _WORDS = struct.Struct("<8q")
-_WITHOUT_ELEMENTS = (layout.BARRIER, layout.SPLIT, layout.ARRAY)
 _DONE, _INSIDE = 0, 1
 # What kernels return (``kernels/context.py``), in words.
 _STATUSES = {
@@ -78,24 +78,6 @@ class Entry(NamedTuple):
     def __str__(self) -> str:
         state = "finished" if self.status == "done" else "was inside"
         return f"{state} collective {self.sequence}, {self.call}"
-
-
-def call_text(what: int, tag: int, count: int) -> str:
-    """Return the readable form of three call words."""
-    operation = layout.OPERATIONS.get(what & 0xFF, f"operation {what & 0xFF}")
-    if what & 0xFF in _WITHOUT_ELEMENTS:
-        return operation
-    parts = [f"{count} x {tag_text(tag)}"]
-    if what & 0xFF in (layout.ALLREDUCE, layout.ALLREDUCE_SHARED):
-        reduction = what >> 8 & 0xFF
-        parts.append(ReduceOp(reduction).name if reduction in list(ReduceOp) else str(reduction))
-    if what & 0xFF == layout.BROADCAST:
-        parts.append(f"root {what >> 16 & 0xFFFF}")
-    if what & 0xFF in (layout.ALLGATHERV, layout.REGION):
-        # Counts and shapes of any length stand in the call word as a hash.
-        name = "shape" if what & 0xFF == layout.REGION else "counts"
-        parts.append(f"{name} {what >> 32 & 0xFFFFFFFF:08x}")
-    return f"{operation}({', '.join(parts)})"
 
 
 def last_entry(segment: Segment, rank: int) -> Entry | None:
@@ -155,13 +137,13 @@ def _load_place(segment: Segment, rank: int, sequence: int) -> tuple[int, ...]:
 def _entry(place: tuple[int, ...]) -> Entry:
     sequence, what, tag, count, start_ns, waited_ns, end_ns, status = place
     operation = what & 0xFF
-    moves_elements = operation not in (*_WITHOUT_ELEMENTS, layout.REGION)
+    moves_elements = operation not in (*WITHOUT_ELEMENTS, layout.REGION)
     # The lengths that an allgatherv begins with are integers, whatever it is going to carry.
     item_bytes = 8 if operation == layout.COUNTS else tag_itemsize(tag)
     return Entry(
         sequence=sequence,
         nbytes=count * item_bytes if moves_elements else 0,
-        call=call_text(what, tag, count),
+        call=words_text(what, tag, count),
         start_ns=start_ns,
         waited_ns=waited_ns,
         end_ns=0 if status == _INSIDE else end_ns,

@@ -30,9 +30,8 @@ from cobre_shm.segment.refusal import incompatible, system_error
 from cobre_shm.segment.unnamed import create_unnamed, descriptor_of, open_inherited
 from cobre_shm.segment.words import FileWords, Words
 
-__all__ = ["DEFAULT_SLOT_BYTES", "Segment"]
+__all__ = ["Segment"]
 
-DEFAULT_SLOT_BYTES = 256 * 1024
 # The control mutex is held for a few microseconds. Whoever holds it longer is stopped.
 _CONTROL_LOCK_SECS = 1.0
 
@@ -73,7 +72,7 @@ class Segment:
         name: str,
         size: int,
         *,
-        slot_bytes: int = DEFAULT_SLOT_BYTES,
+        slot_bytes: int = layout.DEFAULT_SLOT_BYTES,
         launched: bool = False,
     ) -> Self:
         """Create the segment of a new group and make it ready for attaching.
@@ -100,7 +99,7 @@ class Segment:
 
     @classmethod
     def create_unnamed(
-        cls, size: int, *, slot_bytes: int = DEFAULT_SLOT_BYTES, launched: bool = False
+        cls, size: int, *, slot_bytes: int = layout.DEFAULT_SLOT_BYTES, launched: bool = False
     ) -> Self:
         """Create the segment of a new group as a memfd, which ranks must be handed.
 

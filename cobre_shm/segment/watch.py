@@ -10,13 +10,7 @@ from cobre_shm.segment.segment import Segment
 __all__ = ["WatchedSegment"]
 
 # Kinds of poison that name the rank to blame.
-_RANK_FAILURES = (
-    layout.DIED,
-    layout.LEFT,
-    layout.ABORTED,
-    layout.INTERRUPTED,
-    layout.RAISED,
-)
+_RANK_FAILURES = (layout.DIED, *layout.DEEDS)
 
 
 class WatchedSegment(Segment):

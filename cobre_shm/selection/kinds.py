@@ -182,7 +182,7 @@ class ShmConfig:
     rank: int
     size: int
     timeout_secs: float = 60.0
-    slot_bytes: int = 262144
+    slot_bytes: int = layout.DEFAULT_SLOT_BYTES
     stall_warn_secs: float = 10.0
     hugepages: str = "auto"
     numa_interleave: bool = False

@@ -87,7 +87,7 @@ VARIABLES: tuple[Variable, ...] = (
         failpoints.VARIABLE,
         "comm",
         Failpoint(),
-        "For tests: where a rank kills or stops itself, `PHASE:ACTION@RANK,SEQUENCE`",
+        "For tests: where a rank kills itself, `PHASE:kill@RANK,SEQUENCE`",
         default=None,
         example="publish:kill@1,5",
     ),

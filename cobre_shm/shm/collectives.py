@@ -78,10 +78,10 @@ class Collectives(Membership):
             if recv is not None:
                 more = () if displs is None else (displs,)
                 return self.allgatherv(send, recv, counts, *more)
-        layout_ = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
-        self._gather(layout.ALLGATHERV, *layout_, resume=resume)
-        self._known.add(layout_.send.dtype, None, 0, dtype_tag(layout_.send.dtype), 0)
-        return layout_.recv
+        checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+        self._gather(layout.ALLGATHERV, *checked, resume=resume)
+        self._known.add(checked.send.dtype, None, 0, dtype_tag(checked.send.dtype), 0)
+        return checked.recv
 
     def _finish_allgatherv(
         self, send: Array, recv: Array, counts: Counts, displs: Counts | None = None

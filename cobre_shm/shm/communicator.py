@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -28,7 +27,7 @@ from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm.collectives import Collectives
 from cobre_shm.shm.state import UNJOINED
 from cobre_shm.tuning import COMMON_BYTES, NAMES
-from cobre_shm.validate import check_reduction, check_region
+from cobre_shm.validate import check_reduction, check_region, region_words
 
 __all__ = ["ShmCommunicator"]
 
@@ -78,9 +77,8 @@ class ShmCommunicator(Collectives):
         """See :meth:`Communicator.create_shared_region`."""
         self._check_usable()
         extents, element = check_region(shape, dtype)
-        hashed = zlib.crc32(repr(extents).encode()) >> 1
-        items = int(np.prod(extents, dtype=object))
-        self._run(BARRIER, 0, layout.REGION | hashed << 32, dtype_tag(element), items)
+        tag, count, hashed = region_words(extents, element)
+        self._run(BARRIER, 0, layout.REGION | hashed << 32, tag, count)
         return ShmRegion(self, self._memory, extents, element)
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:

@@ -9,7 +9,7 @@
     program       what a rank runs, checked before anything starts
     environment   what a rank finds in its environment
     binding       on which CPUs it runs
-    plan          what would be started, for --dry-run
+    dry_run       what would be started, for --dry-run
     doctor        whether ranks can be run here, for --doctor
 
     launcher      from a job to its exit code
@@ -25,10 +25,11 @@
     title         has ps show the program, and not the zygote
     ladder        the steps by which a group is brought to its end
     loop          the one place to wait
+    parent        processes that do not outlive their parent
     rank          one process: signal, how it ended, reap
     signals       signals as events of the loop
     terminal      typed input passed on to rank 0
-    limits        as many descriptors as the ranks need
+    descriptors   as many as the ranks need
     monitor       a live table of the ranks, for --monitor
     guard         the process that cleans up if the launcher itself is killed
 

@@ -25,9 +25,9 @@ def execute(words: Sequence[str]) -> int:
             return _examine(options)
         job = options.job()
         if options.own.dry_run:
-            from cobre_shm.spawn.plan import plan_of
+            from cobre_shm.spawn.dry_run import commands_of
 
-            print(plan_of(job))
+            print(commands_of(job))
             return 0
         # Only now: --help and mistakes must not wait for what starting ranks needs.
         from cobre_shm.spawn.launcher import launch

@@ -112,9 +112,8 @@ def _cpus(cpus: Mapping[str, Any], size: int) -> Check:
 
 def _shared_memory(report: Mapping[str, Any], size: int) -> Check:
     from cobre_shm.segment.posix import how_to_enlarge
-    from cobre_shm.segment.segment import DEFAULT_SLOT_BYTES
 
-    needed = layout.segment_bytes(size, DEFAULT_SLOT_BYTES)
+    needed = layout.segment_bytes(size, layout.DEFAULT_SLOT_BYTES)
     free, total = (report["shared_memory"][name] for name in ("free_bytes", "size_bytes"))
     found = f"{bytes_text(free)} free, {bytes_text(needed)} needed, without shared regions"
     if free is None:

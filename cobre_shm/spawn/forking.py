@@ -18,8 +18,9 @@ from typing import Any
 from cobre_shm.spawn import boot
 from cobre_shm.spawn.errors import ProgramNotRunnable
 from cobre_shm.spawn.job import Job
+from cobre_shm.spawn.parent import die_with
 from cobre_shm.spawn.program import Program, interpreter
-from cobre_shm.spawn.rank import Pipes, die_with_parent, wait_for_killed
+from cobre_shm.spawn.rank import Pipes, wait_for_killed
 from cobre_shm.spawn.zygote import ORDER_BYTES
 
 __all__ = ["Order", "Zygote", "can_adopt", "start_zygote"]
@@ -98,7 +99,7 @@ class Zygote:
                 env=environment,
                 pass_fds=[link],
                 process_group=0,
-                preexec_fn=die_with_parent(),
+                preexec_fn=die_with(os.getpid()),
             )
         finally:
             pipes.close_write_ends()

@@ -35,6 +35,7 @@ from cobre_shm.spawn.events import Events
 from cobre_shm.spawn.guard import Guard
 from cobre_shm.spawn.job import Job
 from cobre_shm.spawn.ladder import (
+    CULPRIT_SECS,
     MOMENT,
     Ladder,
     Step,
@@ -60,8 +61,6 @@ if TYPE_CHECKING:
 __all__ = ["TIMED_OUT", "Group", "Outcome"]
 
 TIMED_OUT = 124
-# Time for the culprit to end by itself, if others who noticed were faster: its code decides.
-_CULPRIT_SECS = 2.0
 _LOOK_SECS = 1.0
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -304,7 +303,7 @@ class Group:
             culprit = self.meeting.first_failed()
         if culprit in self._running:
             self._has_spared = True
-            self._ladder.insert(Step(_CULPRIT_SECS, signal.SIGTERM))
+            self._ladder.insert(Step(CULPRIT_SECS, signal.SIGTERM))
         for rank in self.ranks:
             if not rank.was_stopped and (rank.number != culprit or rank.ending is not None):
                 rank.send(signal.SIGTERM)
@@ -366,9 +365,7 @@ class Group:
             if self.job.json_errors:
                 block = verdict.to_json(self.job.group_size, tail)
             else:
-                rows = (
-                    table_of_ranks(self.meeting.progress(), self.ranks) if self.job.size > 1 else []
-                )
+                rows = self._table() if self.job.size > 1 else []
                 # With nothing behind them, the last words can be read where they stand.
                 shown = () if is_last else tail
                 block = verdict.to_text(self.job.group_size, rows, shown)

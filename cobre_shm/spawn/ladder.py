@@ -9,10 +9,20 @@ from dataclasses import dataclass
 
 from cobre_shm.spawn.loop import Loop, Timer
 
-__all__ = ["MOMENT", "Ladder", "Step", "ending_steps", "failing_steps", "interrupting_steps"]
+__all__ = [
+    "CULPRIT_SECS",
+    "MOMENT",
+    "Ladder",
+    "Step",
+    "ending_steps",
+    "failing_steps",
+    "interrupting_steps",
+]
 
 # Time for the other ranks to fail by themselves: they then say where they were.
 MOMENT = 0.25
+# Time for the culprit to end by itself, if others who noticed were faster: its code decides.
+CULPRIT_SECS = 2.0
 
 
 @dataclass(frozen=True)

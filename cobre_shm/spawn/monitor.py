@@ -12,8 +12,9 @@ import subprocess
 from collections.abc import Iterator
 
 from cobre_shm.spawn.loop import Loop
+from cobre_shm.spawn.parent import die_with
 from cobre_shm.spawn.program import interpreter
-from cobre_shm.spawn.rank import die_with_parent, wait_for_killed
+from cobre_shm.spawn.rank import wait_for_killed
 
 __all__ = ["Monitor"]
 
@@ -40,7 +41,7 @@ class Monitor:
             stdin=subprocess.DEVNULL,
             # It can only complain of a run that is over before it was up.
             stderr=subprocess.DEVNULL,
-            preexec_fn=die_with_parent(),
+            preexec_fn=die_with(os.getpid()),
         )
         try:
             yield cls(process)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -17,7 +16,6 @@ __all__ = [
     "Ending",
     "Pipes",
     "Rank",
-    "die_with_parent",
     "group_members",
     "look_at",
     "reap",
@@ -28,8 +26,6 @@ __all__ = [
 # (a dead file server), a debugger does not let it go, or it has become another user's.
 KILLED_SECS = 5.0
 _LOOK_SECS = 0.0005
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -190,23 +186,6 @@ class Pipes:
         """Close what nobody is going to read."""
         for descriptor in self.read_ends:
             os.close(descriptor)
-
-
-def die_with_parent() -> Callable[[], None]:
-    """Return what a forked child calls so that it is killed when this process ends.
-
-    Everything is looked up here: between fork and exec, no library may be loaded.
-    """
-    prctl = ctypes.CDLL(None).prctl
-    launcher = os.getpid()
-
-    def request() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        # The launcher may have ended before the request was made.
-        if os.getppid() != launcher:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return request
 
 
 def group_members(groups: Iterable[int]) -> dict[int, int]:

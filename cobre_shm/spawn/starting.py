@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 from cobre_shm.spawn.errors import ProgramNotRunnable
 from cobre_shm.spawn.forking import Order, Zygote
 from cobre_shm.spawn.job import Job
-from cobre_shm.spawn.rank import Pipes, Rank, die_with_parent
+from cobre_shm.spawn.parent import die_with
+from cobre_shm.spawn.rank import Pipes, Rank
 from cobre_shm.spawn.stacks import DUMP_SIGNAL
 from cobre_shm.spawn.terminal import TerminalInput, is_controlled_by_terminal
 
@@ -58,7 +59,7 @@ class FreshStart:
 
     def _start(self, group: Group, number: int) -> Rank:
         job, meeting = group.job, group.meeting
-        die_with_us = die_with_parent()
+        die_with_us = die_with(os.getpid())
         cpus = job.cpus_of(number)
         mask = group.inbox.block()
 

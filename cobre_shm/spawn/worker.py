@@ -6,14 +6,12 @@ program's ``sys.path`` was set by the command line, before this module could be 
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
 
 from cobre_shm.spawn.frames import Channel, Frame
+from cobre_shm.spawn.parent import die_with
 from cobre_shm.spawn.remote import encode_exception
 
 __all__ = ["Entry", "main"]
@@ -21,7 +19,6 @@ __all__ = ["Entry", "main"]
 # What a task names: it gets the channel and the task's payload, and returns the result.
 Entry = Callable[[Channel, bytes], bytes]
 
-_PR_SET_PDEATHSIG = 1
 _FAILED = 1
 
 
@@ -33,7 +30,7 @@ def main(descriptor: int, parent: int, entry: str) -> None:
         parent: Pid of the starting process; this one does not outlive it.
         entry: ``module:function`` that carries it out.
     """
-    _die_with(parent)
+    die_with(parent)()
     channel = Channel(descriptor)
     try:
         task = channel.receive_task()
@@ -57,11 +54,3 @@ def _report(channel: Channel, error: BaseException) -> None:
     except OSError:
         # Nobody listens any more; the exit code remains.
         return
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when the thread that started it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    # It may have ended before the request was made.
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)

@@ -29,6 +29,7 @@ from cobre_shm.errors import CollectiveFailed, WorkerError
 from cobre_shm.spawn.environment import common_environment
 from cobre_shm.spawn.errors import ProgramNotRunnable
 from cobre_shm.spawn.frames import Frame, FrameReader, encode_frame
+from cobre_shm.spawn.ladder import CULPRIT_SECS, MOMENT
 from cobre_shm.spawn.meeting import Meeting
 from cobre_shm.spawn.memory import MemoryGroup
 from cobre_shm.spawn.program import interpreter
@@ -37,12 +38,8 @@ from cobre_shm.spawn.remote import decode_exception
 
 __all__ = ["Cancellation", "Cancelled", "OnEvent", "WorkerGroup"]
 
-# Time for the others to fail by themselves, and for who failed to end.
-_MOMENT = 0.25
 # Between SIGTERM and SIGKILL.
 _GRACE = 0.25
-# For a worker that has said why it fails, and so is about to end, to do so: then it has a code.
-_CULPRIT_SECS = 2.0
 # Where the kernel refuses pidfds, the ends of processes are looked for this often.
 _LOOK_SECS = 0.05
 _CHUNK_BYTES = 1 << 18
@@ -361,7 +358,7 @@ class WorkerGroup:
         if worker not in self._failed:
             self._failed.append(worker)
         if self._deadline is None:
-            self._deadline = time.monotonic() + _MOMENT
+            self._deadline = time.monotonic() + MOMENT
 
     def _end(self) -> None:
         """Have those that still run end; whoever has not in time is killed afterwards."""
@@ -371,7 +368,7 @@ class WorkerGroup:
             if worker not in leaving:
                 worker.signal(signal.SIGTERM)
         _wait_for(self._workers, _GRACE)
-        _wait_for(leaving, _CULPRIT_SECS)
+        _wait_for(leaving, CULPRIT_SECS)
 
     def _failure(self) -> WorkerError:
         first = self._first_failed()

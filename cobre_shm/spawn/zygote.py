@@ -47,7 +47,6 @@ import importlib.machinery
 import io
 import json
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -56,6 +55,7 @@ from typing import Any
 
 from cobre_shm.errors import CobreError
 from cobre_shm.spawn import direct
+from cobre_shm.spawn.parent import die_with
 
 __all__ = ["ORDER_BYTES", "main", "rank_process"]
 
@@ -63,7 +63,6 @@ __all__ = ["ORDER_BYTES", "main", "rank_process"]
 _PRELOADED = ("numpy", "cobre_shm.selection.factory")
 _BACKENDS = {"shm": "cobre_shm.shm", "tcp": "cobre_net.tcp"}
 ORDER_BYTES = 65536
-_PR_SET_PDEATHSIG = 1
 _MAX_DESCRIPTORS = 8
 
 _Order = dict[str, Any]
@@ -254,11 +253,9 @@ def _wait_at(gate: int, launcher: int) -> None:
     """Wait until the zygote is gone; end where the launcher is."""
     is_open = os.read(gate, 1)
     os.close(gate)
-    if is_open:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    # The launcher may have ended before the request was made.
-    if not is_open or os.getppid() != launcher:
+    if not is_open:
         os._exit(1)
+    die_with(launcher)()
 
 
 def _renew_standard_input() -> None:

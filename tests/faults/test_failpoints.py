@@ -82,7 +82,7 @@ def test_nothing_is_left_in_shared_memory(outcomes):
     assert len(prefixes) > len(outcomes) / 2
 
 
-@pytest.mark.parametrize("text", ["nowhere:kill@0,0", "idle:dance@0,0", "idle:kill@x,0", "idle"])
+@pytest.mark.parametrize("text", ["nowhere:kill@0,0", "idle:stop@0,0", "idle:kill@x,0", "idle"])
 def test_malformed_directive_is_refused_with_what_would_be_right(text):
     done = subprocess.run(
         [sys.executable, "-c", "import cobre_shm.failpoints"],
@@ -93,4 +93,4 @@ def test_malformed_directive_is_refused_with_what_would_be_right(text):
         check=False,
     )
     assert done.returncode == 1
-    assert "expected on, anywhere:yield@RANK,SEED, or PHASE:ACTION@RANK,SEQUENCE" in done.stderr
+    assert "expected on, anywhere:yield@RANK,SEED, or PHASE:kill@RANK,SEQUENCE" in done.stderr

@@ -16,11 +16,10 @@ from pathlib import Path
 import pytest
 
 from cobre_shm import layout
-from cobre_shm.segment.segment import DEFAULT_SLOT_BYTES
 
 ROOT = Path(__file__).parents[2]
 SIZE = 4  # ranks, with slots of the usual size: more than fits
-NEED = layout.segment_bytes(SIZE, DEFAULT_SLOT_BYTES)
+NEED = layout.segment_bytes(SIZE, layout.DEFAULT_SLOT_BYTES)
 FREE = 5 << 20
 # Only ends tests that hang: no outcome depends on it.
 WATCHDOG_SECS = 240

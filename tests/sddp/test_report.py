@@ -136,6 +136,12 @@ def test_directory_without_result_is_refused(tmp_path, capsys):
     assert "metadata.json" in capsys.readouterr().err
 
 
+def test_table_that_is_none_is_refused_by_name(output):
+    (output / "training" / "timing.parquet").write_bytes(b"no table")
+    with pytest.raises(OutputError, match=r"timing\.parquet: not readable"):
+        write_report(output)
+
+
 def test_missing_matplotlib_names_the_extra(output, monkeypatch):
     monkeypatch.delitem(sys.modules, "cobre_shm.sddp.plots", raising=False)
     monkeypatch.delattr("cobre_shm.sddp.plots", raising=False)

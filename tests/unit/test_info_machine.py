@@ -1,5 +1,7 @@
 """Facts about the machine, read from files as the kernel writes them."""
 
+import ctypes
+import errno
 import mmap
 import os
 import sys
@@ -133,11 +135,14 @@ def test_kernel_features_that_the_shm_backend_needs_are_seen_here():
 
 
 def test_futex_refused_by_the_system_is_told(monkeypatch):
+    from cobre_shm.segment import libc
+
     class Refusing:
         def syscall(self, *args):
+            ctypes.set_errno(errno.EPERM)
             return -1
 
-    monkeypatch.setattr(machine.ctypes, "CDLL", lambda *args, **kwargs: Refusing())
+    monkeypatch.setattr(libc, "_LIBC", Refusing())
     assert not machine.has_futex()
 
 

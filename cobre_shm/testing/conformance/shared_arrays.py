@@ -53,6 +53,7 @@ def check_shared_array_filled(comm: Communicator) -> None:
         del dirty
         assert not comm.zeros((10, 70), "i2").any(), f"zeros in turn {turn}"
     assert comm.full(3, 2.5).tolist() == [2.5] * 3, "full without a dtype"
+    assert comm.full((2, 2), [1, 2]).tolist() == [[1, 2]] * 2, "full of a row"
     assert comm.full((), 7).dtype == np.asarray(7).dtype, "dtype of full"
     for salt, dtype in enumerate(MOVABLE):
         assert_same_bytes(comm.zeros(5, dtype), np.zeros(5, dtype), f"zeros of {dtype}")
@@ -170,6 +171,7 @@ def check_shared_array_mistakes_refused(comm: Communicator) -> None:
             assert_refused(comm, InvalidBufferSize, f"shape {shape!r}", call, shape)
         assert_refused(comm, InvalidDatatype, "object dtype", call, 3, object)
     assert_refused(comm, ValueError, "full of a word", comm.full, 3, "word", "f8")
+    assert_refused(comm, ValueError, "full of two values", comm.full, 3, [1.0, 2.0])
 
 
 @conformance_check(fatal=True)

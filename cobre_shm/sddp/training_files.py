@@ -1,4 +1,4 @@
-"""Where a training begins and what it leaves behind on its way."""
+"""The files from which a training begins, and those that it leaves behind on its way."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Where a training begins and what it leaves behind on its way; None is not at all.
+class TrainingFiles:
+    """From which files a training begins, and which it leaves behind on its way; None: from none.
 
     Attributes:
         directory: The output directory.
@@ -47,14 +47,14 @@ class Plan:
         return bool(reason) or self.schedule.is_due(iteration)
 
 
-def make_plan(
+def training_files(
     config: Config,
     output_dir: str | Path | None,
     every: int | None,
     resume: bool | None,
     warm_start: str | Path | None,
-) -> Plan:
-    """Return the plan of a training from the wishes of its caller, which come before the case's.
+) -> TrainingFiles:
+    """Return the files of a training from the wishes of its caller, which come before the case's.
 
     Raises:
         ValueError: Checkpoints are asked for without an output directory.
@@ -68,7 +68,7 @@ def make_plan(
     if warm_start is None and config.policy_mode == "warm_start":
         warm_start = base / config.policy_path
     read = config.policy_path if config.policy_mode == "resume" else "policy"
-    return Plan(
+    return TrainingFiles(
         directory=directory,
         schedule=schedule,
         resume_from=base / read / FILE_NAME if resumes else None,

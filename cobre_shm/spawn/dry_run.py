@@ -9,10 +9,10 @@ from cobre_shm.spawn.binding import format_numbers
 from cobre_shm.spawn.environment import rank_variables
 from cobre_shm.spawn.job import Job
 
-__all__ = ["plan_of"]
+__all__ = ["commands_of"]
 
 
-def plan_of(job: Job) -> str:
+def commands_of(job: Job) -> str:
     """Return commands that would start the same ranks by hand, and how we would start them."""
     method = job.start_method if job.program.is_python else "spawn"
     lines = [f"# {job.size} rank{'s' * (job.size != 1)}, start method {method}"]
