@@ -15,8 +15,9 @@ from cobre_shm.segment.segment import Segment
 
 __all__ = ["exit_text", "failure", "mismatch", "missing_ranks", "named_ranks"]
 
-# A launcher reaps within milliseconds; freeing gigabytes of a dead rank may take some hundred.
-_EXIT_REPORT_SECS = 0.5
+# A launcher learns of an end within milliseconds, but only when the memory is free: of gigabytes,
+# or on a busy machine, that may take seconds.
+_EXIT_REPORT_SECS = 5.0
 # Ranks that a message describes; the others are counted.
 _NAMED = 8
 
