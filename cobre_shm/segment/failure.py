@@ -16,8 +16,9 @@ from cobre_shm.segment.segment import Segment
 
 __all__ = ["failure", "mismatch", "missing_ranks", "named_ranks"]
 
-# A launcher reaps within milliseconds; freeing gigabytes of a dead rank may take some hundred.
-_EXIT_REPORT_SECS = 0.5
+# A launcher learns of an end within milliseconds, but only when the memory is free: of gigabytes,
+# or on a busy machine, that may take seconds.
+_EXIT_REPORT_SECS = 5.0
 
 
 def missing_ranks(segment: Segment, epoch: int, steps: int = 0) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 __all__ = [
     "boot_id",
     "is_alive",
+    "is_dying",
     "pid_namespace",
     "process_state",
     "start_text",
@@ -77,3 +78,15 @@ _STATES = {"R": "running", "S": "sleeping", "D": "in the kernel", "T": "stopped"
 def is_alive(pid: int, start: int) -> bool:
     """Whether the process with this pid and start time still runs."""
     return start != 0 and start_time(pid) == start
+
+
+def is_dying(pid: int) -> bool:
+    """Whether a process has begun to end: it has no memory of its own any more.
+
+    It counts as alive until that memory is free, which takes seconds where it was much.
+    """
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii")
+    except OSError:
+        return False
+    return set(pages.split()) == {"0"}

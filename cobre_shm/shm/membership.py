@@ -21,7 +21,7 @@ from cobre_shm.segment.last_words import write_last_words
 from cobre_shm.segment.libc import allow_reading_by
 from cobre_shm.segment.patience import Patience
 from cobre_shm.segment.poison import Poison, poison, read_poison
-from cobre_shm.segment.process import is_alive
+from cobre_shm.segment.process import is_alive, is_dying
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm.state import UNJOINED, new_context, touch_rings, tuning_words
@@ -29,7 +29,7 @@ from cobre_shm.tuning import load_tuning
 
 __all__ = ["Membership"]
 
-# Freeing gigabytes of a dying rank may take some hundred milliseconds.
+# The kernel may take the memory of a rank that it kills for want of memory before the rank ends.
 _DYING_SECS = 1.0
 
 
@@ -198,9 +198,9 @@ class Membership(fastcall.ContextFirst, Member):
         """Fail because private memory of ``suspect`` could not be read: as a rule it has died."""
         words, block = self._segment.words, self._segment.control(suspect)
         pid, start = words.load(block + layout.PID), words.load(block + layout.START)
-        # Its memory goes some time before it counts as ended.
         deadline = time.monotonic() + _DYING_SECS
-        while is_alive(pid, start):
+        # Its memory goes some time before it counts as ended.
+        while is_alive(pid, start) and not is_dying(pid):
             if time.monotonic() > deadline:
                 self._fail_for(
                     f"Rank {self.rank} could not read memory of rank {suspect} (pid {pid}), which "

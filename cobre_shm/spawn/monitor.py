@@ -18,8 +18,9 @@ from cobre_shm.spawn.rank import wait_for_killed
 
 __all__ = ["Monitor"]
 
-# It looks for the group's end five times a second, and then shows the last table.
-_LAST_TABLE_SECS = 1.0
+# It looks for the group's end five times a second, shows the last table, and ends. Only one that
+# is stopped, or writes to what nobody reads, takes this long, however busy the machine is.
+_LAST_TABLE_SECS = 5.0
 
 
 class Monitor:

@@ -7,7 +7,8 @@ called: ends of processes (pidfds), messages, a cancellation, deadlines. It retu
 have ended and are reaped, whatever happened.
 
 The first failure decides. The others then have a moment to fail by themselves, woken through the
-meeting: who is to blame may be known only from them. Then they are ended, SIGTERM first.
+meeting: who is to blame may be known only from them. Then they are ended, SIGTERM first; whom the
+meeting blames has more time, for it may be slower to end than those who noticed.
 """
 
 from __future__ import annotations
@@ -257,9 +258,14 @@ class WorkerGroup:
     def _turn_until_ended(self) -> None:
         while any(worker.ending is None for worker in self._workers):
             if self._deadline is not None and time.monotonic() >= self._deadline:
-                self._end()
+                self._fail()
                 return
             self._turn(self._deadline)
+
+    def _turn_while_any_runs(self, workers: Sequence[_Worker], secs: float) -> None:
+        deadline = time.monotonic() + secs
+        while any(worker.ending is None for worker in workers) and time.monotonic() < deadline:
+            self._turn(deadline)
 
     def _turn(self, deadline: float | None) -> None:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -310,7 +316,9 @@ class WorkerGroup:
                 worker.result = payload
             elif kind is Frame.ERROR:
                 worker.error = decode_exception(payload)
-                self._note_failure(worker)
+                # What it raises because it was told to end is no failure.
+                if not worker.was_stopped:
+                    self._note_failure(worker)
             elif self._tell(worker.rank, payload):
                 self._ask_to_stop()
         return len(data)
@@ -360,15 +368,35 @@ class WorkerGroup:
         if self._deadline is None:
             self._deadline = time.monotonic() + MOMENT
 
+    def _fail(self) -> None:
+        """The first failure has had its moment: have those that still run end, and hear them out.
+
+        Whoever has not ended in time is killed afterwards.
+        """
+        leaving = self._terminate()
+        self._turn_while_any_runs(self._workers, _GRACE)
+        self._turn_while_any_runs(leaving, CULPRIT_SECS)
+
     def _end(self) -> None:
-        """Have those that still run end; whoever has not in time is killed afterwards."""
+        """The same for an exception of ours: nobody asks any more what the workers say."""
+        leaving = self._terminate()
+        _wait_for(self._workers, _GRACE)
+        _wait_for(leaving, CULPRIT_SECS)
+
+    def _terminate(self) -> list[_Worker]:
+        """Send SIGTERM to the workers, but not to those that are about to end by themselves.
+
+        Return these.
+        """
+        culprit = self._meeting.first_failed()
         self._meeting.stop(signal.SIGTERM)
-        leaving = [worker for worker in self._workers if worker.error is not None]
+        leaving = [
+            worker for worker in self._workers if worker.error is not None or worker.rank == culprit
+        ]
         for worker in self._workers:
             if worker not in leaving:
                 worker.signal(signal.SIGTERM)
-        _wait_for(self._workers, _GRACE)
-        _wait_for(leaving, CULPRIT_SECS)
+        return leaving
 
     def _failure(self) -> WorkerError:
         first = self._first_failed()

@@ -67,8 +67,15 @@ IN_ALLREDUCE = {
 
 class Join:
     def __init__(self, name, rank, size, place, tuning):
+        directive = failpoints.parse(place)
+        phase, victim = failpoints.PHASES[directive.phase], directive.rank
+        seconds = 30.0
         # Where nobody has met the victim, time alone tells that it does not come.
-        seconds = 3.0 if place.startswith(BEFORE_MEETING) else 30.0
+        if victim == 0 and phase in BEFORE_MEETING:
+            seconds = 3.0
+        elif phase == "begin":
+            # Longer, as who is late then counts as missing too.
+            seconds = 8.0
         self.config = ShmConfig(
             name=name, rank=rank, size=size, timeout_secs=seconds, tuning=str(tuning)
         )

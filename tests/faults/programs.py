@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import mmap
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -120,10 +121,12 @@ WAYS = {
 
 def wait_for_late_rank(comm, late, seconds):
     """The others wait in a barrier for a rank that comes late; return the seconds waited."""
+    # A rank may leave the first barrier when the late one has slept for a while.
+    begun = time.monotonic()
     comm.barrier()
     if comm.rank == late:
         time.sleep(seconds)
-    begun, cpu = time.monotonic(), time.process_time()
+    cpu = time.process_time()
     comm.barrier()
     return time.monotonic() - begun, time.process_time() - cpu
 
@@ -140,13 +143,13 @@ def barrier_pair(comm):
 
 
 def interrupted_while_waiting(comm, interrupted):
-    """One rank gets SIGINT inside a barrier that rank 0 never enters."""
-    comm.barrier()
-    if comm.rank == 0:
-        time.sleep(0.6)
+    """One rank gets SIGINT inside a barrier that rank 0 enters when that rank has left it."""
     if comm.rank == interrupted:
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    pids = comm.allgatherv(np.array([os.getpid()]))
+    if comm.rank == 0:
+        interrupt = signal_inside_over_tcp if comm.backend == "tcp" else signal_inside
+        interrupt(comm, pids[interrupted], signal.SIGINT, interrupted)
     try:
         comm.barrier()
     except KeyboardInterrupt:
@@ -207,15 +210,25 @@ def closed_by_a_handler(comm):
     return None
 
 
-def signal_inside(comm, pid, number):
-    """Send rank 0 a signal when it waits in its next collective; return when it has left."""
+def signal_inside(comm, pid, number, rank=0):
+    """Send a rank a signal when it waits in its next collective; return when it has left."""
     before = last_entry(comm._segment, comm.rank).sequence
-    while last_entry(comm._segment, 0).sequence == before:
+    while last_entry(comm._segment, rank).sequence == before:
         time.sleep(0.001)
     os.kill(pid, number)
     deadline = time.monotonic() + 10
     # Coming now would end its wait.
     while not read_poison(comm._segment) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def signal_inside_over_tcp(comm, pid, number, rank):
+    """The same on rank 0, to which a rank sends first and then waits."""
+    (link,) = [link for link in comm._star.links if link.rank == rank]
+    select.select([link.sock], [], [], 10)
+    os.kill(pid, number)
+    deadline = time.monotonic() + 10
+    while comm._unusable is None and time.monotonic() < deadline:
         time.sleep(0.01)
 
 

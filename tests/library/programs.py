@@ -64,6 +64,15 @@ def end(rank, how):
         comm.barrier()
 
 
+def raise_and_end_late():
+    """The others know of rank 0's exception well before it has come out."""
+    try:
+        end(0, "raise")
+    except ValueError:
+        time.sleep(1.0)
+        raise
+
+
 def end_without_communicator(how, rank):
     """The same, where the others know nothing of each other."""
     if os.environ["RANK"] == str(rank):

@@ -13,6 +13,7 @@ import pytest
 
 from cobre_shm import WorkerError, spawn
 from cobre_shm.errors import RankFailed
+from cobre_shm.spawn import workers
 from cobre_shm.spawn.errors import InvalidArguments, ProgramNotRunnable
 from cobre_shm.spawn.remote import RemoteError, RemoteTraceback
 from tests.library import programs
@@ -124,6 +125,14 @@ def test_victims_are_not_blamed():
             spawn.run(programs.end, 4, args=(3, "raise"))
         assert caught.value.rank == 3
         assert not isinstance(caught.value.inner, RankFailed)
+
+
+def test_culprit_that_is_slower_to_end_than_its_victims_is_blamed(monkeypatch):
+    monkeypatch.setattr(workers, "_CULPRIT_SECS", 60.0)
+    with pytest.raises(WorkerError) as caught:
+        spawn.run(programs.raise_and_end_late, 3)
+    error = caught.value
+    assert (error.rank, error.exit_code, type(error.inner)) == (0, 1, ValueError)
 
 
 def test_result_that_cannot_be_sent_is_the_workers_error(monkeypatch):

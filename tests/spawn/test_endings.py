@@ -137,7 +137,7 @@ def test_rank_that_ignores_sigterm_is_killed_after_the_grace_time(spawn):
         "Path('deaf').touch()\n"
         "while True: sleep()",
     )
-    done = spawn.run("-n", 2, "--grace", "0.3", "program.py")
+    done = spawn.run("-n", 2, "--grace", 3, "program.py")
     assert done.returncode == 4
     assert done.stdout == b"asked\n"
 

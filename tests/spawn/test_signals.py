@@ -100,7 +100,7 @@ def test_second_and_third_interrupt_key_escalate(spawn):
 def test_interrupt_escalates_by_itself_after_the_grace_time(spawn):
     spawn.write("program.py", LISTEN)
     numbers = f"{signal.SIGINT:d},{signal.SIGTERM:d}"
-    process = spawn.start("-n", 2, "--grace", "0.3", "program.py", numbers)
+    process = spawn.start("-n", 2, "--grace", 3, "program.py", numbers)
     expect(process, 2, b"ready\n")
     process.send_signal(signal.SIGINT)
     expect(process, 2, b"SIGINT\n")

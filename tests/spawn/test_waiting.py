@@ -75,7 +75,7 @@ def test_rank_that_cannot_be_reaped_is_named_and_left(spawn):
         "import sys\n"
         "from cobre_shm.spawn import group\n"
         "from cobre_shm.spawn.__main__ import main\n"
-        "group.KILLED_SECS = 0.3\n"
+        "group.KILLED_SECS = 3.0\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     words = ["-n", "2", "--grace", "0.1", "-c", WAIT]

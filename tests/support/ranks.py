@@ -37,7 +37,7 @@ _PRELOAD = ["__main__", "pytest", "tests.support.conformance", "tests.support.wa
 # More tracebacks of one group say little that is new.
 _FULL_REPORTS = 2
 # Between the request for stack dumps and the kill.
-_DUMP_SECS = 0.5
+_DUMP_SECS = 2.0
 
 
 class RanksTimedOut(Exception):
@@ -142,7 +142,7 @@ class RankGroup:
                 with writer:
                     process = _CONTEXT.Process(
                         target=_run_rank,
-                        args=(connect, function, args, writer, str(self._output(rank))),
+                        args=(connect, function, args, writer, str(self._path_of_output(rank))),
                         name=f"rank {rank}",
                     )
                     process.start()
@@ -155,6 +155,11 @@ class RankGroup:
     def send_signal(self, rank: int, number: int) -> None:
         """Send a signal to one rank."""
         os.kill(self.pids[rank], number)
+
+    def output(self, rank: int) -> str:
+        """What a rank has written until now."""
+        path = self._path_of_output(rank)
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def outcomes(self, timeout: float) -> list[RankOutcome]:
         """Wait until all processes have ended, kill those that have not in time, and report."""
@@ -229,13 +234,11 @@ class RankGroup:
             pid=self.pids[rank],
             exit_code=None if number else code,
             signal=number,
-            output=self._output(rank).read_text(errors="replace")
-            if self._output(rank).exists()
-            else "",
+            output=self.output(rank),
             **report,
         )
 
-    def _output(self, rank: int) -> Path:
+    def _path_of_output(self, rank: int) -> Path:
         return Path(self._folder.name) / f"rank-{rank}.txt"
 
     def _kill(self) -> None:

@@ -140,27 +140,28 @@ def test_stopped_rank_is_not_dead_and_the_group_goes_on(stopped, tmp_path):
     assert results_of(outcomes) == [None, None, None]
 
 
-def come_late(comm, late, seconds):
-    """One rank comes to the second barrier long after the limit of the others."""
+def come_late(comm, late, folder):
+    """One rank comes to the second barrier when the others have given up."""
     comm.barrier()
-    if comm.rank == late:
-        time.sleep(seconds)
+    while comm.rank == late and len(list(folder.iterdir())) < comm.size - 1:
+        time.sleep(0.01)
     try:
         comm.barrier()
     except CollectiveTimeout as error:
+        (folder / str(comm.rank)).touch()
         return error
     return None
 
 
 @pytest.mark.parametrize("late", [0, 1])
-def test_late_rank_beyond_the_limit_is_a_timeout_that_names_it_on_every_rank(late):
-    with start(come_late, 3, late, 2.5, collective_timeout=1.0) as group:
+def test_late_rank_beyond_the_limit_is_a_timeout_that_names_it_on_every_rank(late, tmp_path):
+    with start(come_late, 3, late, tmp_path, collective_timeout=3.0) as group:
         outcomes = group.outcomes(30)
     for outcome in outcomes:
         error = outcome.result
         assert type(error) is CollectiveTimeout, outcome.traceback
         assert error.missing_ranks == [late]
-        assert error.seconds == 1.0
+        assert error.seconds == 3.0
         assert str(outcomes[late].pid) in str(error)
 
 

@@ -19,8 +19,8 @@ from cobre_shm.datatypes import dtype_tag
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, RankFailed
 from cobre_shm.layout import ALLREDUCE, BARRIER
 from cobre_shm.selection.kinds import TcpConfig
-from tests.support.backends import free_port
-from tests.support.ranks import results_of, run_ranks
+from tests.support.backends import BACKENDS, COLLECTIVE_TIMEOUT_SECS, free_port
+from tests.support.ranks import RankGroup, results_of, run_ranks
 
 SECRET = "the secret of this test"
 TAG = dtype_tag(np.dtype("f8"))
@@ -246,25 +246,34 @@ def test_interrupt_in_the_middle_of_a_large_payload_blames_the_right_rank(culpri
             assert outcome.result.rank == culprit, str(outcome.result)
 
 
-def warn_of_late(comm, late):
-    """Another group, whose patience is short."""
+def warn_of_late(comm, late, go):
+    """Another group, whose patience is short; one rank comes when ``go`` exists."""
     from tests.support.backends import free_port as port_of
 
     port = np.array([port_of()])
     comm.broadcast(port)
     config = TcpConfig(
-        "127.0.0.1", comm.rank, comm.size, port=int(port[0]), secret=SECRET, stall_warn_secs=0.3
+        "127.0.0.1", comm.rank, comm.size, port=int(port[0]), secret=SECRET, stall_warn_secs=2.0
     )
     with TcpCommunicator(config) as impatient:
         impatient.barrier()
-        if comm.rank == late:
-            time.sleep(1.5)
+        while comm.rank == late and not go.exists():
+            time.sleep(0.01)
         impatient.barrier()
 
 
 @pytest.mark.parametrize("late", [0, 2])
-def test_late_rank_is_named_once_by_one_rank(late):
-    outcomes = run_ranks(warn_of_late, 3, "tcp", late)
+def test_late_rank_is_named_once_by_one_rank(late, tmp_path):
+    go = tmp_path / "go"
+    connects = BACKENDS["tcp"].make_group(3, COLLECTIVE_TIMEOUT_SECS)
+    with RankGroup(connects, warn_of_late, (late, go)) as group:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not any(map(group.output, range(3))):
+            time.sleep(0.01)
+        # For another rank to say it too.
+        time.sleep(1.0)
+        go.touch()
+        outcomes = group.outcomes(30)
     results_of(outcomes)
     lines = [line for outcome in outcomes for line in outcome.output.splitlines()]
     assert len(lines) == 1, lines

@@ -11,7 +11,7 @@ import pytest
 
 from cobre_net.tcp import TcpCommunicator, handshake
 from cobre_net.tcp.joining import join
-from cobre_net.tcp.reception import gather
+from cobre_net.tcp.reception import _Reception, gather
 from cobre_shm.errors import InitializationFailed
 from tests.support.backends import free_port
 from tests.tcp.joiners import SECRET, Group, config, introduce
@@ -155,10 +155,31 @@ def test_newcomer_that_does_not_fit_is_told_why_and_the_others_join(rank, settin
         group.join_all()
 
 
-def test_second_process_of_a_rank_is_told_who_has_it_and_the_first_stays():
+@pytest.fixture
+def known(monkeypatch):
+    """The ranks that have come to the coordinator until now."""
+    ranks, ready = set(), _Reception._ready
+
+    def note(reception):
+        found = ready(reception)
+        ranks.update(found)
+        return found
+
+    monkeypatch.setattr(_Reception, "_ready", note)
+    return ranks
+
+
+def wait_until_known(known, ranks):
+    deadline = time.monotonic() + 20
+    while known != ranks:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_second_process_of_a_rank_is_told_who_has_it_and_the_first_stays(known):
     with Group(3) as group:
         group.start(1)
-        time.sleep(0.2)
+        wait_until_known(known, {1})
         second = group._pool.submit(join, config(group.port, 1, 3), SECRET.encode(), 0.1)
         error = second.exception(20)
         assert type(error) is InitializationFailed
@@ -177,13 +198,13 @@ def test_rank_0_cannot_be_claimed():
         group.join_all()
 
 
-def test_rank_that_dies_while_others_join_fails_them_at_once():
+def test_rank_that_dies_while_others_join_fails_them_at_once(known):
     with Group(4) as group:
         two = group.start(2)
         client = handshake.Applicant(SECRET.encode(), 1, 4, handshake.Identity(77, "node-9"))
         with group.knock() as sock:
             introduce(sock, client)
-            time.sleep(0.5)
+            wait_until_known(known, {1, 2})
         for error in (group.coordinator.exception(10), two.exception(10)):
             assert type(error) is InitializationFailed
             assert "Rank 1 (pid 77 on node-9) was lost" in str(error)

@@ -39,9 +39,9 @@ def come_one_after_the_other(comm, seconds, elements):
 
 @pytest.mark.parametrize("elements", [1, 300_000])
 def test_limit_runs_only_while_nobody_comes(elements):
-    group = BACKENDS["tcp"].make_group(4, 1.0)
-    with RankGroup(group, come_one_after_the_other, (0.6, elements)) as ranks:
-        assert results_of(ranks.outcomes(30)) == [4.0] * 4
+    group = BACKENDS["tcp"].make_group(3, 3.0)
+    with RankGroup(group, come_one_after_the_other, (1.8, elements)) as ranks:
+        assert results_of(ranks.outcomes(30)) == [3.0] * 3
 
 
 def send_slowly(sock, data, seconds):

@@ -7,13 +7,16 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cobre_shm.errors import CollectiveFailed, RankFailed
+from tests.support.backends import BACKENDS, COLLECTIVE_TIMEOUT_SECS
 from tests.support.ranks import (
     RankDied,
+    RankGroup,
     RanksTimedOut,
     results_of,
     run_ranks,
@@ -49,6 +52,7 @@ def exit_on_first(comm, code):
 
 def sleep_on_first(comm):
     if comm.rank == 0:
+        print("asleep", flush=True)
         time.sleep(600)
 
 
@@ -116,7 +120,12 @@ def test_run_ranks_result_that_cannot_be_pickled_is_an_error():
 
 
 def test_run_ranks_deadline_kills_and_shows_stacks():
-    outcomes = run_ranks(sleep_on_first, 2, timeout=1.0)
+    with RankGroup(BACKENDS["shm"].make_group(2, COLLECTIVE_TIMEOUT_SECS), sleep_on_first) as group:
+        deadline = time.monotonic() + 60
+        while not group.output(0) or Path(f"/proc/{group.pids[1]}").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        outcomes = group.outcomes(0.5)
     assert isinstance(outcomes[0].error, RanksTimedOut)
     assert outcomes[0].signal == signal.SIGKILL
     assert "in sleep_on_first" in outcomes[0].output

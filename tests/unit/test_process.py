@@ -1,0 +1,21 @@
+"""Facts about processes."""
+
+import os
+import signal
+import subprocess
+
+from cobre_shm.segment.process import is_alive, is_dying, start_time
+
+
+def test_process_is_dying_from_when_its_memory_goes_until_it_is_reaped():
+    assert not is_dying(os.getpid())
+    with subprocess.Popen(["sleep", "600"]) as process:
+        start = start_time(process.pid)
+        assert is_alive(process.pid, start)
+        assert not is_dying(process.pid)
+        process.send_signal(signal.SIGKILL)
+        # Not reaped, it is as one whose memory has gone and that has not ended.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert is_dying(process.pid)
+        assert not is_alive(process.pid, start)
+    assert not is_dying(process.pid)
