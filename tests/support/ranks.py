@@ -38,6 +38,8 @@ _PRELOAD = ["__main__", "pytest", "tests.support.conformance", "tests.support.wa
 _FULL_REPORTS = 2
 # Between the request for stack dumps and the kill.
 _DUMP_SECS = 0.5
+# Only ends tests that hang.
+_CONDITION_SECS = 60.0
 
 
 class RanksTimedOut(Exception):
@@ -156,6 +158,19 @@ class RankGroup:
         """Send a signal to one rank."""
         os.kill(self.pids[rank], number)
 
+    def output(self, rank: int) -> str:
+        """Return what one rank has written to stdout and stderr so far."""
+        path = self._output(rank)
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait for what these ranks do to come true."""
+        deadline = time.monotonic() + _CONDITION_SECS
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError("\n".join(map(self.output, range(len(self.pids)))))
+            time.sleep(0.005)
+
     def outcomes(self, timeout: float) -> list[RankOutcome]:
         """Wait until all processes have ended, kill those that have not in time, and report."""
         deadline = time.monotonic() + timeout
@@ -229,9 +244,7 @@ class RankGroup:
             pid=self.pids[rank],
             exit_code=None if number else code,
             signal=number,
-            output=self._output(rank).read_text(errors="replace")
-            if self._output(rank).exists()
-            else "",
+            output=self.output(rank),
             **report,
         )
 
