@@ -167,6 +167,14 @@ def test_rank_zero_killed_while_joining_fails_the_others_and_leaves_no_name(name
     assert outcomes[1].error.context["rank"] == 0
 
 
+def test_rank_zero_that_comes_after_a_failure_is_told_of_it(name):
+    made = Segment.create(name, 2, slot_bytes=4096)
+    outcomes = outcomes_of(Join(name, 1, 2, timeout=0.3))
+    assert codes_of(outcomes) == ["JoinTimeout"]
+    with pytest.raises(InitializationFailed, match="did not join"):
+        ShmCommunicator(ShmConfig(name=name, rank=0, size=2), made=made)
+
+
 _LEAVE_SEGMENT = """
 import os, sys
 from cobre_shm.segment.segment import Segment
