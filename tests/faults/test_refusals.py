@@ -222,8 +222,8 @@ with cobre_shm.create_communicator() as comm:
     region = comm.create_shared_region(10)
     region.fence()
     region.close()
-    comm.barrier()
     print(int(total[0]), flush=True)
+    comm.barrier()
     if len(sys.argv) > 1 and comm.rank == 1:
         os.kill(os.getpid(), 9)
     comm.barrier()
