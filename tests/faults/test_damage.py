@@ -295,7 +295,7 @@ def test_random_words_during_a_run_end_in_errors_and_not_in_crashes(size):
         elements = generator.choice([1, 600, 40_000])
         with RankGroup(connects, work_for, (5.0, elements)) as group:
             written = scribble_over(group.pids[0], connects[0].name, size, generator, 0.5)
-            outcomes = group.outcomes(30)
+            outcomes = group.outcomes(90)
         assert written
         for outcome in outcomes:
             assert not isinstance(outcome.error, RankDied | RanksTimedOut), outcome.output

@@ -61,7 +61,7 @@ def test_kill_of_each_rank_raises_rank_failed_on_every_survivor(size, elements):
             wait_until_joined(group)
             time.sleep(0.1)
             group.send_signal(victim, signal.SIGKILL)
-            outcomes = group.outcomes(30)
+            outcomes = group.outcomes(90)
         assert outcomes[victim].signal == signal.SIGKILL
         assert_survivors_blame(outcomes, victim)
 
@@ -78,7 +78,7 @@ def test_kill_at_random_moments_never_hangs_or_lies():
         with start(programs.work_until_failure, size, elements, collective_timeout=10.0) as group:
             time.sleep(generator.uniform(0.1, 0.25))
             group.send_signal(victim, signal.SIGKILL)
-            outcomes = group.outcomes(30)
+            outcomes = group.outcomes(90)
         # Killed while they joined, it may have let some of them in, and others not.
         refused = [o for o in outcomes if type(o.error) is InitializationFailed]
         for outcome in refused:
@@ -152,7 +152,7 @@ def test_two_ranks_killed_at_once_fail_the_rest():
         time.sleep(0.1)
         group.send_signal(1, signal.SIGKILL)
         group.send_signal(2, signal.SIGKILL)
-        outcomes = group.outcomes(30)
+        outcomes = group.outcomes(90)
     blamed = {outcomes[rank].result[0].rank for rank in (0, 3)}
     assert len(blamed) == 1
     assert blamed <= {1, 2}
@@ -164,7 +164,7 @@ def test_stopped_rank_is_not_dead_and_the_group_goes_on():
         group.send_signal(1, signal.SIGSTOP)
         time.sleep(1.0)
         group.send_signal(1, signal.SIGCONT)
-        outcomes = group.outcomes(30)
+        outcomes = group.outcomes(90)
     assert results_of(outcomes) == [None, None, None]
 
 
@@ -173,7 +173,7 @@ def test_stopped_rank_beyond_the_limit_is_a_timeout_that_names_it(tmp_path):
     with start(programs.stopped_between_barriers, 3, 1, tmp_path, collective_timeout=5.0) as group:
         group.wait_until(lambda: sorted(path.name for path in tmp_path.iterdir()) == ["0", "2"])
         group.send_signal(1, signal.SIGCONT)
-        outcomes = group.outcomes(30)
+        outcomes = group.outcomes(90)
     for outcome in (outcomes[0], outcomes[2]):
         error = outcome.result
         assert type(error) is CollectiveTimeout
@@ -254,7 +254,7 @@ def warned(stick, folder, is_enough):
             os.close(os.open(folder / "fifo", os.O_WRONLY | os.O_NONBLOCK))
         else:
             (folder / "go").touch()
-        outcomes = group.outcomes(30)
+        outcomes = group.outcomes(90)
     results_of(outcomes)
     return outcomes
 

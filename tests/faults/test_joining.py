@@ -56,7 +56,7 @@ def name():
     assert not (DIRECTORY / text[1:]).exists()
 
 
-def outcomes_of(*joins, timeout=30):
+def outcomes_of(*joins, timeout=90):
     with RankGroup(joins, rank_and_size) as group:
         return group.outcomes(timeout)
 
@@ -82,7 +82,7 @@ def test_late_rank_is_named_by_the_lowest_that_waits_to_join(name, tmp_path):
     with RankGroup(joins, rank_and_size) as group:
         group.wait_until(lambda: len(re.findall(told, group.output(0))) >= 2)
         (tmp_path / "go").touch()
-        outcomes = group.outcomes(30)
+        outcomes = group.outcomes(90)
     assert results_of(outcomes) == [(rank, 4) for rank in range(4)]
     assert [outcome.output for outcome in outcomes[1:]] == [""] * 3
     # After 0.2 s and 1.4 s.
@@ -96,7 +96,7 @@ def test_ranks_that_wait_for_rank_zero_say_so(name, tmp_path):
         # More of it would come now, if it came too often.
         time.sleep(0.3)
         (tmp_path / "go").touch()
-        outcomes = group.outcomes(30)
+        outcomes = group.outcomes(90)
     assert results_of(outcomes) == [(0, 2), (1, 2)]
     assert outcomes[0].output == ""
     told = rf"cobre_shm: rank 1 has waited \d s for segment {name}, which rank 0 makes\n"
@@ -152,7 +152,7 @@ def test_rank_killed_while_joining_fails_the_others(name):
     with RankGroup([Join(name, rank, 3) for rank in (0, 1)], rank_and_size) as group:
         wait_until_attached(name, [0, 1])
         group.send_signal(1, signal.SIGKILL)
-        outcomes = group.outcomes(30)
+        outcomes = group.outcomes(90)
     assert codes_of(outcomes)[0] == "RankFailed"
     assert outcomes[0].error.context["rank"] == 1
     assert outcomes[0].error.context["pid"] == outcomes[1].pid
@@ -162,7 +162,7 @@ def test_rank_zero_killed_while_joining_fails_the_others_and_leaves_no_name(name
     with RankGroup([Join(name, rank, 3) for rank in (0, 1)], rank_and_size) as group:
         wait_until_attached(name, [0, 1])
         group.send_signal(0, signal.SIGKILL)
-        outcomes = group.outcomes(30)
+        outcomes = group.outcomes(90)
     assert codes_of(outcomes)[1] == "RankFailed"
     assert outcomes[1].error.context["rank"] == 0
 
@@ -303,7 +303,7 @@ def test_segment_that_is_cut_off_during_joining_is_an_error_and_not_sigbus(name,
         with RankGroup([Join(name, rank, 3) for rank in (0, 1)], rank_and_size) as group:
             wait_until_attached(name, [0, 1])
             os.truncate(path, left if left >= 0 else path.stat().st_size + left)
-            outcomes = group.outcomes(30)
+            outcomes = group.outcomes(90)
         assert codes_of(outcomes) == ["CutOff"] * 2, outcomes
         assert all("was cut off while the ranks joined" in str(o.error) for o in outcomes)
         assert not path.exists()
@@ -324,7 +324,7 @@ def test_process_goes_on_after_a_segment_was_cut_off(name):
     with RankGroup(BACKENDS["shm"].make_group(1, 10.0), join_after_a_cut, (name,)) as group:
         wait_until_attached(name, [0])
         os.truncate(DIRECTORY / name[1:], 0)
-        assert results_of(group.outcomes(30)) == [True]
+        assert results_of(group.outcomes(90)) == [True]
 
 
 def test_all_ranks_killed_at_once_while_joining_are_replaced_at_the_next_start(name):
@@ -333,7 +333,7 @@ def test_all_ranks_killed_at_once_while_joining_are_replaced_at_the_next_start(n
             wait_until_attached(name, [0, 1, 2])
             for rank in (2, 0, 1):
                 group.send_signal(rank, signal.SIGKILL)
-            dead = group.outcomes(30)
+            dead = group.outcomes(90)
         assert [outcome.signal for outcome in dead] == [signal.SIGKILL] * 3
         outcomes = outcomes_of(Join(name, 0, 2), Join(name, 1, 2))
         assert results_of(outcomes) == [(0, 2), (1, 2)]

@@ -182,7 +182,7 @@ def test_ranks_of_the_launcher_read_each_other_under_yama_too(tmp_path, method):
         [sys.executable, "-m", "cobre_shm.spawn", "-n", "2", "--start-method", method, str(script)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert done.stdout == f"2 {ALLOWED}\n" * 2, done.stderr
 
@@ -240,7 +240,7 @@ def test_launcher_works_where_the_newer_system_calls_are_refused(tmp_path, code,
         [sys.executable, refusing.__file__, code, calls, *launcher, *["die"] * (how == "dies")],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )

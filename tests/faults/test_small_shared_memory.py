@@ -23,7 +23,7 @@ SIZE = 4  # ranks, with slots of the usual size: more than fits
 NEED = layout.segment_bytes(SIZE, DEFAULT_SLOT_BYTES)
 FREE = 5 << 20
 # Only ends tests that hang: no outcome depends on it.
-WATCHDOG_SECS = 240
+WATCHDOG_SECS = 720
 
 MOUNT = 'mount -t tmpfs -o size=5m tmpfs /dev/shm && exec "$@"'
 

@@ -28,7 +28,7 @@ def gone(other):
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.001)
 def sleep():
-    time.sleep(600)
+    time.sleep(3600)
 """
 
 
@@ -180,7 +180,7 @@ def test_others_have_a_moment_to_end_by_themselves(spawn):
 def test_process_left_behind_in_the_group_is_ended(spawn, rank_code):
     code = (
         "import subprocess, sys\n"
-        "subprocess.Popen(['sleep', '600'])\n"
+        "subprocess.Popen(['sleep', '3600'])\n"
         f"print('leaving'); sys.exit({rank_code})"
     )
     done = spawn.run("-n", 2, "-c", code)
@@ -199,7 +199,7 @@ def test_child_that_ends_soon_after_its_rank_may_finish(spawn):
 def test_process_that_left_the_group_is_not_waited_for(spawn):
     code = (
         "import subprocess\n"
-        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "child = subprocess.Popen(['sleep', '3600'], start_new_session=True)\n"
         "print(child.pid)"
     )
     done = spawn.run("-n", 1, "-c", code)

@@ -10,7 +10,7 @@ from cobre_shm.sddp import shipped_case_path
 
 pytestmark = pytest.mark.parametrize("spawn", ["zygote", "spawn"], indirect=True)
 
-STUCK = "import time; print('up', flush=True); time.sleep(600)"
+STUCK = "import time; print('up', flush=True); time.sleep(3600)"
 
 
 def edit(case, **changes):

@@ -63,7 +63,7 @@ def test_interrupt_ends_ranks_that_wait_for_each_other(spawn):
         "comm = cobre_shm.create_communicator()\n"
         "comm.barrier()\n"
         "print('ready', flush=True)\n"
-        "if comm.rank == 0: time.sleep(600)\n"
+        "if comm.rank == 0: time.sleep(3600)\n"
         "comm.barrier()",
     )
     process = spawn.start("-n", 3, "--grace", 600, "program.py")

@@ -63,7 +63,7 @@ def test_full_disk_under_an_output_file_ends_the_run(spawn):
     folder = spawn.folder / "logs"
     folder.mkdir()
     (folder / "rank-0.out").symlink_to("/dev/full")
-    code = "import time; print('x'); time.sleep(600)"
+    code = "import time; print('x'); time.sleep(3600)"
     done = spawn.run("-n", 1, "--output-dir", folder, "-c", code)
     assert done.returncode == 1
     assert b"No space left" in done.stderr
@@ -224,7 +224,7 @@ def test_time_limit_holds_for_all_attempts_together(spawn):
 
 
 def test_stopped_run_is_not_started_again(spawn):
-    code = "print('up', flush=True); import time; time.sleep(600)"
+    code = "print('up', flush=True); import time; time.sleep(3600)"
     process = spawn.start("-n", 1, "--max-restarts", 5, "-c", code)
     assert process.stdout.readline() == b"up\n"
     process.send_signal(signal.SIGTERM)

@@ -229,7 +229,8 @@ def importing(spawn):
     """A launcher whose zygote imports for as long as nobody ends it."""
     folder = spawn.folder / "installed"
     folder.mkdir()
-    (folder / "heavy.py").write_text("open('importing', 'w').close()\nimport time\ntime.sleep(600)")
+    text = "open('importing', 'w').close()\nimport time\ntime.sleep(3600)"
+    (folder / "heavy.py").write_text(text)
     paths = os.pathsep.join([str(folder), spawn.environment()["PYTHONPATH"]])
     words = ("-n", 4, "--preload", "heavy", "-c", "print('never')")
     process = spawn.start(*words, env={"PYTHONPATH": paths})

@@ -78,7 +78,7 @@ def run_ranks(
     size: int,
     backend: str = "shm",
     *args: Any,
-    timeout: float = 60.0,
+    timeout: float = 240.0,
     collective_timeout: float = COLLECTIVE_TIMEOUT_SECS,
 ) -> list[RankOutcome]:
     """Run the module-level ``function(comm, *args)`` on every rank of a new group.

@@ -49,7 +49,7 @@ def exit_on_first(comm, code):
 
 def sleep_on_first(comm):
     if comm.rank == 0:
-        time.sleep(600)
+        time.sleep(3600)
 
 
 def return_lock(comm):
