@@ -211,7 +211,10 @@ def _abandon(segment: Segment, is_ours: bool) -> None:
 
 def _wait_for_all(segment: Segment, rank: int, times: Times, tune: Tune | None) -> None:
     if rank == 0:
-        _wait_until(segment, rank, times, lambda: not _absent(segment))
+        # A rank that has failed meanwhile is not absent, and its group is none.
+        _wait_until(
+            segment, rank, times, lambda: not _absent(segment) and read_poison(segment) is None
+        )
         segment.unlink()
         # From here on nobody comes to the file by a name.
         segment.check_whole()

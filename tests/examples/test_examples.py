@@ -23,7 +23,7 @@ def run(*arguments, cwd):
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=720,
         check=False,
     )
     assert done.returncode == 0, done.stderr

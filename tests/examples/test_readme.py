@@ -145,7 +145,7 @@ def test_command_in_the_text_is_one(command):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -228,7 +228,7 @@ def run_here(command, folder, **env):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=720,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -252,7 +252,7 @@ def test_program_under_torchrun(reader):
         )
         for rank in range(2)
     ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=360) for rank in ranks] == [0, 0]
 
 
 def test_mpiexec_line_of_the_page():
@@ -300,7 +300,7 @@ def test_failure_shown_is_the_failure_seen():
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=360,
         check=False,
     )
     pattern = re.escape(shown[2].strip()).replace("4242", r"\d+")

@@ -6,10 +6,10 @@ import mmap
 import os
 import select
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,8 +18,6 @@ from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.segment.poison import read_poison
 from cobre_shm.segment.recorder import last_entry
 from cobre_shm.segment.stacks import SIGNAL
-from cobre_shm.selection.kinds import ShmConfig
-from cobre_shm.shm import ShmCommunicator
 
 
 def work_until_failure(comm, elements, turns=10**9):
@@ -138,6 +136,19 @@ def barrier_pair(comm):
     try:
         comm.barrier()
     except CollectiveFailed as error:
+        return error
+    return None
+
+
+def stopped_between_barriers(comm, stopped, folder):
+    """One rank stops itself before the second barrier; who fails there leaves a file."""
+    comm.barrier()
+    if comm.rank == stopped:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    try:
+        comm.barrier()
+    except CollectiveFailed as error:
+        (folder / f"{comm.rank}").touch()
         return error
     return None
 
@@ -287,42 +298,43 @@ def fork_a_child_that_fails(comm):
     return os.waitstatus_to_exitcode(status) == 5, float(comm.allreduce(np.ones(1))[0])
 
 
-def wait_with_a_warning(comm, name, late, stick):
-    """Join another group that warns soon, and wait there for a late rank."""
-    config = ShmConfig(name=name, rank=comm.rank, size=comm.size, stall_warn_secs=0.2)
-    with ShmCommunicator(config) as impatient:
-        impatient.barrier()
-        if comm.rank == late:
-            stick()
-        impatient.barrier()
+def wait_with_a_warning(comm, late, stick, folder):
+    """Wait in a barrier that is soon warned of for a rank that is late until the test goes on."""
+    comm.barrier()
+    # Only from here on: how long the ranks take to come together is nobody's concern.
+    comm._config = replace(comm._config, stall_warn_secs=1.0)
+    if comm.rank == late:
+        (folder / "late").touch()
+        stick(folder)
+    else:
+        while not (folder / "late").exists():
+            time.sleep(0.001)
+    comm.barrier()
 
 
-def stick_asleep():
-    time.sleep(1.0)
+def stick_asleep(folder):
+    # Without a moment of being awake, at which others could look.
+    (folder / "fifo").read_bytes()
 
 
-def stick_stopped():
-    """Until after the second warning, and before the third."""
-    with subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {os.getpid()}"]):
-        os.kill(os.getpid(), signal.SIGSTOP)
+def stick_stopped(folder):
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def stick_in_a_loop():
-    deadline = time.monotonic() + 1.0
-    while time.monotonic() < deadline:
+def stick_in_a_loop(folder):
+    while not (folder / "go").exists():
         pass
 
 
-def stick_with_the_lock_of_the_interpreter():
+def stick_with_the_lock_of_the_interpreter(folder):
     """C code that computes for a second and lets no other Python code run."""
-    deadline = time.monotonic() + 1.0
     library = ctypes.PyDLL(None)
     library.usleep.argtypes = [ctypes.c_uint]
-    while time.monotonic() < deadline:
+    while not (folder / "go").exists():
         library.usleep(900_000)
 
 
-def stick_in_another_program():
+def stick_in_another_program(folder):
     """As if a process of the rank's pid did not know the signal."""
     signal.signal(SIGNAL, signal.SIG_DFL)
-    stick_asleep()
+    stick_asleep(folder)

@@ -27,7 +27,7 @@ def outcomes(request):
         env={**os.environ, "COBRE_FAIL": "on"},
         capture_output=True,
         text=True,
-        timeout=280 if request.param == "1 3" else 2900,
+        timeout=840 if request.param == "1 3" else 2900,
         check=False,
     )
     assert done.returncode == 0, done.stderr

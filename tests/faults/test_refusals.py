@@ -184,7 +184,7 @@ def test_ranks_of_the_launcher_read_each_other_under_yama_too(tmp_path, method):
         [sys.executable, "-m", "cobre_shm.spawn", "-n", "2", "--start-method", method, str(script)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert done.stdout == f"2 {ALLOWED}\n" * 2, done.stderr
 
@@ -224,8 +224,8 @@ with cobre_shm.create_communicator() as comm:
     region = comm.create_shared_region(10)
     region.fence()
     region.close()
-    comm.barrier()
     print(int(total[0]), flush=True)
+    comm.barrier()
     if len(sys.argv) > 1 and comm.rank == 1:
         os.kill(os.getpid(), 9)
     comm.barrier()
@@ -242,7 +242,7 @@ def test_launcher_works_where_the_newer_system_calls_are_refused(tmp_path, code,
         [sys.executable, refusing.__file__, code, calls, *launcher, *["die"] * (how == "dies")],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )

@@ -257,12 +257,14 @@ def make_region(comm):
 
 
 def split(comm):
-    # Only for joining: so long one rank waits for the other, which cannot tell that it failed.
-    usual, comm._config = comm._config, replace(comm._config, timeout_secs=0.4)
-    try:
+    def join_soon(comm, name, made=None):
+        # Only here: so long one rank waits for the other, which cannot tell that it failed.
+        config = replace(comm._config, name=name, slot_bytes=comm.slot_bytes, timeout_secs=0.4)
+        return ShmCommunicator(config, made=made)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShmCommunicator, "_join_again", join_soon)
         comm.split_local().close()
-    finally:
-        comm._config = usual
 
 
 def fail_calls(comm, victim, code, attempt, is_named):
@@ -270,7 +272,8 @@ def fail_calls(comm, victim, code, attempt, is_named):
     endings = []
     with group_of_two(comm, is_named) as group:
         mark = group._segment.region_prefix[1:]
-        for n in range(1, 60):
+        n, repeats = 1, 5
+        while n < 60:
             before = Held(mark)
             group.barrier()
             with pytest.MonkeyPatch.context() as patch:
@@ -285,11 +288,19 @@ def fail_calls(comm, victim, code, attempt, is_named):
             gc.collect()
             after = Held(mark)
             assert after == before, (n, failing.calls, error, before, after)
-            struck = bool(group.allreduce(np.array([struck]), op="max")[0])
+            is_late = " within 0.4 s" in error
+            is_told = comm.rank == victim and os.strerror(code) in error
+            words = group.allreduce(np.array([struck, is_late, is_told]), op="max")
+            struck, is_late, is_told = words.astype(bool)
+            if is_late and not is_told and repeats:
+                # Of nothing that failed, but of a busy machine.
+                repeats -= 1
+                continue
             if not struck:
                 assert not error
                 return endings
             endings.append(error)
+            n += 1
     raise AssertionError("the calls do not end")
 
 

@@ -25,7 +25,7 @@ def digest_alone(path, iterations):
 
 
 def assert_same_bits(backend, path, iterations, size):
-    outcomes = run_ranks(digest_of_training, size, backend, path, iterations, timeout=240.0)
+    outcomes = run_ranks(digest_of_training, size, backend, path, iterations, timeout=720.0)
     assert set(results_of(outcomes)) == {(digest_alone(path, iterations), backend)}
 
 
@@ -52,7 +52,7 @@ def run_trainer(folder, *launcher):
         [*command, "--output-dir", str(folder)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=720,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ import numpy as np
 
 from cobre_shm import create_communicator
 
-STILL = 300.0
+STILL = 3600.0
 
 
 class Unheard(Exception):

@@ -59,7 +59,7 @@ def test_strict_checker_accepts_a_caller(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=720,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr

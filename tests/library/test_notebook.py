@@ -66,7 +66,7 @@ def test_notebook_runs_functions_and_trainings(case_path, tmp_path, monkeypatch)
     cells = [f"case = {str(case_path)!r}", RUN, FAIL, TRAIN, AWAIT, LEFT]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     client = nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=360, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )
     # Not execute(): it would leave an event loop behind.
     asyncio.run(client.async_execute())

@@ -229,7 +229,7 @@ def test_program_without_a_guard_trains_on_workers(case_path, tmp_path, way):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=360,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ def python(*words, **options):
         env={**env, **options.pop("env", {})},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=360,
         check=False,
         **options,
     )
@@ -128,7 +128,7 @@ def test_victims_are_not_blamed():
 
 
 def test_culprit_that_is_slower_to_end_than_its_victims_is_blamed(monkeypatch):
-    monkeypatch.setattr(workers, "_CULPRIT_SECS", 60.0)
+    monkeypatch.setattr(workers, "CULPRIT_SECS", 60.0)
     with pytest.raises(WorkerError) as caught:
         spawn.run(programs.raise_and_end_late, 3)
     error = caught.value
@@ -246,7 +246,7 @@ def all_gone(pids):
 def test_workers_do_not_outlive_the_program(tmp_path, number):
     process, pids = start_and_wait(tmp_path)
     process.send_signal(number)
-    process.wait(timeout=20)
+    process.wait(timeout=60)
     process.stderr.close()
     assert all_gone(pids)
 
@@ -254,7 +254,7 @@ def test_workers_do_not_outlive_the_program(tmp_path, number):
 def test_interrupt_ends_the_workers(tmp_path):
     process, pids = start_and_wait(tmp_path)
     process.send_signal(signal.SIGINT)
-    _, text = process.communicate(timeout=20)
+    _, text = process.communicate(timeout=60)
     assert text.rstrip().endswith("KeyboardInterrupt")
     assert all_gone(pids)
 
@@ -264,7 +264,7 @@ def test_stopped_worker_does_not_keep_the_others_errors_from_coming(tmp_path):
     process, pids = start_and_wait(tmp_path)
     os.kill(pids[0], signal.SIGSTOP)
     os.kill(pids[1], signal.SIGKILL)
-    _, text = process.communicate(timeout=20)
+    _, text = process.communicate(timeout=60)
     assert "Worker 1 of 2" in text
     assert "SIGKILL" in text
     assert all_gone(pids)

@@ -53,7 +53,7 @@ def http_server(*words):
         assert process.poll() is None
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=90)
 
 
 @contextlib.asynccontextmanager

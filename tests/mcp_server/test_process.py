@@ -167,7 +167,7 @@ def test_server_imports_no_other_backend(allowed):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=360,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -184,7 +184,7 @@ def test_wrong_arguments_are_told_in_one_line(words):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 1
@@ -225,5 +225,5 @@ def test_interrupt_ends_the_server_in_the_middle_of_a_training(allowed):
     while b"notifications/progress" not in process.stdout.readline():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 130

@@ -23,7 +23,7 @@ def run(path, out, iterations, ranks=1, backend="local"):
         ],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         env={**os.environ, "COBRE_COMM_BACKEND": backend},
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -257,7 +257,7 @@ def test_termination_ends_with_a_checkpoint(random_path, tmp_path, ranks):
     try:
         first_line(process, lambda line: line.split()[:1] == ["1"])
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=90)
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM
@@ -309,7 +309,7 @@ def test_killed_training_loses_no_more_than_since_its_checkpoint(tmp_path, ranks
             time.sleep(moment.uniform(0.0, 0.1))
         finally:
             process.kill()
-            rest, _ = process.communicate(timeout=30)
+            rest, _ = process.communicate(timeout=90)
         seen += [int(line) for line in rest.splitlines()]
         now = history_length(path, out)
         # An iteration is shown before its checkpoint is written.

@@ -19,7 +19,7 @@ def run(*arguments, **environment):
         [sys.executable, "-m", "cobre_shm.sddp", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         env={**os.environ, **environment},
     )
 
@@ -117,7 +117,7 @@ def test_missing_package_names_the_extra(random_path):
         f"sys.exit(main([{str(random_path)!r}]))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 1
     assert 'pip install "cobre-shm[sddp]"' in done.stderr
@@ -151,7 +151,7 @@ def test_interrupt_ends_after_the_iteration_and_keeps_the_result(random_path, tm
         if line.split()[:1] == ["1"]:
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 130
     assert ": interrupted" in out
     assert err == ""

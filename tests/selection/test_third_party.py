@@ -122,7 +122,7 @@ def test_third_party_backend_runs_the_conformance_suite(third_party, tmp_path, s
         for rank in range(size)
     ]
     try:
-        outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
+        outputs = [rank.communicate(timeout=720)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

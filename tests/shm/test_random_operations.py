@@ -162,5 +162,5 @@ def test_a_hundred_thousand_operations_are_checked():
 def test_random_operations_give_the_right_values(size):
     seed = random.randrange(2**32)
     print("seed", seed)
-    outcomes = run_ranks(random_operations, size, "shm", TURNS[size], seed, timeout=240.0)
+    outcomes = run_ranks(random_operations, size, "shm", TURNS[size], seed, timeout=720.0)
     assert results_of(outcomes) == [TURNS[size]] * size

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ def gone(other):
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.001)
 def sleep():
-    time.sleep(600)
+    time.sleep(3600)
 """
 
 
@@ -58,8 +59,15 @@ def test_exit_code_of_the_failing_rank_is_ours(spawn, last_act, code):
 
 
 def test_first_failure_wins_over_later_ones(spawn):
-    spawn.write("program.py", f"{PRELUDE}\nready()\nif rank != 1: gone(1)\nsys.exit(10 + rank)")
-    done = spawn.run("-n", 4, "program.py")
+    # Rank 0 would be looked at first, if the launcher found all of them ended at once.
+    spawn.write(
+        "program.py",
+        f"{PRELUDE}\n"
+        "ready()\n"
+        "while rank != 1 and '\"exit\"' not in Path('events').read_text(): time.sleep(0.001)\n"
+        "sys.exit(10 + rank)",
+    )
+    done = spawn.run("-n", 4, "--events", "events", "program.py")
     assert done.returncode == 11
     assert b"Rank 1 of 4" in done.stderr
 
@@ -87,21 +95,23 @@ def test_last_words_of_the_first_failing_rank_stand_last(spawn):
         "program.py",
         f"{PRELUDE}\n"
         "if rank == 1:\n"
-        "    ready()\n"
+        "    while not Path('listening').exists(): time.sleep(0.001)\n"
         "    for i in range(100): print('word', i, file=sys.stderr)\n"
         "    sys.stderr.buffer.write(b'\\xff' * 5000)\n"
         "    sys.exit(5)\n"
-        "gone(1)\n"
-        "print('other', file=sys.stderr)\n"
-        "sys.exit(6)",
+        # Asked to end, it knows that the launcher has seen the end of the other and its pipe.
+        "def end(*_):\n"
+        "    print('other', file=sys.stderr)\n"
+        "    sys.exit(6)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "Path('listening').touch()\n"
+        "sleep()",
     )
     done = spawn.run("-n", 2, "program.py")
     lines = done.stderr.split(b"\n")
     assert lines[100:103] == [b"\xff" * 5000, b"other", b"cobre_shm.spawn: The run has failed:"]
-    assert [line.split()[:4] for line in lines[104:106]] == [
-        [b"0", b"exit", b"code", b"6"],
-        [b"1", b"exit", b"code", b"5"],
-    ]
+    assert lines[104].split()[:8] == b"0 stopped by the launcher (exit code 6)".split()
+    assert lines[105].split()[:4] == b"1 exit code 5".split()
     assert lines[106].startswith(b"cobre_shm.spawn: Rank 1 of 2 ")
     words = [b"  word %d" % i for i in range(61, 100)]
     assert lines[107:] == [*words, b"  " + b"\xff" * 2000, b""]
@@ -142,12 +152,26 @@ def test_rank_that_ignores_sigterm_is_killed_after_the_grace_time(spawn):
     assert done.stdout == b"asked\n"
 
 
+def patient(spawn, *arguments):
+    """Run with a moment that suffices on any machine."""
+    code = (
+        "import sys\n"
+        "from cobre_shm.spawn import group, ladder\n"
+        "group.MOMENT = 30.0\n"
+        "ladder.failing_steps.__defaults__ = (30.0,)\n"
+        "from cobre_shm.spawn.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    method = f"--start-method={spawn.method}"
+    return spawn.run(command=[sys.executable, "-c", code, method, *arguments])
+
+
 def test_others_have_a_moment_to_end_by_themselves(spawn):
     spawn.write(
         "program.py",
         f"{PRELUDE}\nready()\nif rank == 1: sys.exit(3)\ngone(1)\nprint('saved')",
     )
-    done = spawn.run("-n", 3, "program.py")
+    done = patient(spawn, "-n3", "program.py")
     assert done.stdout == b"saved\n" * 2
     assert done.returncode == 3
 
@@ -156,7 +180,7 @@ def test_others_have_a_moment_to_end_by_themselves(spawn):
 def test_process_left_behind_in_the_group_is_ended(spawn, rank_code):
     code = (
         "import subprocess, sys\n"
-        "subprocess.Popen(['sleep', '600'])\n"
+        "subprocess.Popen(['sleep', '3600'])\n"
         f"print('leaving'); sys.exit({rank_code})"
     )
     done = spawn.run("-n", 2, "-c", code)
@@ -167,7 +191,7 @@ def test_process_left_behind_in_the_group_is_ended(spawn, rank_code):
 
 def test_child_that_ends_soon_after_its_rank_may_finish(spawn):
     code = "import subprocess\nsubprocess.Popen(['sh', '-c', 'sleep 0.02; echo finished'])"
-    done = spawn.run("-n", 1, "-c", code)
+    done = patient(spawn, "-n1", "-c", code)
     assert done.stdout == b"finished\n"
     assert done.returncode == 0
 
@@ -175,7 +199,7 @@ def test_child_that_ends_soon_after_its_rank_may_finish(spawn):
 def test_process_that_left_the_group_is_not_waited_for(spawn):
     code = (
         "import subprocess\n"
-        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "child = subprocess.Popen(['sleep', '3600'], start_new_session=True)\n"
         "print(child.pid)"
     )
     done = spawn.run("-n", 1, "-c", code)

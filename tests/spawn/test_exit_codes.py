@@ -10,7 +10,7 @@ from cobre_shm.sddp import shipped_case_path
 
 pytestmark = pytest.mark.parametrize("spawn", ["zygote", "spawn"], indirect=True)
 
-STUCK = "import time; print('up', flush=True); time.sleep(600)"
+STUCK = "import time; print('up', flush=True); time.sleep(3600)"
 
 
 def edit(case, **changes):
@@ -75,12 +75,14 @@ def test_error_of_a_peer_never_decides(spawn):
     pytest.importorskip("posix_ipc")
     spawn.write(
         "program.py",
-        "import sys, cobre_shm\n"
+        "import signal, sys, cobre_shm\n"
+        # A survivor may need longer to speak than the launcher waits before it asks.
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "comm = cobre_shm.create_communicator()\n"
         "comm.barrier()\n"
         "if comm.rank == 2: sys.exit(33)\n"
         "comm.barrier()",
     )
-    done = spawn.run("-n", 4, "program.py")
+    done = spawn.run("-n", 4, "--grace", 60, "program.py")
     assert done.returncode == 33
     assert done.stderr.count(b"RankFailed: Rank 2 ") >= 3

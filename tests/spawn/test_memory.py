@@ -7,7 +7,7 @@ import os, time
 held = []
 while os.environ["RANK"] == "1":
     held.append(b"x" * 10_000_000)
-time.sleep(600)
+time.sleep(3600)
 """
 
 

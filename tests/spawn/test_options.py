@@ -23,9 +23,12 @@ def test_timestamps_and_labels_begin_every_line(spawn):
 @pytest.mark.parametrize("tee", [False, True])
 def test_output_goes_to_files_of_each_rank(spawn, tee):
     code = (
-        "import os, sys\n"
+        "import os, sys, time\n"
         "sys.stdout.buffer.write(b'out \\xff ' + os.environ['RANK'].encode())\n"
         "print('err', file=sys.stderr)\n"
+        "open('written' + os.environ['RANK'], 'w').close()\n"
+        # Its failure ends the other, which may not have begun.
+        "while not os.path.exists('written0'): time.sleep(0.001)\n"
         "sys.exit(3 * int(os.environ['RANK']))"
     )
     folder = spawn.folder / "new" / "logs"
@@ -59,7 +62,7 @@ def test_full_disk_under_an_output_file_ends_the_run(spawn):
     folder = spawn.folder / "logs"
     folder.mkdir()
     (folder / "rank-0.out").symlink_to("/dev/full")
-    code = "import time; print('x'); time.sleep(600)"
+    code = "import time; print('x'); time.sleep(3600)"
     done = spawn.run("-n", 1, "--output-dir", folder, "-c", code)
     assert done.returncode == 1
     assert b"No space left" in done.stderr
@@ -136,7 +139,10 @@ def test_policies_of_binding(monkeypatch, tmp_path):
 
 
 def test_any_command_can_be_run(spawn):
-    done = spawn.run("-n", 2, "--no-python", "sh", "-c", 'echo "$RANK $1"; exit $RANK', "x", "a b")
+    # The failure of rank 1 ends rank 0, which may not have begun.
+    wait = 'touch "up$RANK"; until [ -e up0 ]; do sleep 0.01; done'
+    code = f'echo "$RANK $1"; {wait}; exit $RANK'
+    done = spawn.run("-n", 2, "--no-python", "sh", "-c", code, "x", "a b")
     assert sorted(done.stdout.splitlines()) == [b"0 a b", b"1 a b"]
     assert done.returncode == 1
     for name, code in (("absent-command", 127), ("./data", 126)):
@@ -228,7 +234,7 @@ def test_time_limit_holds_for_all_attempts_together(spawn):
 
 
 def test_stopped_run_is_not_started_again(spawn):
-    code = "print('up', flush=True); import time; time.sleep(600)"
+    code = "print('up', flush=True); import time; time.sleep(3600)"
     process = spawn.start("-n", 1, "--max-restarts", 5, "-c", code)
     assert process.stdout.readline() == b"up\n"
     process.send_signal(signal.SIGTERM)
@@ -240,7 +246,9 @@ def test_stopped_run_is_not_started_again(spawn):
 def test_events_are_one_object_a_line(spawn, where):
     spawn.write(
         "program.py",
-        "import time, cobre_shm\n"
+        "import signal, time, cobre_shm\n"
+        # Rank 0 may need longer to end than the launcher waits before it asks.
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "comm = cobre_shm.create_communicator()\n"
         "comm.barrier()\n"
         "while not __import__('os').path.exists('enough'): time.sleep(0.01)\n"
@@ -248,7 +256,7 @@ def test_events_are_one_object_a_line(spawn, where):
         "raise SystemExit(3 * comm.rank)",
     )
     flags = ["--events", "events"] if where == "file" else ["--json"]
-    process = spawn.start("-n", 2, *flags, "program.py")
+    process = spawn.start("-n", 2, "--grace", 60, *flags, "program.py")
     path = spawn.folder / "events"
     seen = []
     if where == "file":

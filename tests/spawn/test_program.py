@@ -121,7 +121,7 @@ def test_sixty_four_ranks(spawn):
 def test_group_without_pidfds_is_watched_all_the_same(spawn):
     spawn.write(
         "program.py",
-        "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(5)\ntime.sleep(600)",
+        "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(5)\ntime.sleep(3600)",
     )
     code = (
         "import os, sys\n"
@@ -142,7 +142,7 @@ def test_rank_that_cannot_be_started_ends_the_others(spawn):
         resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
 
     done = spawn.run(
-        *("-n", 20, "-c", "import time; time.sleep(600)"), preexec_fn=allow_few_descriptors
+        *("-n", 20, "-c", "import time; time.sleep(3600)"), preexec_fn=allow_few_descriptors
     )
     assert done.returncode == 126
     assert b"of 20 cannot be started" in done.stderr

@@ -163,9 +163,12 @@ def test_seeded_numbers_are_those_of_a_direct_start(spawn):
 
 def test_launcher_is_the_parent_of_ranks_that_were_imported_once(spawn):
     code = (
-        "import gc, os, sys\n"
+        "import gc, os, sys, time\n"
         "print(os.getppid(), os.getpgid(0) == os.getpid(), 'numpy' in sys.modules,"
         " gc.get_freeze_count() > 5_000)\n"
+        # Those that find no line fail and end the others, which may not have printed.
+        "open('printed' + os.environ['RANK'], 'w').close()\n"
+        "while not all(os.path.exists(f'printed{r}') for r in range(3)): time.sleep(0.001)\n"
         "input()"
     )
     reader, writer = os.pipe()
@@ -226,7 +229,8 @@ def importing(spawn):
     """A launcher whose zygote imports for as long as nobody ends it."""
     folder = spawn.folder / "installed"
     folder.mkdir()
-    (folder / "heavy.py").write_text("open('importing', 'w').close()\nimport time\ntime.sleep(600)")
+    text = "open('importing', 'w').close()\nimport time\ntime.sleep(3600)"
+    (folder / "heavy.py").write_text(text)
     paths = os.pathsep.join([str(folder), spawn.environment()["PYTHONPATH"]])
     words = ("-n", 4, "--preload", "heavy", "-c", "print('never')")
     process = spawn.start(*words, env={"PYTHONPATH": paths})

@@ -10,8 +10,8 @@ from tests.support.backends import BACKENDS
 from tests.support.ranks import results_of, run_ranks
 
 # Ends groups that hang; the checks that use gigabytes need the larger one.
-_WATCHDOG_SECS = 120.0
-_HUGE_WATCHDOG_SECS = 280.0
+_WATCHDOG_SECS = 360.0
+_HUGE_WATCHDOG_SECS = 840.0
 # Of the checks that need gigabytes on every rank: the smallest group with a peer.
 _HUGE_SIZE = 2
 

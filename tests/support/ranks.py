@@ -38,6 +38,8 @@ _PRELOAD = ["__main__", "pytest", "tests.support.conformance", "tests.support.wa
 _FULL_REPORTS = 2
 # Between the request for stack dumps and the kill.
 _DUMP_SECS = 2.0
+# Only ends tests that hang.
+_CONDITION_SECS = 60.0
 
 
 class RanksTimedOut(Exception):
@@ -76,7 +78,7 @@ def run_ranks(
     size: int,
     backend: str = "shm",
     *args: Any,
-    timeout: float = 60.0,
+    timeout: float = 240.0,
     collective_timeout: float = COLLECTIVE_TIMEOUT_SECS,
 ) -> list[RankOutcome]:
     """Run the module-level ``function(comm, *args)`` on every rank of a new group.
@@ -160,6 +162,14 @@ class RankGroup:
         """What a rank has written until now."""
         path = self._path_of_output(rank)
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait for what these ranks do to come true."""
+        deadline = time.monotonic() + _CONDITION_SECS
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError("\n".join(map(self.output, range(len(self.pids)))))
+            time.sleep(0.005)
 
     def outcomes(self, timeout: float) -> list[RankOutcome]:
         """Wait until all processes have ended, kill those that have not in time, and report."""

@@ -199,12 +199,12 @@ def move_much_through_little(comm, nbytes):
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_full_buffers_in_both_directions_are_no_deadlock(size):
-    results_of(run_ranks(move_much_through_little, size, "tcp", 8 << 20, timeout=120.0))
+    results_of(run_ranks(move_much_through_little, size, "tcp", 8 << 20, timeout=360.0))
 
 
 @pytest.mark.slow
 def test_a_gibibyte_through_four_kibibytes_is_no_deadlock():
-    results_of(run_ranks(move_much_through_little, 2, "tcp", 1 << 30, timeout=280.0))
+    results_of(run_ranks(move_much_through_little, 2, "tcp", 1 << 30, timeout=840.0))
 
 
 def uneven_parts(comm):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cobre_net.tcp import link as link_module
 from cobre_net.tcp import wire
 from cobre_net.tcp.call import Call
 from cobre_net.tcp.failure import Failure
@@ -199,7 +200,11 @@ def test_call_is_readable():
 # Last words
 
 
-def test_last_word_reaches_a_peer_that_reads_late_though_the_process_ends_at_once(pair):
+def test_last_word_reaches_a_peer_that_reads_late_though_the_process_ends_at_once(
+    pair, monkeypatch
+):
+    # On a busy machine it may take a second to read so much.
+    monkeypatch.setattr(link_module, "_LAST_WORDS_SECS", 30.0)
     link, raw = pair
     failure = Failure("interrupted", 1, 4242, "node-7")
     # A frame is half sent, the peer has sent what will never be read, and it reads only later.
@@ -210,7 +215,7 @@ def test_last_word_reaches_a_peer_that_reads_late_though_the_process_ends_at_onc
     def read_late():
         time.sleep(0.2)
         with contextlib.suppress(ConnectionResetError):
-            while data := raw.recv(4096):
+            while data := raw.recv(1 << 16):
                 got.extend(data)
 
     reader = threading.Thread(target=read_late)

@@ -56,7 +56,7 @@ def run(*options, extra="pass", **env):
         command(*options, extra=extra),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=360,
         check=False,
         env=environment(**env),
     )
@@ -114,7 +114,7 @@ def test_launchers_of_two_nodes_start_one_group(tmp_path):
         # The second node first: it waits for the coordinator.
         for node in (1, 0)
     ]
-    ended = [node.communicate(timeout=120) for node in nodes]
+    ended = [node.communicate(timeout=360) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], ended
     second, first = (
         sorted(line for line in out.splitlines() if "rank" in line) for out, _ in ended
@@ -153,7 +153,7 @@ def test_failure_is_reported_as_json_with_the_rank_of_the_whole_run():
         env=environment(**secret),
     )
     second = run(*options, "--node-rank", "1", "--output-format", "json", extra=extra, **secret)
-    _, other = first.communicate(timeout=60)
+    _, other = first.communicate(timeout=180)
     assert second.returncode == 3
     told = json.loads(second.stderr.splitlines()[-1])
     assert told["context"]["rank"] == 1
@@ -194,7 +194,7 @@ def test_network_options_need_the_tcp_backend():
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 1

@@ -53,7 +53,7 @@ def exit_on_first(comm, code):
 def sleep_on_first(comm):
     if comm.rank == 0:
         print("asleep", flush=True)
-        time.sleep(600)
+        time.sleep(3600)
 
 
 def return_lock(comm):
