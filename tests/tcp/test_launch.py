@@ -136,9 +136,9 @@ def test_launchers_of_two_nodes_start_one_group(tmp_path):
 def test_first_failing_rank_decides_the_exit_code(extra, code, words):
     done = run("-n", "3", extra=f"{extra}\n    comm.barrier()")
     assert done.returncode == code, done.stderr
-    before, _, block = done.stderr.rpartition("cobre_shm.spawn: ")
+    before, _, report = done.stderr.partition("cobre_shm.spawn: The run has failed:")
     # What the rank wrote is repeated unless it stands directly before.
-    assert words in before.rstrip().rpartition("\n")[2] + block
+    assert words in before.rstrip().rpartition("\n")[2] + report
 
 
 def test_failure_is_reported_as_json_with_the_rank_of_the_whole_run():
