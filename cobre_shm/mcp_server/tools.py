@@ -76,14 +76,14 @@ class Session:
             raise Findings([error], []) from error
         if loaded is None:
             raise Findings(list(findings), warnings)
-        return {**_sizes(loaded), "warnings": warnings}
+        return {**loaded.sizes(), "warnings": warnings}
 
     def inspect_case(self, case: str) -> Values:
         """Describe a case: its sizes, settings and entities."""
         loaded = load_case(self._case_path(case))
         config = loaded.config
         return {
-            **_sizes(loaded),
+            **loaded.sizes(),
             "stopping_rules": [
                 {
                     "type": rule.kind,
@@ -306,21 +306,6 @@ def _unknown(name: str, known: OrderedDict[str, Any], what: str) -> OutOfRange:
         context={"field": "result", "value": name, "expected": list(known)},
         suggestion="Train first: the answer names the result",
     )
-
-
-def _sizes(case: Case) -> Values:
-    return {
-        "case": case.name,
-        "stages": case.stages,
-        "buses": len(case.buses),
-        "lines": len(case.lines),
-        "thermals": len(case.thermals),
-        "hydros": len(case.hydros),
-        "non_controllable_sources": len(case.sources),
-        "generic_constraints": len(case.constraints),
-        "state_components": case.state_size,
-        "forward_passes": case.config.forward_passes,
-    }
 
 
 def _training(result: TrainingResult) -> Values:

@@ -24,6 +24,7 @@ import importlib.util
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -49,6 +50,8 @@ _SETTINGS = (
     "NUMBA_SLP_VECTORIZE",
     "NUMBA_DEBUGINFO",
 )
+# Longer than to compile takes on a busy machine: who holds it longer was stopped.
+_LOCK_SECS, _LOCK_LOOK_SECS = 120.0, 0.02
 _CPU_FACTS = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags")
 
 announce: list[Callable[[], None]] = []
@@ -135,15 +138,27 @@ def _write(path: Path, content: bytes) -> None:
 def _lock() -> Iterator[None]:
     """Hold the machine-wide compilation lock; it goes with the process.
 
-    The lock is on a directory opened for reading, so a read-only installation has it too.
+    The lock is on a directory opened for reading, so a read-only installation has it too. Where it
+    cannot be had, it may be compiled twice, which does no harm: images appear whole or not at all.
     """
     fd = os.open(_KERNELS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # a file system without locks: it may be compiled twice
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks
+            _try_to_lock(fd)
         yield
     finally:
         os.close(fd)
+
+
+def _try_to_lock(fd: int) -> None:
+    deadline = time.monotonic() + _LOCK_SECS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_LOOK_SECS)
+        else:
+            return
 
 
 @cache

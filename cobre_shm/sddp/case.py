@@ -105,6 +105,22 @@ class Case:
         """Number of state components: one storage and the lags of each hydro plant."""
         return len(self.hydros) * (1 + self.statistics.lags)
 
+    def sizes(self) -> dict[str, Any]:
+        """Return the case's name and how many there are of what makes it large, by name."""
+        return {
+            "case": self.name,
+            "stages": self.stages,
+            "buses": len(self.buses),
+            "lines": len(self.lines),
+            "thermals": len(self.thermals),
+            "hydros": len(self.hydros),
+            "non_controllable_sources": len(self.sources),
+            "generic_constraints": len(self.constraints),
+            "inflow_lags": self.statistics.lags,
+            "state_components": self.state_size,
+            "forward_passes": self.config.forward_passes,
+        }
+
     def state_names(self) -> list[tuple[str, int, int, str]]:
         """Return kind, hydro id, lag (0 for storage) and unit of each state component."""
         storages = [("storage", hydro.id, 0, "hm3") for hydro in self.hydros]

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
             code,
             errors=findings,
             warnings=warnings,
-            data=None if case is None else _sizes(case),
+            data=None if case is None else case.sizes(),
             summary={"error_count": len(findings), "warning_count": len(warnings)},
         )
         print(json.dumps(answer, indent=2))
@@ -59,26 +59,11 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _sizes(case: Case) -> dict[str, Any]:
-    return {
-        "case": case.name,
-        "stages": case.stages,
-        "buses": len(case.buses),
-        "lines": len(case.lines),
-        "thermals": len(case.thermals),
-        "hydros": len(case.hydros),
-        "non_controllable_sources": len(case.sources),
-        "generic_constraints": len(case.constraints),
-        "inflow_lags": case.statistics.lags,
-        "forward_passes": case.config.forward_passes,
-    }
-
-
 def _text(
     directory: str, case: Case | None, findings: list[CaseError], warnings: Iterable[str]
 ) -> Iterable[str]:
     if case is not None:
-        sizes = ", ".join(f"{name} {value}" for name, value in list(_sizes(case).items())[1:])
+        sizes = ", ".join(f"{name} {value}" for name, value in list(case.sizes().items())[1:])
         yield f"{directory}: the case is valid ({sizes.replace('_', ' ')})"
     else:
         count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"

@@ -1,6 +1,7 @@
 """Images of machine code: what is stored, what is trusted, and that nothing else is executed."""
 
 import ctypes
+import fcntl
 import os
 import subprocess
 import sys
@@ -237,3 +238,14 @@ def test_start_with_a_warm_cache_imports_no_numba():
     loaded = set(done.stdout.split())
     assert "cobre_shm.native.entry" in loaded
     assert not loaded & {"numba", "llvmlite", "cobre_shm.compiler", "cobre_shm.kernels.jit"}
+
+
+def test_a_lock_that_nobody_gives_back_is_not_waited_for_for_ever(folder, compilations, monkeypatch):
+    held = os.open(cache._KERNELS, os.O_RDONLY | os.O_DIRECTORY)
+    monkeypatch.setattr(cache, "_LOCK_SECS", 0.1)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert cache.addresses(GROUP)
+    finally:
+        os.close(held)
+    assert compilations == [GROUP]
