@@ -23,7 +23,7 @@ from cobre_shm.communicator import Communicator
 from cobre_shm.errors import CobreError
 from cobre_shm.mcp_server.folders import Folders
 from cobre_shm.sddp import shipped_case_path
-from cobre_shm.sddp.case import Case, check_case, load_case
+from cobre_shm.sddp.case import check_case, load_case
 from cobre_shm.sddp.errors import CaseError, MissingFile, OutOfRange, ParseError
 from cobre_shm.sddp.results import read_table, write_training
 from cobre_shm.sddp.simulation import SimulationResult

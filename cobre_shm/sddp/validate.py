@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cobre_shm.sddp.envelope import envelope
 from cobre_shm.sddp.errors import CaseError, MissingFile

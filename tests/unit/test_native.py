@@ -240,7 +240,7 @@ def test_start_with_a_warm_cache_imports_no_numba():
     assert not loaded & {"numba", "llvmlite", "cobre_shm.compiler", "cobre_shm.kernels.jit"}
 
 
-def test_a_lock_that_nobody_gives_back_is_not_waited_for_for_ever(folder, compilations, monkeypatch):
+def test_a_lock_that_is_not_given_back_is_left_in_the_end(folder, compilations, monkeypatch):
     held = os.open(cache._KERNELS, os.O_RDONLY | os.O_DIRECTORY)
     monkeypatch.setattr(cache, "_LOCK_SECS", 0.1)
     try:
