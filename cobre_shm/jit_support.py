@@ -49,6 +49,7 @@ class JitSupport:
         self._comm = weakref.ref(comm)
         if comm.backend == "shm":
             state, self._known = comm._context, comm._known  # type: ignore[attr-defined]
+            comm._map_rings()  # type: ignore[attr-defined]
         elif comm.backend == "local":
             state, self._memory = _state_of_one_rank()
             self._known = fastcall.Known(state)

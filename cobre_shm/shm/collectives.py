@@ -274,5 +274,7 @@ class Collectives(Membership):
             return result
 
         start, finish = partial(run, 0, kept), partial(run, 1, kept)
+        if kernel is not BARRIER:
+            self._map_rings()
         words = self._address, kernel, args, nbytes
         return make_plan(type(self), *words, result, start, finish)

@@ -14,7 +14,7 @@ from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import ENABLED, reach
 from cobre_shm.kernels import context
 from cobre_shm.member import Member
-from cobre_shm.native.entry import CLAIM, Kernel
+from cobre_shm.native.entry import BARRIER, CLAIM, Kernel
 from cobre_shm.segment.failure import failure, mismatch, missing_ranks
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words
@@ -68,7 +68,7 @@ class Membership(fastcall.ContextFirst, Member):
         self.size: int = config.size
         self.is_leader: bool = config.rank == 0
         self._config = config
-        self._is_occupied = False
+        self._is_occupied = self._has_rings = False
         chosen = load_tuning(config.tuning) if config.tuning else {}
         self._segment = join(
             config.name,
@@ -101,7 +101,6 @@ class Membership(fastcall.ContextFirst, Member):
         self._context = state
         self._unusable = None
         self._enlist()
-        touch_rings(state)
 
     def abort(self, code: int = 1) -> NoReturn:
         """See :meth:`Communicator.abort`."""
@@ -141,8 +140,22 @@ class Membership(fastcall.ContextFirst, Member):
         if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
             self._is_occupied = True
 
+    def _map_rings(self) -> None:
+        """Map the rings, once, before the first collective that may use them.
+
+        A group that only meets does without their memory.
+        """
+        if not self._has_rings and self._unusable is None:
+            self._has_rings = True
+            touch_rings(self._context)
+
     def _run(self, kernel: Kernel, resume: int, *args: int) -> None:
-        """Call a kernel; ``resume``: it has begun already and handed control back."""
+        """Call a kernel; ``resume``: it has begun already and handed control back.
+
+        The first collective of a dtype comes this way, whatever way those take that follow.
+        """
+        if kernel is not BARRIER:
+            self._map_rings()
         if ENABLED:
             reach("idle", self.rank, int(self._context[context.SEQUENCE]) + 1)
         status = context.PENDING

@@ -21,7 +21,7 @@ __all__ = ["UNJOINED", "new_context", "touch_rings", "tuning_words"]
 
 # Upper bound of the adaptive spin, in pauses (about 50 us): shorter than any time slice.
 _SPIN_LIMIT_MAX = 2000
-# Mapped when a rank joins: with slots of the usual size, the rings of up to 84 ranks.
+# Mapped all at once: with slots of the usual size, the rings of up to 84 ranks.
 _TOUCHED_BYTES = 64 << 20
 
 # Of a communicator whose construction did not come to its end: nothing may begin.
@@ -78,7 +78,7 @@ def new_context(segment: Segment, rank: int, scratch: Array) -> Array:
 
 
 def touch_rings(state: Array) -> None:
-    """Map the rings now: a page that is touched for the first time costs more than a collective.
+    """Map the rings: a page that is touched for the first time costs more than a collective.
 
     The own one first, so that clearing is divided among the ranks; then those of all, where that
     is a matter of milliseconds.
