@@ -66,8 +66,7 @@ GOALS: dict[int, dict[int, tuple[float, ...]]] = {
 }
 # Of allreduce_shared, for 1 MiB.
 SHARED_GOALS = {2: 0.30, 8: 0.14}
-# Up to here so much may be added, for what the prototype did not do that the goals
-# come from.
+# Up to here so much may be added, for what the prototype behind the goals did not do.
 ALLOWED, ALLOWED_BYTES = 0.03, 1 << 10
 FULL_ROUNDS = 7
 
@@ -316,9 +315,10 @@ def limit_text(run: Run) -> str:
 
 
 def limit_of(run: Run, payload: int) -> float:
-    """Return below what no collective can go that gives every rank the payload, in microseconds.
+    """Return the least time of a collective that gives every rank the payload, in microseconds.
 
-    Shared arrays can: there nobody gets a copy. And so can a broadcast whose root waits for nobody.
+    Shared arrays may take less, for nobody gets a copy; so may a broadcast whose root waits for
+    nobody.
     """
     has, found = run["conditions"], [r["limits"] for r in run["rounds"]]
     if has_own_cores(run):

@@ -6,7 +6,8 @@ Eight ranks, beside three MPIs. Ours does one barrier; theirs imports mpi4py and
 barrier, which is what a program of theirs would begin with. Measured are the wall time from the
 start of the launcher to its end, alternating from one to the next, and the memory of all processes
 of the run while all ranks stand behind the barrier, as the sum of their proportional set sizes
-(PSS, shared pages counted once).
+(PSS, shared pages counted once; nobody's memory counts that is reserved and not mapped yet, as are
+17 MB of our segment).
 
 Each limit is on the ratio to the fastest, or the smallest, of the MPIs within the same rounds, so
 it holds on slow and on busy machines (``bench/test_start.py``).
@@ -180,6 +181,7 @@ def ratio(found: dict[str, float]) -> float:
 
 
 def environments() -> Path:
+    """Where the environments of the MPIs are, or are made."""
     return Path(os.environ.get("MPI_ENVIRONMENTS", Path(sys.prefix) / "mpi"))
 
 

@@ -12,7 +12,7 @@ BAD_ARGUMENTS = 1
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends the program with 1 where argparse would with 2, which is a wrong configuration."""
+    """Ends the program with 1; the 2 of argparse means a wrong configuration here."""
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and what is wrong."""

@@ -182,7 +182,8 @@ def check_region(shape: int | tuple[int, ...], dtype: Any) -> tuple[tuple[int, .
 def region_words(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int, int]:
     """Return what ranks compare of a region: tag of the dtype, elements, hash of the shape.
 
-    Each fits its part of the signed call words. Shapes that have more elements differ in the hash.
+    Each fits its part of the signed call words. A count beyond int64 is cut off there; such shapes
+    are told apart by the hash.
     """
     hashed = zlib.crc32(repr(shape).encode()) >> 1
     return dtype_tag(dtype), min(math.prod(shape), _INT64_MAX), hashed

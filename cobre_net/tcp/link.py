@@ -205,6 +205,12 @@ class Link:
         """Whether the kernel holds bytes for the peer that it has not sent even once."""
         return self._ask(_SIOCOUTQNSD) > 0
 
+    def is_over(self) -> bool:
+        """Whether the connection was reset or has failed: nothing that is unsent will be sent."""
+        poller = select.poll()
+        poller.register(self.sock, 0)
+        return any(events & select.POLLERR for _, events in poller.poll(0))
+
     def _ask(self, request: int) -> int:
         try:
             return int(struct.unpack("i", fcntl.ioctl(self.sock, request, bytes(4)))[0])
@@ -304,9 +310,9 @@ def last_word(data: bytes, skip: int) -> Ending:
 def say_last(links: Sequence[Link], word: bytes) -> None:
     """Send ``word`` and then the end of the stream to all, in bounded time, whatever happens.
 
-    A frame that was begun is filled up first, or the word would be part of it. Returns when all
-    have got it: a process that ends with bytes unread resets its connections, and the kernel then
-    forgets what it still had to send. A peer that does not read in time is left to find the
+    A frame that was begun is filled up first, or the word would be part of it. Returns when the
+    kernel has sent it to all: a process that ends with bytes unread resets its connections, and
+    what was not sent by then is lost. A peer that does not read in time is left to find the
     connection ended.
     """
     poller = select.poll()
@@ -338,11 +344,8 @@ def say_last(links: Sequence[Link], word: bytes) -> None:
         _end_stream(link)
     for link in links:
         link.unsent = -1
-        ending = select.poll()
-        # Without events: it reports only that the connection ended, which ends the waiting.
-        ending.register(link.sock, 0)
-        while link.has_unsent() and time.monotonic() < deadline and not ending.poll(1):
-            pass
+        while link.has_unsent() and not link.is_over() and time.monotonic() < deadline:
+            time.sleep(0.001)
 
 
 def _end_stream(link: Link) -> None:

@@ -30,7 +30,7 @@ from cobre_shm.tuning import load_tuning
 __all__ = ["Membership"]
 
 # The kernel may take the memory of a rank that it kills for want of memory before the rank ends.
-_DYING_SECS = 1.0
+_DYING_SECS = 5.0
 
 
 def _abandoner(ref: weakref.ref[Membership]) -> Callable[[], None]:
@@ -143,7 +143,9 @@ class Membership(fastcall.ContextFirst, Member):
     def _map_rings(self) -> None:
         """Map the rings, once, before the first collective that may use them.
 
-        A group that only meets does without their memory.
+        Their memory is reserved since the segment was made; a group that only meets does without
+        the time to clear and map it. Plans and jitted code, which do not come by ``_run``, call
+        this themselves.
         """
         if not self._has_rings and self._unusable is None:
             self._has_rings = True

@@ -120,11 +120,12 @@ class _Worker:
     @property
     def has_failed(self) -> bool:
         """Whether it failed by itself."""
+        if self.was_stopped:
+            # Also what it raises because it was told to end is no failure.
+            return False
         if self.error is not None:
             return True
-        if self.ending is None or self.was_stopped:
-            return False
-        return self.ending.returncode != 0 or self.result is None
+        return self.ending is not None and (self.ending.returncode != 0 or self.result is None)
 
     def has_ended(self) -> bool:
         """Look whether it has ended."""
@@ -316,8 +317,7 @@ class WorkerGroup:
                 worker.result = payload
             elif kind is Frame.ERROR:
                 worker.error = decode_exception(payload)
-                # What it raises because it was told to end is no failure.
-                if not worker.was_stopped:
+                if worker.has_failed:
                     self._note_failure(worker)
             elif self._tell(worker.rank, payload):
                 self._ask_to_stop()
@@ -369,24 +369,23 @@ class WorkerGroup:
             self._deadline = time.monotonic() + MOMENT
 
     def _fail(self) -> None:
-        """The first failure has had its moment: have those that still run end, and hear them out.
-
-        Whoever has not ended in time is killed afterwards.
-        """
-        leaving = self._terminate()
-        self._turn_while_any_runs(self._workers, _GRACE)
-        self._turn_while_any_runs(leaving, CULPRIT_SECS)
+        """The first failure has had its moment: end the workers, and hear what they still say."""
+        if self._cancellation is not None:
+            # It comes too late: the failure is what the caller is told.
+            self._selector.unregister(self._cancellation)
+        self._terminate(self._turn_while_any_runs)
 
     def _end(self) -> None:
-        """The same for an exception of ours: nobody asks any more what the workers say."""
-        leaving = self._terminate()
-        _wait_for(self._workers, _GRACE)
-        _wait_for(leaving, CULPRIT_SECS)
+        """End the workers after an exception of ours, when nobody asks any more what they say."""
+        self._terminate(_wait_for)
 
-    def _terminate(self) -> list[_Worker]:
-        """Send SIGTERM to the workers, but not to those that are about to end by themselves.
+    def _terminate(self, wait: Callable[[Sequence[_Worker], float], None]) -> None:
+        """Send SIGTERM to the workers; to those that are about to end by themselves, later.
 
-        Return these.
+        Whoever has not ended then is killed when it is closed.
+
+        Args:
+            wait: Waits for workers, at most so many seconds.
         """
         culprit = self._meeting.first_failed()
         self._meeting.stop(signal.SIGTERM)
@@ -396,7 +395,12 @@ class WorkerGroup:
         for worker in self._workers:
             if worker not in leaving:
                 worker.signal(signal.SIGTERM)
-        return leaving
+        wait(self._workers, _GRACE)
+        wait(leaving, CULPRIT_SECS)
+        late = [worker for worker in leaving if worker.ending is None]
+        for worker in late:
+            worker.signal(signal.SIGTERM)
+        wait(late, _GRACE)
 
     def _failure(self) -> WorkerError:
         first = self._first_failed()

@@ -179,7 +179,9 @@ def test_inherited_segment_serves_or_a_clear_error_is_raised(code):
     config = ShmConfig(name=handed.name, rank=0, size=1)
 
     def attempt(n):
-        handed.words.store(handed.control(0) + layout.PID, 0)  # as if it were another process
+        # As if it were another process, of a group that has not failed.
+        handed.words.store(handed.control(0) + layout.PID, 0)
+        handed.words.store(layout.HEADER_POISON, 0)
         ShmCommunicator(config).close()
 
     endings = fail_each(attempt, "no such name", code)

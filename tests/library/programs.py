@@ -73,6 +73,33 @@ def raise_and_end_late():
         raise
 
 
+def leave_and_save_at_the_end(folder):
+    """Rank 0 leaves while the other waits for it, and has something to save when it is ended."""
+    with create_communicator() as comm:
+        if comm.rank:
+            comm.barrier()
+
+        def save(*_):
+            (Path(folder) / "saved").touch()
+            os._exit(0)
+
+        signal.signal(signal.SIGTERM, save)
+    time.sleep(STILL)
+
+
+def stay_away_and_object_to_the_end():
+    """Rank 1 does not come in time, and raises when it is told to end."""
+    with create_communicator() as comm:
+        if comm.rank:
+
+            def object_(*_):
+                raise Refusal("not yet")
+
+            signal.signal(signal.SIGTERM, object_)
+            time.sleep(STILL)
+        comm.barrier()
+
+
 def end_without_communicator(how, rank):
     """The same, where the others know nothing of each other."""
     if os.environ["RANK"] == str(rank):

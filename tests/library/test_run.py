@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cobre_shm import WorkerError, spawn
-from cobre_shm.errors import RankFailed
+from cobre_shm.errors import CollectiveTimeout, RankFailed
 from cobre_shm.spawn import workers
 from cobre_shm.spawn.errors import InvalidArguments, ProgramNotRunnable
 from cobre_shm.spawn.remote import RemoteError, RemoteTraceback
@@ -133,6 +133,22 @@ def test_culprit_that_is_slower_to_end_than_its_victims_is_blamed(monkeypatch):
         spawn.run(programs.raise_and_end_late, 3)
     error = caught.value
     assert (error.rank, error.exit_code, type(error.inner)) == (0, 1, ValueError)
+
+
+def test_culprit_that_goes_on_is_told_to_end_before_it_is_killed(monkeypatch, tmp_path):
+    monkeypatch.setattr(workers, "CULPRIT_SECS", 0.2)
+    monkeypatch.setattr(workers, "_GRACE", 30.0)
+    with pytest.raises(WorkerError):
+        spawn.run(programs.leave_and_save_at_the_end, 2, args=(str(tmp_path),))
+    assert (tmp_path / "saved").exists()
+
+
+def test_what_a_worker_raises_because_it_is_told_to_end_is_not_the_failure(monkeypatch):
+    monkeypatch.setenv("COBRE_SHM_TIMEOUT_SECS", "3")
+    monkeypatch.setattr(workers, "_GRACE", 30.0)
+    with pytest.raises(WorkerError) as caught:
+        spawn.run(programs.stay_away_and_object_to_the_end, 2)
+    assert (caught.value.rank, type(caught.value.inner)) == (0, CollectiveTimeout)
 
 
 def test_result_that_cannot_be_sent_is_the_workers_error(monkeypatch):

@@ -42,7 +42,7 @@ def resident_kib(comm, wants_data):
     return int(rss)
 
 
-def test_group_that_only_meets_has_no_memory_for_data():
+def test_group_that_only_meets_maps_no_memory_for_data():
     without, with_data = (
         max(results_of(run_ranks(resident_kib, 8, "shm", wants))) for wants in (False, True)
     )
