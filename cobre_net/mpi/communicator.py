@@ -18,7 +18,7 @@ from cobre_net.mpi.grouping import Grouping
 from cobre_net.mpi.library import MPI, check_started, duplicate
 from cobre_net.mpi.region import MpiRegion, free_windows
 from cobre_shm import layout
-from cobre_shm.calls import words_text
+from cobre_shm.call_text import words_text
 from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, InitializationFailed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cobre_net.tcp.wire import BODY_BYTES, HEAD, PREFIX_BYTES, Head
-from cobre_shm.calls import call_text
+from cobre_shm.call_text import call_text
 
 __all__ = ["Call"]
 

@@ -26,7 +26,7 @@ import struct
 from typing import NamedTuple
 
 from cobre_shm import layout
-from cobre_shm.calls import WITHOUT_ELEMENTS, words_text
+from cobre_shm.call_text import WITHOUT_ELEMENTS, words_text
 from cobre_shm.datatypes import tag_itemsize
 from cobre_shm.segment.segment import Segment
 

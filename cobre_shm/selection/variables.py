@@ -87,7 +87,8 @@ VARIABLES: tuple[Variable, ...] = (
         failpoints.VARIABLE,
         "comm",
         Failpoint(),
-        "For tests: where a rank kills itself, `PHASE:kill@RANK,SEQUENCE`",
+        "For tests: where a rank kills itself, `PHASE:kill@RANK,SEQUENCE`, or yields, "
+        "`anywhere:yield@RANK,SEED`",
         default=None,
         example="publish:kill@1,5",
     ),

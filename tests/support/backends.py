@@ -102,9 +102,9 @@ class _JoinTcp:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now, and that the kernel gives to nobody.
+    """Return a port that nobody listens on now, if possible none that the kernel would choose.
 
-    That is, none of those from which it gives one to whoever leaves the choice to it.
+    It would give those to whoever leaves the choice to it, also before ours is used.
     """
     text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
     first, last = map(int, text.split())
