@@ -12,8 +12,8 @@ from typing import Any
 from cobre_shm import layout
 from cobre_shm.kernels import context
 from cobre_shm.kernels.atomics import load_plain
-from cobre_shm.kernels.choices import deposit
-from cobre_shm.kernels.copying import move_bytes
+from cobre_shm.kernels.choices import copy_out, deposit
+from cobre_shm.kernels.copying import copy_bytes, move_bytes
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.rounds import (
@@ -23,6 +23,7 @@ from cobre_shm.kernels.rounds import (
     next_round,
     observe,
     own_line,
+    prefetch_coming_slot,
     publish,
     slot,
     take_slots,
@@ -104,6 +105,7 @@ def allgatherv(
         status = observe(ctx)
         if status != context.READY:
             return status
+        prefetch_coming_slot(ctx, own_bytes)
         if start + chunk < largest:
             take_slots(ctx, min(chunk, largest - start - chunk))
         coming = coming_slot(ctx, rank)
@@ -113,10 +115,10 @@ def allgatherv(
                 peer -= size
             length = min(chunk, load_plain(counts + 8 * peer) * item_bytes - start)
             destination = recv + load_plain(displs + 8 * peer) * item_bytes + start
-            if step < size - 1:
-                move_bytes(destination, slot(ctx, peer), length, streams)
+            ahead = min(chunk, own_bytes - start - chunk)
+            if step < size - 1 or ahead <= 0:
+                copy_out(ctx, destination, slot(ctx, peer), length, streams)
             else:
-                ahead = min(chunk, own_bytes - start - chunk)
                 _copy_out_and_in(
                     destination,
                     slot(ctx, peer),
@@ -128,7 +130,7 @@ def allgatherv(
                     streams,
                     ctx[context.STREAMS_IN] != 0,
                 )
-            fail_at(ctx, COPY_OUT)
+                fail_at(ctx, COPY_OUT)
         if size == 1 and start + chunk < own_bytes and own != send:
             move_bytes(
                 own + start + chunk,
@@ -207,6 +209,8 @@ def _inline(
         status = publish(ctx)
         if status != context.READY:
             return status
+        if own != send:
+            copy_bytes(own, send, own_bytes)  # while the others arrive
     status = observe(ctx)
     if status != context.READY:
         return status
@@ -215,8 +219,8 @@ def _inline(
     for peer in range(size):
         nbytes = load_plain(counts + 8 * peer) * item_bytes
         total += nbytes
-        destination = recv + load_plain(displs + 8 * peer) * item_bytes
-        if peer != rank or own != send:
+        if peer != rank:
+            destination = recv + load_plain(displs + 8 * peer) * item_bytes
             line = arrival_line(ctx, epoch, peer)
             copy_or_fail(ctx, COPY_OUT, destination, line + layout.INLINE, nbytes)
     return end(ctx, total)

@@ -23,8 +23,8 @@ from typing import Any
 from cobre_shm import layout
 from cobre_shm.kernels import context
 from cobre_shm.kernels.chain import chain
-from cobre_shm.kernels.choices import deposit
-from cobre_shm.kernels.copying import call_reduction, copy_bytes, copy_streaming, move_bytes
+from cobre_shm.kernels.choices import copy_out, deposit
+from cobre_shm.kernels.copying import call_reduction, copy_bytes, move_bytes
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, REDUCE, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.parts import part_start, reduce_part
@@ -35,6 +35,7 @@ from cobre_shm.kernels.rounds import (
     next_round,
     observe,
     own_line,
+    prefetch_coming_slot,
     publish,
     slot,
     take_slots,
@@ -57,6 +58,9 @@ from cobre_shm.kernels.switches import (
 from cobre_shm.kernels.waiting import arrival_line
 
 __all__ = ["allreduce"]
+
+# Measured with two ranks on own cores: 64 KiB at once take 0.95 of the time of 8 KiB at once.
+_PAIR_PIECE_BYTES = 65536
 
 
 @inlined
@@ -123,18 +127,26 @@ def _reduce_ranks(
 
 
 @inlined
+def _piece_bytes(ctx: Any) -> int:
+    """Bytes to reduce at once: with more ranks than two, the result of the last is read again."""
+    return PIECE_BYTES if ctx[context.SIZE] > 2 else _PAIR_PIECE_BYTES
+
+
+@inlined
 def _inline(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reduction: int) -> int:
     if ctx[context.STAGE] == context.DEPOSIT:
         copy_or_fail(ctx, COPY_IN, own_line(ctx) + layout.INLINE, send, count * item_bytes)
         status = publish(ctx)
         if status != context.READY:
             return status
+        if send == recv:
+            # The own values would be overwritten by those of the ranks before.
+            copy_bytes(ctx[context.SCRATCH], send, count * item_bytes)
     status = observe(ctx)
     if status != context.READY:
         return status
-    epoch = ctx[context.EPOCH]
-    first = arrival_line(ctx, epoch, 0) + layout.INLINE
-    own = arrival_line(ctx, epoch, ctx[context.RANK]) + layout.INLINE
+    first = arrival_line(ctx, ctx[context.EPOCH], 0) + layout.INLINE
+    own = ctx[context.SCRATCH] if send == recv else send
     _reduce_ranks(ctx, recv, first, layout.CONTROL_BYTES, own, count, item_bytes, reduction)
     return end(ctx, 0)
 
@@ -151,16 +163,20 @@ def _direct(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reducti
     status = observe(ctx)
     if status != context.READY:
         return status
+    prefetch_coming_slot(ctx, count * item_bytes)
     first = slot(ctx, 0)
     stride = ctx[context.RING_BYTES]
-    # In place the own values would be overwritten by those of the ranks before.
-    own = slot(ctx, ctx[context.RANK]) if send == recv else send
-    per_piece = PIECE_BYTES // item_bytes
+    per_piece = _piece_bytes(ctx) // item_bytes
     done = 0
     while done < count:
         elements = min(per_piece, count - done)
         at = done * item_bytes
-        _reduce_ranks(ctx, recv + at, first + at, stride, own + at, elements, item_bytes, reduction)
+        own = send + at
+        if send == recv:
+            # As above.
+            own = ctx[context.SCRATCH]
+            copy_bytes(own, send + at, elements * item_bytes)
+        _reduce_ranks(ctx, recv + at, first + at, stride, own, elements, item_bytes, reduction)
         done += elements
     return end(ctx, count * item_bytes)
 
@@ -169,13 +185,13 @@ def _direct(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reducti
 def _streaming(ctx: Any, send: int, recv: int, nbytes: int, item_bytes: int, reduction: int) -> int:
     rank = ctx[context.RANK]
     stride = ctx[context.RING_BYTES]
-    piece = PIECE_BYTES // item_bytes * item_bytes
-    chunk = direct_chunk(ctx) // item_bytes * item_bytes
-    scratch = ctx[context.SCRATCH]
-    streams_in = ctx[context.STREAMS_IN] != 0
     streams = is_streaming(ctx, nbytes)
     # In place, recv still holds what goes into the slot.
     by_scratch = streams or send == recv
+    piece = (PIECE_BYTES if by_scratch else _piece_bytes(ctx)) // item_bytes * item_bytes
+    chunk = direct_chunk(ctx) // item_bytes * item_bytes
+    scratch = ctx[context.SCRATCH]
+    streams_in = ctx[context.STREAMS_IN] != 0
     while True:
         start = ctx[context.ROUND] * chunk
         if ctx[context.STAGE] == context.DEPOSIT:
@@ -273,11 +289,7 @@ def _scatter(ctx: Any, send: int, recv: int, count: int, item_bytes: int, reduct
                 high = min(elements, part_start(chunk, item_bytes, size, peer + 1))
                 source = slot(ctx, peer) + low * item_bytes
                 destination = recv + (before + low) * item_bytes
-                if streams:
-                    copy_streaming(destination, source, (high - low) * item_bytes)
-                    fail_at(ctx, COPY_OUT)
-                else:
-                    copy_or_fail(ctx, COPY_OUT, destination, source, (high - low) * item_bytes)
+                copy_out(ctx, destination, source, (high - low) * item_bytes, streams)
         if k == chunks:
             return end(ctx, count * item_bytes)
         if next_round(ctx):

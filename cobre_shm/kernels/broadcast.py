@@ -10,9 +10,8 @@ from typing import Any
 
 from cobre_shm import layout
 from cobre_shm.kernels import context
-from cobre_shm.kernels.choices import deposit
-from cobre_shm.kernels.copying import copy_streaming
-from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, copy_or_fail, fail_at
+from cobre_shm.kernels.choices import copy_out, deposit
+from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, copy_or_fail
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.rounds import (
     begin,
@@ -21,6 +20,7 @@ from cobre_shm.kernels.rounds import (
     next_round,
     observe,
     own_line,
+    prefetch_coming_slot,
     publish,
     slot,
     take_slots,
@@ -79,15 +79,14 @@ def broadcast(
         status = observe(ctx)
         if status != context.READY:
             return status
-        if not is_root:
-            if is_inline:
-                line = arrival_line(ctx, ctx[context.EPOCH], root)
-                copy_or_fail(ctx, COPY_OUT, buf, line + layout.INLINE, nbytes)
-            elif streams:
-                copy_streaming(buf + start, slot(ctx, root), length)
-                fail_at(ctx, COPY_OUT)
-            else:
-                copy_or_fail(ctx, COPY_OUT, buf + start, slot(ctx, root), length)
+        if is_root:
+            if not is_inline:
+                prefetch_coming_slot(ctx, nbytes)
+        elif is_inline:
+            line = arrival_line(ctx, ctx[context.EPOCH], root)
+            copy_or_fail(ctx, COPY_OUT, buf, line + layout.INLINE, nbytes)
+        else:
+            copy_out(ctx, buf + start, slot(ctx, root), length, streams)
         if start + chunk >= nbytes:
             return end(ctx, nbytes)
         if next_round(ctx):

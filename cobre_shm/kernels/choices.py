@@ -1,4 +1,6 @@
-"""How payloads go into the slots: through the cache or past it, as measured.
+"""How payloads go into the slots and out of them.
+
+Into them: through the cache or past it, as measured.
 
 What a rank stores in its cache, a peer on another core has to fetch from there, line by line, and
 has to be told when the line is stored into again. On some machines that is the fastest way, on
@@ -27,15 +29,17 @@ from typing import Any
 from cobre_shm import layout
 from cobre_shm.kernels import context
 from cobre_shm.kernels.atomics import load_plain, store_plain
-from cobre_shm.kernels.copying import move_bytes
-from cobre_shm.kernels.failing import copy_or_fail, fail_at
+from cobre_shm.kernels.copying import copy_fetching, move_bytes
+from cobre_shm.kernels.failing import COPY_OUT, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
+from cobre_shm.kernels.switches import has_own_core
 from cobre_shm.kernels.system import cycles
 from cobre_shm.kernels.waiting import arrival_line
 
 __all__ = [
     "CHOICE",
     "choose",
+    "copy_out",
     "deposit",
     "offer",
     "pause_measuring",
@@ -111,10 +115,14 @@ def take_offer(ctx: Any) -> None:
     """After the first observation: rank 0's word is taken, and rank 0 learns."""
     if ctx[context.CLASS] >= 0:
         epoch = ctx[context.EPOCH]
-        ctx[context.CHOICES] = load_plain(arrival_line(ctx, epoch, 0) + CHOICE)
-        if ctx[context.RANK] == 0 and ctx[context.LAST_COST] > 0:
-            cost = 0
-            for rank in range(ctx[context.SIZE]):
+        if ctx[context.RANK] != 0:
+            ctx[context.CHOICES] = load_plain(arrival_line(ctx, epoch, 0) + CHOICE)
+            return
+        # What stands in the own line is known without it.
+        ctx[context.CHOICES] = ctx[context.OFFER]
+        if ctx[context.LAST_COST] > 0:
+            cost = ctx[context.LAST_COST]
+            for rank in range(1, ctx[context.SIZE]):
                 cost += load_plain(arrival_line(ctx, epoch, rank) + COST)
             _learn(ctx, ctx[context.LAST_CLASS], ctx[context.LAST_WAY], cost)
 
@@ -153,3 +161,14 @@ def deposit(ctx: Any, phase: int, destination: int, source: int, nbytes: int) ->
         fail_at(ctx, phase)
     else:
         copy_or_fail(ctx, phase, destination, source, nbytes)
+
+
+@inlined
+def copy_out(ctx: Any, destination: int, source: int, nbytes: int, streams: bool) -> None:
+    """Copy ``nbytes``, if that is more than 0, out of the slot of a peer."""
+    if nbytes > 0 and not streams and has_own_core(ctx):
+        copy_fetching(destination, source, nbytes)
+    else:
+        # Ranks that take turns on a core find there what the last one has stored.
+        move_bytes(destination, source, nbytes, streams)
+    fail_at(ctx, COPY_OUT)

@@ -21,6 +21,7 @@ __all__ = [
     "chain_chunk",
     "direct_chunk",
     "gather_chunk",
+    "has_own_core",
     "is_chain",
     "is_direct",
     "is_probing",
@@ -40,6 +41,12 @@ UNTRIED, ALLOWED, NOT_ALLOWED = 0, 1, 2
 @inlined
 def _word(ctx: Any, index: int) -> int:
     return ctx[context.TUNING + index]
+
+
+@inlined
+def has_own_core(ctx: Any) -> bool:
+    """Whether ranks are expected to have cores of their own."""
+    return _word(ctx, tuning.SPIN_PAUSES) != 0
 
 
 @inlined
