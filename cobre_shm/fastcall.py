@@ -100,13 +100,15 @@ class Known:
         self, dtype: np.dtype[Any], op: ReduceOp | None, what: int, tag: int, reduction: int
     ) -> None:
         """Remember a dtype with a reduction; None: for what only copies."""
-        key = (id(dtype), 0 if op is None else id(op))
-        count = len(self._kept)
-        if key in self._kept or count == known.ENTRIES:
-            return
-        self._kept[key] = dtype, op
-        self.table[count] = (*key, what, tag, dtype.itemsize, reduction)
-        self._state[context.KNOWN_COUNT] = count + 1
+        # Of a name the string that Python makes of every "max" in a program.
+        spellings = (None,) if op is None else (op, sys.intern(op.name.lower()))
+        for spelling in spellings:
+            key = (id(dtype), 0 if spelling is None else id(spelling))
+            count = len(self._kept)
+            if key not in self._kept and count < known.ENTRIES:
+                self._kept[key] = dtype, spelling
+                self.table[count] = (*key, what, tag, dtype.itemsize, reduction)
+                self._state[context.KNOWN_COUNT] = count + 1
 
 
 def _word(obj: object, offset: int) -> int:

@@ -33,6 +33,8 @@ __all__ = ["ShmCommunicator"]
 
 # Results of allreduce_shared that are kept, of as many dtypes and lengths.
 _RESULTS = 8
+# The word with the payload from which on there is one result for all ranks.
+_FROM_BYTES = context.TUNING + COMMON_BYTES
 
 
 class ShmCommunicator(Collectives):
@@ -127,9 +129,12 @@ class ShmCommunicator(Collectives):
 
     def allreduce_shared(self, send: Array, op: ReduceOp | str = ReduceOp.SUM) -> Array:
         """See :meth:`Communicator.allreduce_shared`."""
-        from_bytes = self._context[context.TUNING + COMMON_BYTES]
+        from_bytes = self._context.item(_FROM_BYTES)
         if isinstance(send, np.ndarray) and 0 < send.nbytes < from_bytes:
-            return super().allreduce_shared(send, op)
+            # As the method of the base does, without the calls that take as long as an allreduce.
+            result = self.allreduce(send, None, op)
+            result.setflags(write=False)
+            return result
         self._check_usable()
         source, op = check_reduction("allreduce_shared", send, op)
         reduction = reduction_address(source.dtype, op)

@@ -1,0 +1,67 @@
+"""What a program calls in a loop reaches its kernel without Python code."""
+
+import secrets
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cobre_shm
+from cobre_shm import ReduceOp, fastcall
+from cobre_shm.selection.kinds import ShmConfig
+from cobre_shm.shm import ShmCommunicator
+
+
+@pytest.fixture(scope="module")
+def comm():
+    name = f"/cobre-test-{secrets.token_hex(8)}"
+    with ShmCommunicator(ShmConfig(name=name, rank=0, size=1)) as communicator:
+        yield communicator
+
+
+PACKAGE = str(Path(cobre_shm.__file__).parent)
+
+
+def own_python_calls(call):
+    """Return the names of the package's Python functions that ``call`` runs."""
+    names = []
+
+    def note(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            names.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+SEND, RECV = np.array([3, 1, 2]), np.zeros(3, dtype=np.int64)
+CALLS = {
+    "default": lambda comm: comm.allreduce(SEND, RECV),
+    "new result": lambda comm: comm.allreduce(SEND),
+    "member": lambda comm: comm.allreduce(SEND, RECV, ReduceOp.MAX),
+    "name": lambda comm: comm.allreduce(SEND, RECV, "max"),
+    "keyword": lambda comm: comm.allreduce(SEND, RECV, op="min"),
+    "new result, keyword": lambda comm: comm.allreduce(SEND, op="prod"),
+    "broadcast": lambda comm: comm.broadcast(RECV, root=0),
+    "barrier": lambda comm: comm.barrier(),
+}
+
+
+@pytest.mark.skipif(not fastcall.is_installed(ShmCommunicator), reason="this Python has none")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_second_call_runs_no_python_code(comm, call):
+    call(comm)
+    assert own_python_calls(lambda: call(comm)) == []
+
+
+def test_reduction_by_a_name_that_was_not_met_is_the_same(comm):
+    comm.allreduce(SEND, RECV, "max")
+    for spelling in ("MAX", "".join(["m", "ax"]), " max "):
+        assert np.array_equal(comm.allreduce(SEND, None, spelling), SEND)
+    with pytest.raises(ValueError, match="median"):
+        comm.allreduce(SEND, None, "median")
