@@ -23,6 +23,9 @@ __all__ = ["Patience"]
 # of a core. Short limits need more of them: so many for each.
 _LOOK_SECS = 0.25
 _LOOKS = 8
+# How often the process table is asked for ranks whose death the kernel marks, in case it did not:
+# a question takes 2 ms and more where the machine was idle, of 20 that a second of waiting took.
+_MARKED_SECS = 1.0
 # A slice of sleep that is over sooner was none. So many of them in a row are no coincidence.
 _NO_SLEEP_SECS = 0.0005
 _NO_SLEEPS = 3
@@ -43,7 +46,7 @@ class Patience:
         self._stall_warn, self._reminder = stall_warn, Reminder(stall_warn)
         self._progress = -1
         self._interval = min(_LOOK_SECS, timeout / _LOOKS, stall_warn / _LOOKS)
-        self._since = self._begun = self._looked = time.monotonic()
+        self._since = self._begun = self._looked = self._asked = time.monotonic()
         self._checked = -math.inf
         self._no_sleeps = 0
 
@@ -83,7 +86,10 @@ class Patience:
         self._nap(now)
         if now - self._begun < self._interval:
             return None
-        return self._ask_the_process_table(arrived, done, epoch, steps)
+        asks_for_all = now - self._asked >= _MARKED_SECS
+        if asks_for_all:
+            self._asked = now
+        return self._find_the_gone(arrived, done, epoch, steps, asks_for_all)
 
     def _nap(self, now: float) -> None:
         """Sleep here where the kernel's loop cannot: there the system refuses futex."""
@@ -94,8 +100,8 @@ class Patience:
             time.sleep(min(max(_NAP_FRACTION * waited, _NAP_MIN_SECS), _NAP_MAX_SECS))
         self._looked = time.monotonic()
 
-    def _ask_the_process_table(
-        self, arrived: list[int], done: list[int], epoch: int, steps: int
+    def _find_the_gone(
+        self, arrived: list[int], done: list[int], epoch: int, steps: int, asks_for_all: bool
     ) -> Poison | None:
         """Find who has ended or left without arriving; what that poisons the group with."""
         segment, words = self._segment, self._segment.words
@@ -105,6 +111,8 @@ class Patience:
             block = segment.control(rank)
             if words.load(block + layout.STATE) == layout.CLOSED:
                 return poison(segment, layout.LEFT, rank)
+            if words.load(block + layout.GUARDED) and not asks_for_all:
+                continue
             pid, start = words.load(block + layout.PID), words.load(block + layout.START)
             if not is_alive(pid, start):
                 return poison(segment, layout.DIED, rank)

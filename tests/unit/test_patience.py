@@ -131,3 +131,16 @@ def test_rank_that_moved_is_late_only_after_the_whole_time_again(segment, clock,
     assert capfd.readouterr().err == ""
     assert pass_time(clock, 3, lambda: waiting.look(EPOCH)) is None
     assert "have waited 1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("is_marked", "least", "most"), [(0, 0.2, 0.5), (1, 0.9, 1.3)])
+def test_process_table_is_asked_more_seldom_for_ranks_whose_death_is_marked(
+    segment, clock, is_marked, least, most
+):
+    block = segment.control(0)
+    segment.words.store(block + layout.GUARDED, is_marked)
+    segment.words.store(block + layout.START, start_time(os.getpid()) + 1)  # it is another process
+    waiting = Patience(segment, 1, LIMIT, WARN)
+    first, seconds = pass_time(clock, 5, lambda: waiting.look(EPOCH), every=0.05)
+    assert first == Poison(layout.DIED, 0, 0)
+    assert least < seconds < most
