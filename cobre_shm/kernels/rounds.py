@@ -111,7 +111,7 @@ def prefetch_coming_slot(ctx: Any, nbytes: int) -> None:
     A peer's cache has what the peer read there. The lines come back while R waits for those of the
     peers. It changes nothing that anybody reads, so nothing is lost if something else follows.
     """
-    if nbytes <= PREFETCHED_BYTES:
+    if nbytes <= PREFETCHED_BYTES and nbytes <= ctx[context.SLOT_BYTES]:
         place = ctx[context.RINGS] + ctx[context.RANK] * ctx[context.RING_BYTES]
         if nbytes <= layout.SMALL_SLOT_BYTES:
             place += ((ctx[context.EPOCH] + 1) & 1) * layout.SMALL_SLOT_BYTES
