@@ -34,6 +34,9 @@ __all__ = ["make_server"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 _FAILED = 1
+# How long a training waits for its client to take a report. One that has gone never does, and what
+# its going cancels may have been over when the report began.
+_REPORT_SECS = 1.0
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 _COMPUTES = ToolAnnotations(read_only_hint=True, open_world_hint=False, idempotent_hint=True)
 _WRITES = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
@@ -95,9 +98,7 @@ def make_server(session: Session) -> MCPServer[Any]:
 
         def tell(event: ProgressEvent) -> None:
             message = f"lower bound {event.lower_bound:.6g} $, gap {event.gap_percent:.2f} %"
-            anyio.from_thread.run(
-                ctx.report_progress, event.iteration, event.iteration_limit, message
-            )
+            anyio.from_thread.run(_report, ctx, event.iteration, event.iteration_limit, message)
 
         return await answer(
             "train",
@@ -194,6 +195,11 @@ def make_server(session: Session) -> MCPServer[Any]:
         return _resource(lambda: session.policy_of(name))
 
     return server
+
+
+async def _report(ctx: Context[Any, Any], done: int, total: int, message: str) -> None:
+    with anyio.move_on_after(_REPORT_SECS):
+        await ctx.report_progress(done, total, message)
 
 
 def _answer(command: str, function: Callable[[], Values]) -> CallToolResult:

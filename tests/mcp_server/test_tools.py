@@ -3,9 +3,15 @@
 import json
 
 import anyio
+import mcp
 import numpy as np
 import pytest
+from mcp.server.mcpserver import Context
 
+from cobre_shm.local import LocalCommunicator
+from cobre_shm.mcp_server import server
+from cobre_shm.mcp_server.folders import Folders
+from cobre_shm.mcp_server.tools import Session
 from cobre_shm.sddp.results import write_table
 from tests.library.conftest import limit
 
@@ -206,3 +212,25 @@ def test_cancelled_work_ends_between_two_problems(session, allowed, tool):
         assert (await call(client, "query-convergence", result=answer["result"]))["iterations"] == 1
 
     session(use, transport="stdio")
+
+
+def test_report_that_nobody_takes_does_not_hold_a_training_up(allowed, monkeypatch):
+    """Over HTTP a report can begin when its client has gone, and then nothing ends it."""
+    begun = []
+
+    async def never(*_):
+        begun.append(1)
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(Context, "report_progress", never)
+    monkeypatch.setattr(server, "_REPORT_SECS", 0.01)
+
+    async def use():
+        made = server.make_server(Session(LocalCommunicator(), Folders([allowed])))
+        with anyio.fail_after(100):
+            async with mcp.Client(made) as client:
+                case = str(allowed / "case")
+                return await call(client, "train", case=case, config_overrides=limit(3))
+
+    assert anyio.run(use)["iterations"] == 3
+    assert len(begun) == 3
