@@ -31,7 +31,7 @@ BROADCAST_SMALL_CHUNK = 10  # of a broadcast of at most ...
 BROADCAST_SMALL_BYTES = 11  # ... so many bytes
 BROADCAST_CHUNK = 12  # of a larger one
 SHARE_BYTES = 14  # payload from which shared arrays need no slots; in a broadcast, twice that
-SPIN_PAUSES = 13  # turns of a wait before it yields, to begin with; waiting adapts it
+SPIN_PAUSES = 13  # turns of a wait before it yields, to begin with; 0: ranks share cores
 READ_BYTES = 15  # payload from which ranks read private memory of peers; likewise
 COMMON_BYTES = 16  # payload from which allreduce_shared makes one result for all ranks
 

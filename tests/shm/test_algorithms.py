@@ -125,6 +125,15 @@ def test_algorithm_gives_the_bits_of_the_plain_loop(tmp_path, algorithm, shared,
     run_tuned(tmp_path, ALGORITHMS[algorithm], all_lengths, size, shared)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("algorithm", ["direct", "scatter", "streaming"])
+def test_large_chunks_on_own_cores_arrive_whole(tmp_path, algorithm, size):
+    """Copied out by asking for lines ahead, and reduced in the pieces of two ranks."""
+    chunks = {name: 1 << 17 for name in SMALL if name.endswith("chunk")}
+    tuning = {**ALGORITHMS[algorithm], **chunks, "spin_pauses": 7}
+    run_tuned(tmp_path, tuning, all_lengths, size, False, slot_bytes=1 << 17)
+
+
 @pytest.mark.parametrize("slot_bytes", [4096, 12288])
 def test_chain_in_slots_of_any_size(tmp_path, slot_bytes):
     tuning = {**ALGORITHMS["chain"], "chain_chunk": 1 << 20}
