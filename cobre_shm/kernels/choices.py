@@ -1,5 +1,7 @@
 """How payloads go into the slots and out of them.
 
+Out of them: where ranks have cores of their own, lines are asked for ahead (``copying.py``).
+
 Into them: through the cache or past it, as measured.
 
 What a rank stores in its cache, a peer on another core has to fetch from there, line by line, and
