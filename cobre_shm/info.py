@@ -100,6 +100,7 @@ def collect() -> tuple[dict[str, Any], BackendError | None]:
         },
         "kernel": {
             "futex": machine.has_futex(),
+            "futex_waitv": machine.has_futex_waitv(),
             "robust_mutex": machine.has_robust_mutex(),
             "memfd": machine.has_memfd(),
             "pidfd": machine.has_pidfd(),

@@ -38,7 +38,8 @@ Control block of a rank, in cache lines of 64 bytes:
     64   arrival[1]           the rank: line of its odd epochs
     128  waiters        u32   all ranks, atomically: how many sleep on a word of this block
     192  steps          u64   the rank: parts of chains that it has finished
-    256  death          40 B  robust mutex held by the rank's main thread for its whole life
+    256  death          40 B  robust mutex held by the rank's main thread for its whole life; all
+                              ranks, atomically: the bit by which the kernel wakes who watches it
     296  pid            u64   the rank
     304  start          u64   the rank: start time of its process
     312  guarded        u64   the rank: 1 when ``death`` is held

@@ -16,6 +16,7 @@ from types import ModuleType
 
 __all__ = [
     "has_futex",
+    "has_futex_waitv",
     "has_memfd",
     "has_pidfd",
     "has_robust_mutex",
@@ -31,6 +32,12 @@ def has_futex() -> bool:
     """Whether the kernel lets this process sleep on a word of shared memory."""
     libc = _libc()
     return libc is not None and not libc.is_futex_refused()
+
+
+def has_futex_waitv() -> bool:
+    """Whether it lets this process sleep on several at a time."""
+    libc = _libc()
+    return libc is not None and not libc.is_futex_waitv_refused()
 
 
 def has_robust_mutex() -> bool:

@@ -17,6 +17,7 @@ from cobre_shm.kernels.jit import intrinsic
 __all__ = [
     "exchange_seq_cst",
     "fetch_add_seq_cst_u32",
+    "fetch_or_seq_cst_u32",
     "load_acquire",
     "load_plain",
     "load_seq_cst",
@@ -72,6 +73,18 @@ def fetch_add_seq_cst_u32(typing_context: Any, address: Any, value: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         delta = builder.trunc(args[1], _I32)
         old = builder.atomic_rmw("add", _pointer(builder, args[0], _I32), delta, "seq_cst")
+        return builder.zext(old, _I64)
+
+    return types.int64(types.int64, types.int64), code
+
+
+@intrinsic
+def fetch_or_seq_cst_u32(typing_context: Any, address: Any, bits: Any) -> Any:
+    """Set bits of a 32-bit word and return the old value; a full fence."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        mask = builder.trunc(args[1], _I32)
+        old = builder.atomic_rmw("or", _pointer(builder, args[0], _I32), mask, "seq_cst")
         return builder.zext(old, _I64)
 
     return types.int64(types.int64, types.int64), code

@@ -24,7 +24,7 @@ YIELD_SINCE = 13  # monotonic ns at which the current wait began to yield; 0: no
 ASLEEP = 14  # whether the current wait has gone to sleep once
 WAIT_SINCE = 15  # monotonic ns at which the current wait left spinning; 0: it has not
 SEQUENCE = 16  # of the current or last collective, from 1
-SUSPECT = 17  # rank whose death was seen (status DEAD), whose memory was not read (LOST)
+SUSPECT = 17  # rank that died (status DEAD), left (LEFT), or whose memory was not read (LOST)
 ENTRY = 18  # address of the recorder entry of the current collective
 FAIL_PHASE = 19  # chosen failpoint; -1: none
 FAIL_SEQUENCE = 20
@@ -42,6 +42,8 @@ KNOWN_COUNT = 31
 PEER_READS = 32  # whether the ranks can read each other's private memory, see sharing.py
 READS_SUCCEED = 33  # whether this rank's trial of it did
 PROGRESS = 34  # bytes of the current step of a collective without slots
+SLICE_NS = 35  # longest sleep in one piece
+WATCH_LIST = 36  # room for what a sleeper watches, see waiting.py; 0: it watches one word
 
 # For the fast road: addresses of kernels, and of Python objects that live as long as this vector.
 BARRIER_KERNEL, BROADCAST_KERNEL, ALLREDUCE_KERNEL, ALLGATHERV_KERNEL = 48, 49, 50, 51
@@ -91,9 +93,12 @@ WORDS = 115
 
 SCRATCH_BYTES = 131072
 
+# Of an entry of the list that a sleeper watches, and how many the system takes.
+WATCH_BYTES, WATCHED_MAX = 24, 128
+
 # Stages.
 IDLE, DEPOSIT, WAIT = 0, 1, 2
 
 # Results of a kernel.
-READY, PENDING, POISONED, DEAD, MISMATCH, TAKEN, LONGER, LOST = 0, 1, 2, 3, 4, 5, 6, 7
+READY, PENDING, POISONED, DEAD, MISMATCH, TAKEN, LONGER, LOST, LEFT = 0, 1, 2, 3, 4, 5, 6, 7, 8
 FAILED = 100  # of a call of Python for jitted code: it has raised

@@ -5,6 +5,7 @@ Linux x86-64: the system call numbers are those of that architecture.
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from llvmlite import ir
@@ -13,9 +14,11 @@ from numba import types
 from cobre_shm.kernels.jit import intrinsic
 
 __all__ = [
+    "FUTEX_32",
     "coarse_monotonic_ns",
     "cycles",
     "futex_wait",
+    "futex_wait_any",
     "futex_wake_all",
     "monotonic_ns",
     "process_vm_read",
@@ -23,9 +26,11 @@ __all__ = [
 ]
 
 _SYS_FUTEX = 202
+_SYS_FUTEX_WAITV = 449
 _SYS_PROCESS_VM_READV = 310
 # Without FUTEX_PRIVATE_FLAG: the word is shared between processes.
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
+FUTEX_32 = 2
 _CLOCK_MONOTONIC = 1
 _CLOCK_MONOTONIC_COARSE = 6
 
@@ -44,6 +49,16 @@ def _external(builder: Any, name: str, kind: Any) -> Any:
 def _syscall(builder: Any, *args: Any) -> Any:
     kind = ir.FunctionType(_I64, [_I64], var_arg=True)
     return builder.call(_external(builder, "syscall", kind), args)
+
+
+def _refusal(builder: Any, result: Any) -> Any:
+    """-1 if a call that sleeps has failed otherwise than by not sleeping to the end; else 0."""
+    kind = ir.FunctionType(_I32.as_pointer(), [])
+    error = builder.load(builder.call(_external(builder, "__errno_location", kind), []))
+    is_refused = builder.icmp_signed("<", result, _I64(0))
+    for usual in (errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT):
+        is_refused = builder.and_(is_refused, builder.icmp_signed("!=", error, _I32(usual)))
+    return builder.select(is_refused, _I64(-1), _I64(0))
 
 
 def _timespec(builder: Any) -> Any:
@@ -103,8 +118,8 @@ def yield_processor(typing_context: Any) -> Any:
 def futex_wait(typing_context: Any, address: Any, expected: Any, timeout_ns: Any) -> Any:
     """Sleep while the 32-bit word at ``address`` equals the low half of ``expected``.
 
-    Returns on a wake, a signal, after ``timeout_ns`` (below 1e9), or for no reason: the caller
-    looks again.
+    Returns on a wake, a signal, after ``timeout_ns`` (below 1e9), or for no reason: 0, and the
+    caller looks again. Where the system refuses, at once: -1.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -114,12 +129,41 @@ def futex_wait(typing_context: Any, address: Any, expected: Any, timeout_ns: Any
         expected32 = builder.and_(args[1], _I64(0xFFFFFFFF))
         timeout = builder.ptrtoint(spec, _I64)
         zero = _I64(0)
-        _syscall(
+        result = _syscall(
             builder, _I64(_SYS_FUTEX), args[0], _I64(_FUTEX_WAIT), expected32, timeout, zero, zero
         )
-        return context.get_dummy_value()
+        return _refusal(builder, result)
 
-    return types.void(types.int64, types.int64, types.int64), code
+    return types.int64(types.int64, types.int64, types.int64), code
+
+
+@intrinsic
+def futex_wait_any(typing_context: Any, words: Any, count: Any, deadline_ns: Any) -> Any:
+    """Sleep while every 32-bit word of a list equals what is expected of it (futex_waitv).
+
+    At ``words`` stand ``count`` entries, at most 128, of three 64-bit integers: the expected
+    value, the address of the word, FUTEX_32. The deadline is on the clock of ``monotonic_ns``.
+    Returns as ``futex_wait``; Linux knows the call from 5.16 on.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        spec = _timespec(builder)
+        seconds = builder.udiv(args[2], _I64(_NANO))
+        builder.store(seconds, builder.gep(spec, [_I32(0), _I32(0)]))
+        rest = builder.urem(args[2], _I64(_NANO))
+        builder.store(rest, builder.gep(spec, [_I32(0), _I32(1)]))
+        result = _syscall(
+            builder,
+            _I64(_SYS_FUTEX_WAITV),
+            args[0],
+            args[1],
+            _I64(0),
+            builder.ptrtoint(spec, _I64),
+            _I64(_CLOCK_MONOTONIC),
+        )
+        return _refusal(builder, result)
+
+    return types.int64(types.int64, types.int64, types.int64), code
 
 
 @intrinsic

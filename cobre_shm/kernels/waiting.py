@@ -5,8 +5,9 @@ Actors: the ranks of a group; launcher and ranks may set the poison word at any 
 Shared words: ``arrival[parity][r]`` (the last epoch of that parity that r has published) and
 ``steps[r]`` (parts of chains that r has finished), both written by r alone, 0 at first, only
 growing; ``waiters[r]`` (number of ranks that sleep on a word of r, changed atomically by them);
-the poison word (written once); the futex word inside ``death[r]`` (the kernel sets OWNER_DIED in
-it when r's main thread ends).
+the poison word (written once); ``state[r]`` (CLOSED when r has left, written by r); the futex word
+inside ``death[r]`` (the thread that holds the mutex, which is r's main thread, or 0; SLEEPERS, set
+by whoever sleeps; OWNER_DIED, set by the kernel when that thread ends).
 
     P  arrival[e & 1][me] = e          exchange_seq_cst   <SYNC arrived>
        if waiters[me] != 0: wake all   load_seq_cst_u32   <SYNC waiters>
@@ -22,7 +23,23 @@ No wake-up is lost: P writes its word and then reads ``waiters``, the sleeper wr
 and then reads the word, all four sequentially consistent. So either the sleeper sees the new
 value, or the publisher sees the sleeper; and a publication that falls between the sleeper's look
 and its sleep changes the word, so that futex_wait returns at once. A missed change of exactly
-2**32, and a wake sent before a poison was seen, end with the time slice.
+2**32 ends with the time slice.
+
+Who sleeps for long also watches the poison word, the state of the peer it waits for, and the deaths
+of all (futex_wait_any: the kernel compares each word when it has queued the sleeper at those before
+it in the list, and returns at once if one differs). So such a sleeper is woken, with up to a second
+to go, by
+
+    poison  stored, then all are woken, by the words on which they sleep <SYNC poison>. A sleeper
+            whose comparison has not found it was queued before, so that wake finds the sleeper.
+    CLOSED  the same <SYNC state>.
+    death   the kernel sets OWNER_DIED and, where it finds SLEEPERS, wakes one who sleeps on this
+            word <SYNC died>. Who wakes looks at the marks, whatever has woken it, and if there is
+            one wakes all who sleep on that word: the one wake-up is not lost with a sleeper that
+            was on its way to something else. Should it die before, its own death does the same.
+
+A slice is lost by a poison that comes between a look and a sleep on one word, by the leave of a
+peer for which nobody waits yet, and by a process that is stopped when it is to wake another.
 
 >= and not ==: ``steps`` of a fast peer may be ahead already.
 
@@ -33,7 +50,8 @@ spinning into each other's time without anybody counting cores, and begin again 
 A caller that holds the GIL (HOLDING) is sent back with LONGER before the first yield, and after at
 most some 10 microseconds, to call again without it. Poison and death are looked at in every step
 after spinning; spinning itself is at most some 50 microseconds. Each slice ends with PENDING, so
-that Python sees signals and the time limit.
+that Python sees signals and the time limit; the first is short, for those of the time before, and
+Python looks at everything before the second.
 
 Poisoned or dead and yet arrived: arrival wins. The word of the peer is loaded again after the
 failure was seen, so a round that all ranks had published before the failure completes on all
@@ -54,14 +72,23 @@ from cobre_shm.kernels import context
 from cobre_shm.kernels.atomics import (
     exchange_seq_cst,
     fetch_add_seq_cst_u32,
+    fetch_or_seq_cst_u32,
     load_acquire,
     load_seq_cst,
     load_seq_cst_u32,
     pause,
+    store_plain,
 )
 from cobre_shm.kernels.failing import PUBLISH, SLEEP, SPIN, fail_at
 from cobre_shm.kernels.jit import inlined
-from cobre_shm.kernels.system import futex_wait, futex_wake_all, monotonic_ns, yield_processor
+from cobre_shm.kernels.system import (
+    FUTEX_32,
+    futex_wait,
+    futex_wait_any,
+    futex_wake_all,
+    monotonic_ns,
+    yield_processor,
+)
 
 __all__ = [
     "arrival_line",
@@ -73,11 +100,12 @@ __all__ = [
 ]
 
 YIELD_NS = 1_000_000
-# A slice of sleep is a part of the time waited so far, within these bounds: each costs some 50 to
-# 100 us of CPU, and who has waited for long learns of a death soon enough.
-SLICE_PART = 4
-SLICE_MIN_NS, SLICE_MAX_NS = 20_000_000, 100_000_000
-OWNER_DIED = 0x40000000
+# Waking costs up to a millisecond of CPU on a machine that was idle, for everything is cold then.
+FIRST_SLICE_NS = 20_000_000
+# Of who watches nothing but its word.
+BLIND_SLICE_NS = 100_000_000
+# Bits of the futex word of a robust mutex (FUTEX_OWNER_DIED, FUTEX_WAITERS).
+OWNER_DIED, SLEEPERS = 0x40000000, 0x80000000
 
 # Turns without a pause at the beginning, 0.2 us on a Xeon: one pause can take half as long as a
 # short collective waits.
@@ -229,7 +257,12 @@ def _yield_or_sleep(ctx: Any, word: int, target: int, peer: int) -> int:
         if load_acquire(word) >= target:  # <SYNC arrived> <SYNC steps>
             return context.READY
         return context.DEAD
-    ctx[context.ASLEEP] = 1
+    if load_acquire(_state(ctx, peer)) == layout.CLOSED:  # <SYNC state>
+        # It leaves after its last publication.
+        if load_acquire(word) >= target:  # <SYNC arrived> <SYNC steps>
+            return context.READY
+        ctx[context.SUSPECT] = peer
+        return context.LEFT
     # Of a wait as long as this it tells nothing that somebody else has run meanwhile.
     ctx[context.CROWDED] = 0
     waiters = ctx[context.CONTROL] + peer * layout.CONTROL_BYTES + layout.WAITERS
@@ -237,18 +270,74 @@ def _yield_or_sleep(ctx: Any, word: int, target: int, peer: int) -> int:
     seen = load_seq_cst(word)  # <SYNC arrived> <SYNC steps>
     fail_at(ctx, SLEEP)
     if seen < target:
-        waited = now - ctx[context.YIELD_SINCE]
-        futex_wait(word, seen, min(max(waited // SLICE_PART, SLICE_MIN_NS), SLICE_MAX_NS))
+        if ctx[context.ASLEEP] and ctx[context.WATCH_LIST]:
+            _sleep_watching_all(ctx, word, seen, peer)
+        else:
+            _sleep_on_one(ctx, word, seen)
+        ctx[context.ASLEEP] = 1
         seen = load_acquire(word)  # <SYNC arrived> <SYNC steps>
     fetch_add_seq_cst_u32(waiters, -1)
     return context.READY if seen >= target else context.PENDING
 
 
 @inlined
+def _sleep_on_one(ctx: Any, word: int, seen: int) -> None:
+    """Sleep for a slice, until the word changes."""
+    most = BLIND_SLICE_NS if ctx[context.ASLEEP] else FIRST_SLICE_NS
+    if futex_wait(word, seen, min(ctx[context.SLICE_NS], most)) < 0:
+        # A system that refuses this would not wake either.
+        ctx[context.WATCH_LIST] = 0
+
+
+@inlined
+def _sleep_watching_all(ctx: Any, word: int, seen: int, peer: int) -> None:
+    """Sleep for a slice, until its word changes, or something that ends the wait otherwise."""
+    state = load_acquire(_state(ctx, peer))  # <SYNC state>
+    if state == layout.CLOSED:
+        return
+    end = ctx[context.WATCH_LIST]
+    # First the word by which the next two wake.
+    end = _watch(end, word, seen)
+    end = _watch(end, ctx[context.POISON], 0)  # <SYNC poison>
+    end = _watch(end, _state(ctx, peer), state)  # <SYNC state>
+    for other in range(ctx[context.SIZE]):
+        mark = _death_mark(ctx, other)
+        owner = load_seq_cst_u32(mark)
+        # 0: nobody's, its rank has left.
+        if other != ctx[context.RANK] and owner != 0:
+            if owner & SLEEPERS == 0:
+                owner = fetch_or_seq_cst_u32(mark, SLEEPERS) | SLEEPERS  # <SYNC died>
+            end = _watch(end, mark, owner & ~OWNER_DIED)
+    count = (end - ctx[context.WATCH_LIST]) // context.WATCH_BYTES
+    if futex_wait_any(ctx[context.WATCH_LIST], count, monotonic_ns() + ctx[context.SLICE_NS]) < 0:
+        ctx[context.WATCH_LIST] = 0
+    if _some_rank_died(ctx):  # <SYNC died>
+        futex_wake_all(_death_mark(ctx, ctx[context.SUSPECT]))
+
+
+@inlined
+def _watch(entry: int, word: int, expected: int) -> int:
+    """Write an entry of futex_wait_any; return the address of the next."""
+    store_plain(entry, expected & 0xFFFFFFFF)
+    store_plain(entry + 8, word)
+    store_plain(entry + 16, FUTEX_32)
+    return entry + context.WATCH_BYTES
+
+
+@inlined
+def _state(ctx: Any, rank: int) -> int:
+    return ctx[context.CONTROL] + rank * layout.CONTROL_BYTES + layout.STATE
+
+
+@inlined
+def _death_mark(ctx: Any, rank: int) -> int:
+    return ctx[context.CONTROL] + rank * layout.CONTROL_BYTES + layout.DEATH_MUTEX
+
+
+@inlined
 def _some_rank_died(ctx: Any) -> bool:
     for peer in range(ctx[context.SIZE]):
-        block = ctx[context.CONTROL] + peer * layout.CONTROL_BYTES
-        if load_seq_cst_u32(block + layout.DEATH_MUTEX) & OWNER_DIED:
+        if load_seq_cst_u32(_death_mark(ctx, peer)) & OWNER_DIED:  # <SYNC died>
             ctx[context.SUSPECT] = peer
             return True
     return False

@@ -40,7 +40,7 @@ from cobre_shm.failpoints import reach
 from cobre_shm.reminder import Reminder
 from cobre_shm.segment.failure import failure
 from cobre_shm.segment.finding import LOOK_SECS, find_or_create
-from cobre_shm.segment.libc import is_robust_list_known
+from cobre_shm.segment.libc import is_futex_refused, is_robust_list_known
 from cobre_shm.segment.notes import NO_ROBUST_LIST, note_once, say
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive, start_time
@@ -136,8 +136,8 @@ def leave(segment: Segment, rank: int, *, unlink: bool = False, stay_mapped: boo
         unlink: Remove the name too.
         stay_mapped: Leave the memory to a thread that is still inside a collective.
 
-    Called by another thread than the one that joined, the mutex cannot be given back; then the
-    mapping stays until the process ends, for the kernel will write into it.
+    Called by another thread than the one that joined, or where futex is refused, the mutex cannot
+    be given back; then the mapping stays until the process ends, for the kernel will write into it.
     """
     reach("close", rank)
     block = segment.control(rank)
@@ -146,7 +146,9 @@ def leave(segment: Segment, rank: int, *, unlink: bool = False, stay_mapped: boo
     if unlink:
         with suppress(OSError):
             segment.unlink()
-    segment.death_mutex(rank).unlock()
+    # Unlocking wakes who watches it. Where that is refused, the C library would end the process.
+    if not is_futex_refused():
+        segment.death_mutex(rank).unlock()
     if stay_mapped:
         segment.close_descriptor()
     else:

@@ -15,6 +15,7 @@ __all__ = [
     "allow_reading_by",
     "futex_wake_all",
     "is_futex_refused",
+    "is_futex_waitv_refused",
     "is_robust_list_known",
     "map_private_over",
     "map_shared",
@@ -42,9 +43,10 @@ for _name in ("init", "trylock", "unlock", "consistent"):
 _PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
-_SYS_FUTEX = 202
+_SYS_FUTEX, _SYS_FUTEX_WAITV = 202, 449
 _SYS_GET_ROBUST_LIST = 274
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
+_REFUSALS = (errno.ENOSYS, errno.EPERM, errno.EACCES)
 _MUTEX_ATTRIBUTE_BYTES = 64  # sizeof(pthread_mutexattr_t) is 4
 _PR_SET_PTRACER = 0x59616D61
 _PTHREAD_PROCESS_SHARED = 1
@@ -136,7 +138,21 @@ def is_futex_refused() -> bool:
         None,
         ctypes.c_int(0),
     )
-    return bool(code) and ctypes.get_errno() in (errno.ENOSYS, errno.EPERM, errno.EACCES)
+    return bool(code) and ctypes.get_errno() in _REFUSALS
+
+
+def is_futex_waitv_refused() -> bool:
+    """Whether the system refuses to let this process sleep on several such words at a time."""
+    # A list of none is a mistake to who knows the call.
+    code = _LIBC.syscall(
+        ctypes.c_long(_SYS_FUTEX_WAITV),
+        None,
+        ctypes.c_int(0),
+        ctypes.c_int(0),
+        None,
+        ctypes.c_int(0),
+    )
+    return bool(code) and ctypes.get_errno() in _REFUSALS
 
 
 def is_robust_list_known() -> bool:

@@ -16,21 +16,31 @@ from cobre_shm.segment.process import is_alive
 from cobre_shm.segment.segment import Segment
 from cobre_shm.segment.stacks import ask_for_stacks
 
-__all__ = ["Patience"]
+__all__ = ["Patience", "has_marks", "look_secs"]
 
 # How often a waiting rank looks around; poison and the kernel's death marks are seen sooner, by the
-# kernel that waits. Each look wakes up much of the interpreter: in every slice it would take 1.5 %
-# of a core. Short limits need more of them: so many for each.
-_LOOK_SECS = 0.25
+# kernel that waits. Each look wakes up much of the interpreter, and what it asks of the process
+# table takes 2 ms and more where the machine was idle. So it is seldom, except for ranks whose
+# death the kernel does not mark. Short limits need more looks: so many for each.
+_LOOK_SECS, _UNMARKED_LOOK_SECS = 1.0, 0.25
 _LOOKS = 8
-# How often the process table is asked for ranks whose death the kernel marks, in case it did not:
-# a question takes 2 ms and more where the machine was idle, of 20 that a second of waiting took.
-_MARKED_SECS = 1.0
 # A slice of sleep that is over sooner was none. So many of them in a row are no coincidence.
 _NO_SLEEP_SECS = 0.0005
 _NO_SLEEPS = 3
 # Without futex: a fraction of the time waited so far, within these bounds.
 _NAP_FRACTION, _NAP_MIN_SECS, _NAP_MAX_SECS = 0.125, 0.0002, 0.005
+
+
+def has_marks(segment: Segment) -> bool:
+    """Whether the kernel marks the death of every rank; all have joined."""
+    ranks = range(segment.size)
+    return all(segment.words.load(segment.control(rank) + layout.GUARDED) for rank in ranks)
+
+
+def look_secs(segment: Segment, timeout: float, stall_warn: float) -> float:
+    """Return how long a waiting rank may go on without a look around."""
+    usual = _LOOK_SECS if has_marks(segment) else _UNMARKED_LOOK_SECS
+    return min(usual, timeout / _LOOKS, stall_warn / _LOOKS)
 
 
 class Patience:
@@ -39,14 +49,16 @@ class Patience:
     Time runs only while nothing moves: any rank's progress starts it anew.
     """
 
-    def __init__(self, segment: Segment, rank: int, timeout: float, stall_warn: float) -> None:
+    def __init__(
+        self, segment: Segment, rank: int, timeout: float, stall_warn: float, look_secs: float
+    ) -> None:
         self._segment = segment
         self._rank = rank
         self._timeout = timeout
         self._stall_warn, self._reminder = stall_warn, Reminder(stall_warn)
         self._progress = -1
-        self._interval = min(_LOOK_SECS, timeout / _LOOKS, stall_warn / _LOOKS)
-        self._since = self._begun = self._looked = self._asked = time.monotonic()
+        self._interval = look_secs
+        self._since = self._begun = self._looked = time.monotonic()
         self._checked = -math.inf
         self._no_sleeps = 0
 
@@ -66,9 +78,15 @@ class Patience:
         first = read_poison(segment)
         if first is not None:
             return first
+        # Read before what they have published: a rank closes after its last collective.
+        left = [rank for rank in range(segment.size) if self._has_left(rank)]
         lines = [segment.arrivals(rank) for rank in range(segment.size)]
         arrived = [max(line) for line in lines]
         done = [segment.steps(rank) for rank in range(segment.size)]
+        late = [r for r in range(segment.size) if arrived[r] < epoch or done[r] < steps]
+        for rank in late:
+            if rank in left:
+                return poison(segment, layout.LEFT, rank)
         # Nobody can be two rounds ahead. Otherwise words that jump would count as progress.
         is_possible = all(0 <= seen <= epoch + 1 for line in lines for seen in line)
         if arrived[self._rank] != epoch or not is_possible:
@@ -86,10 +104,7 @@ class Patience:
         self._nap(now)
         if now - self._begun < self._interval:
             return None
-        asks_for_all = now - self._asked >= _MARKED_SECS
-        if asks_for_all:
-            self._asked = now
-        return self._find_the_gone(arrived, done, epoch, steps, asks_for_all)
+        return self._find_the_dead(late)
 
     def _nap(self, now: float) -> None:
         """Sleep here where the kernel's loop cannot: there the system refuses futex."""
@@ -100,22 +115,18 @@ class Patience:
             time.sleep(min(max(_NAP_FRACTION * waited, _NAP_MIN_SECS), _NAP_MAX_SECS))
         self._looked = time.monotonic()
 
-    def _find_the_gone(
-        self, arrived: list[int], done: list[int], epoch: int, steps: int, asks_for_all: bool
-    ) -> Poison | None:
-        """Find who has ended or left without arriving; what that poisons the group with."""
-        segment, words = self._segment, self._segment.words
-        for rank in range(segment.size):
-            if rank == self._rank or (arrived[rank] >= epoch and done[rank] >= steps):
-                continue
-            block = segment.control(rank)
-            if words.load(block + layout.STATE) == layout.CLOSED:
-                return poison(segment, layout.LEFT, rank)
-            if words.load(block + layout.GUARDED) and not asks_for_all:
-                continue
+    def _has_left(self, rank: int) -> bool:
+        state = self._segment.control(rank) + layout.STATE
+        return self._segment.words.load(state) == layout.CLOSED  # <SYNC state>
+
+    def _find_the_dead(self, late: list[int]) -> Poison | None:
+        """Ask the process table for the late ones; what the first that ended poisons with."""
+        words = self._segment.words
+        for rank in late:
+            block = self._segment.control(rank)
             pid, start = words.load(block + layout.PID), words.load(block + layout.START)
-            if not is_alive(pid, start):
-                return poison(segment, layout.DIED, rank)
+            if rank != self._rank and not is_alive(pid, start):
+                return poison(self._segment, layout.DIED, rank)
         return None
 
     def _is_speaker(self, arrived: list[int], epoch: int, steps: int) -> bool:

@@ -42,6 +42,7 @@ _STATUSES = {
     3: "peer died",
     4: "mismatch",
     7: "peer not readable",
+    8: "peer left",
 }
 # A reader that loses its core for the length of a whole ring tries again.
 _ATTEMPTS = 4

@@ -19,12 +19,12 @@ from cobre_shm.segment.failure import failure, mismatch, missing_ranks
 from cobre_shm.segment.join import join, leave
 from cobre_shm.segment.last_words import write_last_words
 from cobre_shm.segment.libc import allow_reading_by
-from cobre_shm.segment.patience import Patience
+from cobre_shm.segment.patience import Patience, look_secs
 from cobre_shm.segment.poison import Poison, poison, read_poison
 from cobre_shm.segment.process import is_alive, is_dying
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
-from cobre_shm.shm.state import UNJOINED, new_context, touch_rings, tuning_words
+from cobre_shm.shm.state import UNJOINED, let_sleep, new_context, touch_rings, tuning_words
 from cobre_shm.tuning import load_tuning
 
 __all__ = ["Membership"]
@@ -96,6 +96,10 @@ class Membership(fastcall.ContextFirst, Member):
         fastcall.serve(type(self), state, displs, arguments)
         self._abandoner = _abandoner(weakref.ref(self))
         state[context.ABANDON] = id(self._abandoner)
+        self._look_secs = look_secs(self._segment, config.timeout_secs, config.stall_warn_secs)
+        # The word and the state of a peer, the poison, and the death of every other rank.
+        self._watched = np.zeros((config.size + 2, context.WATCH_BYTES // 8), dtype=np.int64)
+        let_sleep(state, self._segment, self._look_secs, self._watched)
         self._known = fastcall.Known(state)
         self._address = state.ctypes.data
         self._context = state
@@ -162,7 +166,9 @@ class Membership(fastcall.ContextFirst, Member):
             reach("idle", self.rank, int(self._context[context.SEQUENCE]) + 1)
         status = context.PENDING
         try:
-            status = kernel.call(self._address, resume, *args)
+            # One that has slept is looked after before it sleeps again, for longer.
+            if not (resume and self._context[context.ASLEEP]):
+                status = kernel.call(self._address, resume, *args)
             if status != context.READY:
                 self._settle(kernel, status, args)
         except BaseException:
@@ -183,7 +189,8 @@ class Membership(fastcall.ContextFirst, Member):
     def _complete(self, status: int, resume: Callable[[], int]) -> None:
         """Go on with a kernel that handed control back, until it is done or the group is lost."""
         state, config = self._context, self._config
-        watch = Patience(self._segment, self.rank, config.timeout_secs, config.stall_warn_secs)
+        limits = config.timeout_secs, config.stall_warn_secs
+        watch = Patience(self._segment, self.rank, *limits, self._look_secs)
         while status in (context.PENDING, context.LONGER):
             epoch, steps = int(state[context.EPOCH]), int(state[context.AWAITED_STEPS])
             first = watch.look(epoch, steps)
@@ -199,6 +206,9 @@ class Membership(fastcall.ContextFirst, Member):
         if status == context.DEAD:
             suspect = int(self._context[context.SUSPECT])
             self._fail(poison(self._segment, layout.DIED, suspect))
+        if status == context.LEFT:
+            suspect = int(self._context[context.SUSPECT])
+            self._fail(poison(self._segment, layout.LEFT, suspect))
         if status == context.LOST:
             self._lose(int(self._context[context.SUSPECT]))
         first = read_poison(self._segment)

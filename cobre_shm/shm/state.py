@@ -14,6 +14,7 @@ from cobre_shm.cpus import cgroup_quota
 from cobre_shm.failpoints import armed
 from cobre_shm.kernels import context
 from cobre_shm.segment.pages import touch
+from cobre_shm.segment.patience import has_marks
 from cobre_shm.segment.segment import Segment
 from cobre_shm.tuning import NAMES, SPIN_PAUSES, default_tuning
 
@@ -21,6 +22,8 @@ __all__ = ["UNJOINED", "new_context", "touch_rings", "tuning_words"]
 
 # Upper bound of the adaptive spin, in pauses (about 50 us): shorter than any time slice.
 _SPIN_LIMIT_MAX = 2000
+# Limits may be as short as one likes.
+_SLICE_SECS_MIN = 0.02
 # Mapped all at once: with slots of the usual size, the rings of up to 84 ranks.
 _TOUCHED_BYTES = 64 << 20
 
@@ -75,6 +78,20 @@ def new_context(segment: Segment, rank: int, scratch: Array) -> Array:
         state[context.FAIL_SIGNAL] = directive.signal
     state[context.SPIN_LIMIT] = state[context.TUNING + SPIN_PAUSES]
     return state
+
+
+def let_sleep(state: Array, segment: Segment, look_secs: float, watched: Array) -> None:
+    """Tell the kernels how long to sleep in one piece, and whether they can watch for deaths.
+
+    Args:
+        state: The context.
+        segment: Of the group, all of which has joined.
+        look_secs: After which a waiting rank has to look around in Python.
+        watched: Room for the list of what a sleeper watches, kept by the caller.
+    """
+    state[context.SLICE_NS] = int(max(look_secs, _SLICE_SECS_MIN) * 1e9)
+    is_seen = has_marks(segment) and watched.nbytes <= context.WATCHED_MAX * context.WATCH_BYTES
+    state[context.WATCH_LIST] = watched.ctypes.data if is_seen else 0
 
 
 def touch_rings(state: Array) -> None:

@@ -32,6 +32,7 @@ _BARRIER = "import cobre_shm\nwith cobre_shm.create_communicator() as comm: comm
 _FAST_CLOCKS = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page")
 _LOST = {
     "futex": "a rank that waits sleeps in steps and wakes late",
+    "futex_waitv": "a rank that waits wakes ten times a second to look for deaths",
     "robust_mutex": "the death of a rank is found in the process table, four times a second",
     "memfd": "everything needs room in /dev/shm",
     "pidfd": "the launcher sees ends of ranks by SIGCHLD",

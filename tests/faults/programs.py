@@ -13,8 +13,11 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pytest
 
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
+from cobre_shm.kernels import context
+from cobre_shm.segment import patience
 from cobre_shm.segment.poison import read_poison
 from cobre_shm.segment.recorder import last_entry
 from cobre_shm.segment.stacks import SIGNAL
@@ -53,6 +56,25 @@ def depart(comm, victim, how, turns=20):
         time.sleep(0.05)
         WAYS[how](comm)
     return work_until_failure(comm, 1)
+
+
+def depart_while_others_sleep(comm, victim, how, first=False):
+    """The victim leaves in the given way when the others sleep, who wake by themselves too late.
+
+    Nor does the process table tell them. ``first``: it leaves before they begin to wait.
+    """
+    slept = comm._context[context.SLICE_NS]
+    comm._context[context.SLICE_NS] = 10**12
+    comm.barrier()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patience, "is_alive", lambda pid, start: True)
+        if comm.rank == victim:
+            # Beyond the first slice, which is short.
+            comm._context[context.SLICE_NS] = slept
+            time.sleep(0.0 if first else 0.5)
+            WAYS[how](comm)
+        time.sleep(0.5 if first else 0.0)
+        return work_until_failure(comm, 1)
 
 
 def exit_zero(comm):
@@ -303,6 +325,8 @@ def wait_with_a_warning(comm, late, stick, folder):
     comm.barrier()
     # Only from here on: how long the ranks take to come together is nobody's concern.
     comm._config = replace(comm._config, stall_warn_secs=1.0)
+    comm._look_secs = 0.1
+    comm._context[context.SLICE_NS] = 100_000_000
     if comm.rank == late:
         (folder / "late").touch()
         stick(folder)

@@ -23,6 +23,7 @@ CALLS = {
     # Without the private flag: between processes.
     "futex_wait": (202, 0),
     "futex_wake": (202, 1),
+    "futex_waitv": (449, None),
 }
 NOT_PERMITTED = 77
 

@@ -313,6 +313,6 @@ def test_random_words_during_a_run_end_in_errors_and_not_in_crashes(size):
 def test_epoch_that_nobody_can_have_reached_fails_the_group(segment, own, peer, is_possible):
     for rank, epoch in enumerate((own, peer)):
         segment.words.store(segment.control(rank) + layout.ARRIVAL, epoch)
-    first = Patience(segment, 0, 60.0, 60.0).look(5)
+    first = Patience(segment, 0, 60.0, 60.0, 1.0).look(5)
     assert first == (None if is_possible else Poison(layout.DAMAGED, 0, 0))
     assert read_poison(segment) == first

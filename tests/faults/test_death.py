@@ -146,6 +146,20 @@ def test_marks_of_the_kernel_alone_tell_who_died(victim):
     assert_survivors_blame(outcomes, victim)
 
 
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("how", ["kill_self", "exit_zero", "close_early", "abort_seven"])
+def test_sleepers_are_woken_by_what_ends_a_rank(how, size):
+    """Their slices last until long after the test: it would not end."""
+    outcomes = run_ranks(programs.depart_while_others_sleep, size, "shm", 1, how)
+    assert_survivors_blame(outcomes, 1)
+
+
+@pytest.mark.parametrize("how", ["kill_self", "close_early", "abort_seven"])
+def test_who_comes_when_a_rank_has_gone_does_not_sleep(how):
+    outcomes = run_ranks(programs.depart_while_others_sleep, 3, "shm", 1, how, True)
+    assert_survivors_blame(outcomes, 1)
+
+
 def test_two_ranks_killed_at_once_fail_the_rest():
     with start(programs.work_until_failure, 4, 100) as group:
         wait_until_joined(group)

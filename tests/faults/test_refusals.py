@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cobre_shm import layout
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator, RankFailed
 from cobre_shm.kernels import context
 from cobre_shm.kernels.switches import ALLOWED, NOT_ALLOWED
+from cobre_shm.kernels.waiting import SLEEPERS
 from cobre_shm.native.entry import CLAIM
 from cobre_shm.segment.poison import read_poison
 from cobre_shm.segment.segment import Segment
@@ -119,6 +121,45 @@ def test_ranks_wait_for_each_other_where_futex_is_refused(code):
         assert burnt < 0.2 * waited
     (note,) = "".join(outcome.output for outcome in outcomes).splitlines()
     assert note.startswith("cobre_shm: this system refuses futex between processes: ")
+
+
+def die_without_futex_waitv(comm, victim, code):
+    if not refused_or_skipped(["futex_waitv"], code):
+        return None
+    waited, burnt = programs.wait_for_late_rank(comm, victim, 1.0)
+    if comm.rank != victim:
+        # Returning at once from every sleep would take all of it.
+        assert burnt < 0.2 * waited
+        assert comm._context[context.WATCH_LIST] == 0
+    return programs.depart(comm, victim, "kill_self")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_death_is_found_where_one_cannot_sleep_on_several_words(code):
+    outcomes = run_ranks(die_without_futex_waitv, 3, "shm", 1, code)
+    if outcomes[0].result is None and outcomes[0].error is None:
+        pytest.skip(_NOT_PERMITTED)
+    assert_blamed(outcomes, 1)
+
+
+def close_before_sleepers_without_futex(comm, code):
+    comm.barrier()
+    segment = comm._segment
+    mark = segment.words.address + segment.control(comm.rank) + layout.DEATH_MUTEX
+    ctypes.c_uint32.from_address(mark).value |= SLEEPERS
+    if not refused_or_skipped(["futex_wait", "futex_wake"], code):
+        return None
+    comm.close()
+    return True
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_rank_closes_though_it_may_not_wake_who_watches_it(code):
+    """Otherwise the C library would end the process."""
+    results = results_of(run_ranks(close_before_sleepers_without_futex, 2, "shm", code))
+    if None in results:
+        pytest.skip(_NOT_PERMITTED)
+    assert results == [True, True]
 
 
 def die_without_futex(comm, victim):

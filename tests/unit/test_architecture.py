@@ -16,7 +16,7 @@ def sources(*folders):
 
 def test_every_sync_tag_stands_on_both_sides():
     """A published word without an observer, or the reverse, is a protocol with a hole."""
-    writers = re.compile(r"exchange_seq_cst|fetch_add|store|words\.store|\.store\(")
+    writers = re.compile(r"exchange_seq_cst|fetch_\w+|store|words\.store|\.store\(")
     sides = {}
     for path, text in sources(*PROTOCOL).items():
         code = re.sub(r'"""(?s:.*?)"""', "", text)
@@ -24,7 +24,7 @@ def test_every_sync_tag_stands_on_both_sides():
             for tag in re.findall(r"# .*<SYNC (\w+)>", line):
                 side = "write" if writers.search(line.split("#")[0]) else "read"
                 sides.setdefault(tag, {}).setdefault(side, []).append(path.name)
-    assert {"arrived", "waiters", "poison", "state", "joined", "ready"} <= sides.keys()
+    assert {"arrived", "waiters", "died", "poison", "state", "joined", "ready"} <= sides.keys()
     for tag, found in sides.items():
         assert set(found) == {"read", "write"}, f"<SYNC {tag}> has only {found}"
 

@@ -48,7 +48,8 @@ def test_report_json_has_every_section(capsys):
     assert report["cpus"]["usable"] >= 1
     assert report["memory"]["total_bytes"] > report["memory"]["available_bytes"] > 0
     assert report["shared_memory"]["size_bytes"] >= report["shared_memory"]["free_bytes"] >= 0
-    assert set(report["kernel"]) == {"futex", "robust_mutex", "memfd", "pidfd"}
+    kernel = {"futex", "futex_waitv", "robust_mutex", "memfd", "pidfd"}
+    assert set(report["kernel"]) == kernel
     assert report["packages"]["numpy"]
     assert "removed_segments" not in report
 
@@ -203,6 +204,7 @@ def test_report_text_shows_every_fact(capsys, monkeypatch):
         "memory_limit_bytes": 4 << 30,
         "shared_memory_bytes": (3 << 30, 2 << 30),
         "has_futex": True,
+        "has_futex_waitv": False,
         "has_robust_mutex": False,
         "has_memfd": True,
         "has_pidfd": False,
@@ -230,7 +232,7 @@ def test_report_text_shows_every_fact(capsys, monkeypatch):
         "  CPUs         3 (affinity 6, cgroup quota 2.5)",
         "  memory       8 GiB, 6 GiB available, cgroup limit 4 GiB",
         "  /dev/shm     3 GiB, 2 GiB free",
-        "  kernel       futex yes, robust_mutex no, memfd yes, pidfd no",
+        "  kernel       futex yes, futex_waitv no, robust_mutex no, memfd yes, pidfd no",
         "  MPI library  /usr/lib/libmpi.so.40",
         "  kernel cache 7 images in /home/alice/.cache/numba/kernels_1",
         "  /cobre-1 (4 KiB): dead, made by pid 77 of user alice; --clean removes it",
@@ -246,6 +248,7 @@ def test_report_text_shows_every_fact(capsys, monkeypatch):
     assert report["memory"]["cgroup_limit_bytes"] == 4 << 30
     assert report["kernel"] == {
         "futex": True,
+        "futex_waitv": False,
         "robust_mutex": False,
         "memfd": True,
         "pidfd": False,

@@ -144,6 +144,7 @@ def test_futex_refused_by_the_system_is_told(monkeypatch):
 
     monkeypatch.setattr(libc, "_LIBC", Refusing())
     assert not machine.has_futex()
+    assert not machine.has_futex_waitv()
 
 
 def test_robust_mutex_that_stays_locked_is_told(monkeypatch):

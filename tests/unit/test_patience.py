@@ -8,7 +8,7 @@ pytest.importorskip("posix_ipc")
 
 from cobre_shm import layout
 from cobre_shm.segment import patience
-from cobre_shm.segment.patience import Patience
+from cobre_shm.segment.patience import Patience, look_secs
 from cobre_shm.segment.poison import Poison, read_poison
 from cobre_shm.segment.process import start_time
 from cobre_shm.segment.segment import Segment
@@ -58,6 +58,10 @@ def finish_steps(segment, rank, steps):
     segment.words.store(segment.control(rank) + layout.STEPS, steps)
 
 
+def patient(segment, rank, limit, warn):
+    return Patience(segment, rank, limit, warn, look_secs(segment, limit, warn))
+
+
 def pass_time(clock, seconds, look, every=0.5):
     """Look until so much time has passed; return what was said first, and when."""
     begun = clock.now
@@ -70,7 +74,7 @@ def pass_time(clock, seconds, look, every=0.5):
 
 
 def test_wait_in_which_nothing_moves_ends_at_the_limit(segment, clock):
-    waiting = Patience(segment, 1, LIMIT, WARN)
+    waiting = patient(segment, 1, LIMIT, WARN)
     found = pass_time(clock, 2 * LIMIT, lambda: waiting.look(EPOCH))
     assert found is not None
     first, seconds = found
@@ -79,7 +83,7 @@ def test_wait_in_which_nothing_moves_ends_at_the_limit(segment, clock):
 
 
 def test_any_progress_of_any_rank_begins_the_time_anew(segment, clock, capfd):
-    waiting = Patience(segment, 2, LIMIT, LIMIT)
+    waiting = patient(segment, 2, LIMIT, LIMIT)
     moves = [
         *(lambda done=done: finish_steps(segment, 1, done) for done in (1, 2, 3)),
         lambda: arrive(segment, 0, EPOCH),
@@ -94,12 +98,12 @@ def test_any_progress_of_any_rank_begins_the_time_anew(segment, clock, capfd):
 
 
 def test_infinite_limit_is_never_over(segment, clock):
-    waiting = Patience(segment, 1, float("inf"), WARN)
+    waiting = patient(segment, 1, float("inf"), WARN)
     assert pass_time(clock, 10**6, lambda: waiting.look(EPOCH), every=1000) is None
 
 
 def test_warning_comes_after_its_time_and_then_every_six_times_as_long(segment, clock, capfd):
-    waiting = Patience(segment, 1, float("inf"), WARN)
+    waiting = patient(segment, 1, float("inf"), WARN)
     waiting.look(EPOCH)
     said = []
     for _ in range(2 * 200):
@@ -113,7 +117,7 @@ def test_warning_comes_after_its_time_and_then_every_six_times_as_long(segment, 
 
 
 def test_warning_is_given_by_the_lowest_rank_that_waits(segment, clock, capfd):
-    waits = [Patience(segment, rank, LIMIT, WARN) for rank in (1, 2)]
+    waits = [patient(segment, rank, LIMIT, WARN) for rank in (1, 2)]
     for each in waits:
         each.look(EPOCH)
     clock.now += WARN + 1
@@ -124,7 +128,7 @@ def test_warning_is_given_by_the_lowest_rank_that_waits(segment, clock, capfd):
 
 
 def test_rank_that_moved_is_late_only_after_the_whole_time_again(segment, clock, capfd):
-    waiting = Patience(segment, 1, LIMIT, WARN)
+    waiting = patient(segment, 1, LIMIT, WARN)
     assert pass_time(clock, WARN - 1, lambda: waiting.look(EPOCH)) is None
     finish_steps(segment, 0, 1)
     assert pass_time(clock, WARN - 1, lambda: waiting.look(EPOCH)) is None
@@ -137,10 +141,20 @@ def test_rank_that_moved_is_late_only_after_the_whole_time_again(segment, clock,
 def test_process_table_is_asked_more_seldom_for_ranks_whose_death_is_marked(
     segment, clock, is_marked, least, most
 ):
-    block = segment.control(0)
-    segment.words.store(block + layout.GUARDED, is_marked)
-    segment.words.store(block + layout.START, start_time(os.getpid()) + 1)  # it is another process
-    waiting = Patience(segment, 1, LIMIT, WARN)
+    for rank in range(3):
+        segment.words.store(segment.control(rank) + layout.GUARDED, is_marked)
+    # It is another process.
+    segment.words.store(segment.control(0) + layout.START, start_time(os.getpid()) + 1)
+    waiting = patient(segment, 1, LIMIT, WARN)
     first, seconds = pass_time(clock, 5, lambda: waiting.look(EPOCH), every=0.05)
     assert first == Poison(layout.DIED, 0, 0)
     assert least < seconds < most
+
+
+@pytest.mark.parametrize("has_arrived", [False, True])
+def test_rank_that_has_left_is_missed_unless_it_did_its_part(segment, clock, has_arrived):
+    waiting = patient(segment, 1, LIMIT, WARN)
+    if has_arrived:
+        arrive(segment, 0, EPOCH)
+    segment.words.store(segment.control(0) + layout.STATE, layout.CLOSED)
+    assert waiting.look(EPOCH) == (None if has_arrived else Poison(layout.LEFT, 0, 0))
