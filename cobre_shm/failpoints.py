@@ -83,13 +83,11 @@ class Directive(NamedTuple):
 
     Attributes:
         phase: Index in ``PHASES``, or ``ANYWHERE``.
-        signal: What the rank sends itself; 0 for yielding.
         rank: The rank.
         sequence: The collective, from 1; 0 outside collectives. Anywhere: the seed.
     """
 
     phase: int
-    signal: int
     rank: int
     sequence: int
 
@@ -107,10 +105,10 @@ def parse(text: str) -> Directive | None:
         return None
     match = re.fullmatch(r"(\w+):(\w+)@(\d+),(\d+)", text)
     if match is not None and match.group(1, 2) == ("anywhere", "yield"):
-        return Directive(ANYWHERE, 0, int(match[3]), int(match[4]))
+        return Directive(ANYWHERE, int(match[3]), int(match[4]))
     if match is None or match[1] not in PHASES or match[2] != "kill":
         raise ValueError(f"{VARIABLE}={text!r}: expected {EXPECTED}")
-    return Directive(PHASES.index(match[1]), signal.SIGKILL, int(match[3]), int(match[4]))
+    return Directive(PHASES.index(match[1]), int(match[3]), int(match[4]))
 
 
 def arm(text: str) -> None:
@@ -135,7 +133,7 @@ def reach(phase: str, rank: int, sequence: int = 0) -> None:
     if ENABLED and _directive is not None and _directive.phase != ANYWHERE:
         here = (PHASES[_directive.phase], _directive.rank, _directive.sequence)
         if here == (phase, rank, sequence):
-            os.kill(os.getpid(), _directive.signal)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 if ENABLED:

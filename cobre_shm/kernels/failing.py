@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 from llvmlite import ir
@@ -26,8 +27,8 @@ COPY_OUT = failpoints.PHASES.index("copy_out")
 
 
 @intrinsic
-def _raise_signal(typing_context: Any, number: Any) -> Any:
-    """Send a signal to this process."""
+def _kill_self(typing_context: Any) -> Any:
+    """Send SIGKILL to this process."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         i32 = ir.IntType(32)
@@ -38,10 +39,10 @@ def _raise_signal(typing_context: Any, number: Any) -> Any:
         kill = module.globals.get("kill") or ir.Function(
             module, ir.FunctionType(i32, [i32, i32]), "kill"
         )
-        builder.call(kill, [builder.call(getpid, []), builder.trunc(args[0], i32)])
+        builder.call(kill, [builder.call(getpid, []), i32(signal.SIGKILL)])
         return context.get_dummy_value()
 
-    return types.void(types.int64), code
+    return types.void(), code
 
 
 @inlined
@@ -53,12 +54,12 @@ def fail_at(ctx: Any, phase: int) -> None:
             ctx[context.FAIL_SEQUENCE] *= 6364136223846793005
             ctx[context.FAIL_SEQUENCE] += 1442695040888963407
             if ctx[context.FAIL_SEQUENCE] >> 60 & 3 == 0:
-                ctx[context.FAIL_SIGNAL] += 1
+                ctx[context.FAIL_YIELDS] += 1
                 yield_processor()
         elif (
             ctx[context.FAIL_PHASE] == phase and ctx[context.FAIL_SEQUENCE] == ctx[context.SEQUENCE]
         ):
-            _raise_signal(ctx[context.FAIL_SIGNAL])
+            _kill_self()
 
 
 @inlined

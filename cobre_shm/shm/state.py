@@ -75,7 +75,6 @@ def new_context(segment: Segment, rank: int, scratch: Array) -> Array:
     if directive is not None and directive.rank == rank:
         state[context.FAIL_PHASE] = directive.phase
         state[context.FAIL_SEQUENCE] = directive.sequence
-        state[context.FAIL_SIGNAL] = directive.signal
     state[context.SPIN_LIMIT] = state[context.TUNING + SPIN_PAUSES]
     return state
 

@@ -29,7 +29,7 @@ class Join:
 def work(comm, turns, seed):
     sums_of_turns(comm, turns, seed)
     same_turns(comm, turns, seed)
-    return int(comm._context[context.FAIL_SIGNAL])
+    return int(comm._context[context.FAIL_YIELDS])
 
 
 if __name__ == "__main__":
