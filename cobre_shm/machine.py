@@ -35,7 +35,7 @@ def has_futex() -> bool:
 
 
 def has_futex_waitv() -> bool:
-    """Whether it lets this process sleep on several at a time."""
+    """Whether it lets this process sleep on several words of shared memory at a time."""
     libc = _libc()
     return libc is not None and not libc.is_futex_waitv_refused()
 

@@ -21,7 +21,7 @@ SPIN_LIMIT = 10  # adapted: see waiting.py
 SPIN_LIMIT_MAX = 11
 SPUN = 12  # in the current wait
 YIELD_SINCE = 13  # monotonic ns at which the current wait began to yield; 0: not yet
-ASLEEP = 14  # whether the current wait has gone to sleep once
+ASLEEP = 14  # of the current wait: 0, SLEPT or SEEN
 WAIT_SINCE = 15  # monotonic ns at which the current wait left spinning; 0: it has not
 SEQUENCE = 16  # of the current or last collective, from 1
 SUSPECT = 17  # rank that died (status DEAD), left (LEFT), or whose memory was not read (LOST)
@@ -95,6 +95,9 @@ SCRATCH_BYTES = 131072
 
 # Of an entry of the list that a sleeper watches, and how many the system takes.
 WATCH_BYTES, WATCHED_MAX = 24, 128
+
+# Whether a wait has slept, and whether Python has looked around since.
+SLEPT, SEEN = 1, 2
 
 # Stages.
 IDLE, DEPOSIT, WAIT = 0, 1, 2

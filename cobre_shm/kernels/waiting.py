@@ -26,9 +26,9 @@ and its sleep changes the word, so that futex_wait returns at once. A missed cha
 2**32 ends with the time slice.
 
 Who sleeps for long also watches the poison word, the state of the peer it waits for, and the deaths
-of all (futex_wait_any: the kernel compares each word when it has queued the sleeper at those before
-it in the list, and returns at once if one differs). So such a sleeper is woken, with up to a second
-to go, by
+of all others (futex_wait_any: the kernel compares each word when it has queued the sleeper at those
+before it in the list, and returns at once if one differs). So such a sleeper is woken, before its
+slice ends, by
 
     poison  stored, then all are woken, by the words on which they sleep <SYNC poison>. A sleeper
             whose comparison has not found it was queued before, so that wake finds the sleeper.
@@ -39,7 +39,8 @@ to go, by
             was on its way to something else. Should it die before, its own death does the same.
 
 A slice is lost by a poison that comes between a look and a sleep on one word, by the leave of a
-peer for which nobody waits yet, and by a process that is stopped when it is to wake another.
+peer for which nobody waits yet, and by a process that is stopped when it is to wake another, or may
+not.
 
 >= and not ==: ``steps`` of a fast peer may be ahead already.
 
@@ -48,10 +49,12 @@ limit is adapted (additive increase, multiplicative decrease): a wait in which s
 the core that was yielded halves it, any other adds to it. So ranks which share a core stop
 spinning into each other's time without anybody counting cores, and begin again when they have one.
 A caller that holds the GIL (HOLDING) is sent back with LONGER before the first yield, and after at
-most some 10 microseconds, to call again without it. Poison and death are looked at in every step
-after spinning; spinning itself is at most some 50 microseconds. Each slice ends with PENDING, so
-that Python sees signals and the time limit; the first is short, for those of the time before, and
-Python looks at everything before the second.
+most some 10 microseconds, to call again without it. Poison is looked at in every step after
+spinning, death before every sleep; spinning itself is at most some 50 microseconds. Each slice ends
+with PENDING, so that Python sees signals and the time limit, unless the awaited word has come; then
+that is left to the next sleep of this wait, which returns before it begins. So a rank sleeps once
+between two looks of Python. The first slice is short, so that a signal that came before it is soon
+seen.
 
 Poisoned or dead and yet arrived: arrival wins. The word of the peer is loaded again after the
 failure was seen, so a round that all ranks had published before the failure completes on all
@@ -183,7 +186,7 @@ def _adapt_spinning(ctx: Any) -> None:
 
 @inlined
 def wait_all_arrived(ctx: Any) -> int:
-    """O for every peer: READY, or PENDING, POISONED, DEAD, LONGER; resumable.
+    """O for every peer: READY, or PENDING, POISONED, DEAD, LEFT, LONGER; resumable.
 
     Starts at the next rank, so that not all ranks look at the same line first.
     """
@@ -263,6 +266,9 @@ def _yield_or_sleep(ctx: Any, word: int, target: int, peer: int) -> int:
             return context.READY
         ctx[context.SUSPECT] = peer
         return context.LEFT
+    if ctx[context.ASLEEP] == context.SLEPT:
+        ctx[context.ASLEEP] = context.SEEN
+        return context.PENDING
     # Of a wait as long as this it tells nothing that somebody else has run meanwhile.
     ctx[context.CROWDED] = 0
     waiters = ctx[context.CONTROL] + peer * layout.CONTROL_BYTES + layout.WAITERS
@@ -274,10 +280,13 @@ def _yield_or_sleep(ctx: Any, word: int, target: int, peer: int) -> int:
             _sleep_watching_all(ctx, word, seen, peer)
         else:
             _sleep_on_one(ctx, word, seen)
-        ctx[context.ASLEEP] = 1
+        ctx[context.ASLEEP] = context.SLEPT
         seen = load_acquire(word)  # <SYNC arrived> <SYNC steps>
     fetch_add_seq_cst_u32(waiters, -1)
-    return context.READY if seen >= target else context.PENDING
+    if seen >= target:
+        return context.READY
+    ctx[context.ASLEEP] = context.SEEN
+    return context.PENDING
 
 
 @inlined

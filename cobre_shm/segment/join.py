@@ -146,7 +146,8 @@ def leave(segment: Segment, rank: int, *, unlink: bool = False, stay_mapped: boo
     if unlink:
         with suppress(OSError):
             segment.unlink()
-    # Unlocking wakes who watches it. Where that is refused, the C library would end the process.
+    # Unlocking wakes a rank that watches the mutex. Where that is refused, the C library would end
+    # the process.
     if not is_futex_refused():
         segment.death_mutex(rank).unlock()
     if stay_mapped:

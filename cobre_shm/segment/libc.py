@@ -126,24 +126,28 @@ def futex_wake_all(address: int) -> None:
 
 
 def is_futex_refused() -> bool:
-    """Whether the system refuses to let this process sleep on a word of shared memory."""
+    """Whether the system refuses to let this process sleep on shared memory, or wake others."""
+    return any(_is_refused(operation) for operation in (_FUTEX_WAIT, _FUTEX_WAKE))
+
+
+def _is_refused(operation: int) -> bool:
     word = ctypes.c_uint32(0)
-    # The word is not 1, so what is allowed returns at once, with EAGAIN.
+    # The word is not 1, so a wait that is allowed ends at once, with EAGAIN; a wake finds nobody.
     code = _LIBC.syscall(
         ctypes.c_long(_SYS_FUTEX),
         ctypes.byref(word),
-        ctypes.c_int(_FUTEX_WAIT),
+        ctypes.c_int(operation),
         ctypes.c_int(1),
         None,
         None,
         ctypes.c_int(0),
     )
-    return bool(code) and ctypes.get_errno() in _REFUSALS
+    return code < 0 and ctypes.get_errno() in _REFUSALS
 
 
 def is_futex_waitv_refused() -> bool:
     """Whether the system refuses to let this process sleep on several such words at a time."""
-    # A list of none is a mistake to who knows the call.
+    # A kernel that knows the call answers EINVAL to an empty list.
     code = _LIBC.syscall(
         ctypes.c_long(_SYS_FUTEX_WAITV),
         None,

@@ -18,7 +18,7 @@ NO_FUTEX = (
 NO_ROBUST_LIST = (
     2,
     "this system refuses robust mutexes (set_robust_list): a rank's death is found in the process "
-    "table, up to 0.25 s later",
+    "table, up to 0.2 s later",
 )
 
 

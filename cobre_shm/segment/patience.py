@@ -22,7 +22,7 @@ __all__ = ["Patience", "has_marks", "look_secs"]
 # kernel that waits. Each look wakes up much of the interpreter, and what it asks of the process
 # table takes 2 ms and more where the machine was idle. So it is seldom, except for ranks whose
 # death the kernel does not mark. Short limits need more looks: so many for each.
-_LOOK_SECS, _UNMARKED_LOOK_SECS = 1.0, 0.25
+_LOOK_SECS, _UNMARKED_LOOK_SECS = 1.0, 0.2
 _LOOKS = 8
 # A slice of sleep that is over sooner was none. So many of them in a row are no coincidence.
 _NO_SLEEP_SECS = 0.0005
@@ -104,7 +104,7 @@ class Patience:
         self._nap(now)
         if now - self._begun < self._interval:
             return None
-        return self._find_the_dead(late)
+        return self._find_the_dead(late, epoch, steps)
 
     def _nap(self, now: float) -> None:
         """Sleep here where the kernel's loop cannot: there the system refuses futex."""
@@ -119,14 +119,17 @@ class Patience:
         state = self._segment.control(rank) + layout.STATE
         return self._segment.words.load(state) == layout.CLOSED  # <SYNC state>
 
-    def _find_the_dead(self, late: list[int]) -> Poison | None:
+    def _find_the_dead(self, late: list[int], epoch: int, steps: int) -> Poison | None:
         """Ask the process table for the late ones; what the first that ended poisons with."""
-        words = self._segment.words
+        segment, words = self._segment, self._segment.words
         for rank in late:
-            block = self._segment.control(rank)
+            block = segment.control(rank)
             pid, start = words.load(block + layout.PID), words.load(block + layout.START)
-            if rank != self._rank and not is_alive(pid, start):
-                return poison(self._segment, layout.DIED, rank)
+            if rank == self._rank or is_alive(pid, start):
+                continue
+            # It may have done its part and ended since it was found late.
+            if segment.arrived(rank) < epoch or segment.steps(rank) < steps:
+                return poison(segment, layout.DIED, rank)
         return None
 
     def _is_speaker(self, arrived: list[int], epoch: int, steps: int) -> bool:

@@ -58,7 +58,7 @@ class Entry(NamedTuple):
         call: Readable form of what was called.
         start_ns: Monotonic clock at the call.
         waited_ns: Time spent waiting, beyond spinning. Of a wait that goes on, the part until
-            its last time slice (20 to 100 ms).
+            its last time slice (up to a second).
         end_ns: Monotonic clock at the return; 0: it has not returned.
         status: ``done``, ``inside``, or how it failed.
     """

@@ -166,7 +166,7 @@ class Membership(fastcall.ContextFirst, Member):
             reach("idle", self.rank, int(self._context[context.SEQUENCE]) + 1)
         status = context.PENDING
         try:
-            # One that has slept is looked after before it sleeps again, for longer.
+            # After a sleep Python looks around before the next, which may be longer.
             if not (resume and self._context[context.ASLEEP]):
                 status = kernel.call(self._address, resume, *args)
             if status != context.READY:

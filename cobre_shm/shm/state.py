@@ -18,7 +18,7 @@ from cobre_shm.segment.patience import has_marks
 from cobre_shm.segment.segment import Segment
 from cobre_shm.tuning import NAMES, SPIN_PAUSES, default_tuning
 
-__all__ = ["UNJOINED", "new_context", "touch_rings", "tuning_words"]
+__all__ = ["UNJOINED", "let_sleep", "new_context", "touch_rings", "tuning_words"]
 
 # Upper bound of the adaptive spin, in pauses (about 50 us): shorter than any time slice.
 _SPIN_LIMIT_MAX = 2000

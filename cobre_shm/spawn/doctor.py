@@ -33,7 +33,7 @@ _FAST_CLOCKS = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page")
 _LOST = {
     "futex": "a rank that waits sleeps in steps and wakes late",
     "futex_waitv": "a rank that waits wakes ten times a second to look for deaths",
-    "robust_mutex": "the death of a rank is found in the process table, four times a second",
+    "robust_mutex": "the death of a rank is found in the process table, five times a second",
     "memfd": "everything needs room in /dev/shm",
     "pidfd": "the launcher sees ends of ranks by SIGCHLD",
 }

@@ -69,12 +69,35 @@ def depart_while_others_sleep(comm, victim, how, first=False):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patience, "is_alive", lambda pid, start: True)
         if comm.rank == victim:
-            # Beyond the first slice, which is short.
             comm._context[context.SLICE_NS] = slept
+            # Beyond the first slice, which is short.
             time.sleep(0.0 if first else 0.5)
             WAYS[how](comm)
         time.sleep(0.5 if first else 0.0)
-        return work_until_failure(comm, 1)
+        found = work_until_failure(comm, 1)
+    # Otherwise the slices were short.
+    assert comm._context[context.WATCH_LIST] != 0
+    return found
+
+
+def signalled_between_sleeps(comm, folder):
+    """Rank 0 gets a signal while it sleeps for rank 1; rank 2 comes when its handler has run.
+
+    The handler restarts system calls, so it does not end the sleep; and rank 0's next would last
+    until long after the test.
+    """
+    comm.barrier()
+    if comm.rank == 0:
+        comm._context[context.SLICE_NS] = 10**12
+        signal.signal(signal.SIGALRM, lambda *_: (folder / "heard").touch())
+        signal.siginterrupt(signal.SIGALRM, False)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+    elif comm.rank == 1:
+        time.sleep(0.6)
+    else:
+        while not (folder / "heard").exists():
+            time.sleep(0.01)
+    comm.barrier()
 
 
 def exit_zero(comm):

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from cobre_shm import layout
+from cobre_shm import layout, machine
 from cobre_shm.errors import CollectiveTimeout, InitializationFailed, RankFailed
 from cobre_shm.segment import patience, stacks
 from cobre_shm.segment.attach import segments_open_in
@@ -146,16 +146,28 @@ def test_marks_of_the_kernel_alone_tell_who_died(victim):
     assert_survivors_blame(outcomes, victim)
 
 
+def skip_unless_slices_are_long():
+    if not machine.has_futex_waitv():
+        pytest.skip("this system cannot sleep on several words at a time")
+
+
+def test_signal_that_does_not_end_a_sleep_is_handled_before_the_next(tmp_path):
+    skip_unless_slices_are_long()
+    results_of(run_ranks(programs.signalled_between_sleeps, 3, "shm", tmp_path))
+
+
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("how", ["kill_self", "exit_zero", "close_early", "abort_seven"])
 def test_sleepers_are_woken_by_what_ends_a_rank(how, size):
     """Their slices last until long after the test: it would not end."""
+    skip_unless_slices_are_long()
     outcomes = run_ranks(programs.depart_while_others_sleep, size, "shm", 1, how)
     assert_survivors_blame(outcomes, 1)
 
 
 @pytest.mark.parametrize("how", ["kill_self", "close_early", "abort_seven"])
 def test_who_comes_when_a_rank_has_gone_does_not_sleep(how):
+    skip_unless_slices_are_long()
     outcomes = run_ranks(programs.depart_while_others_sleep, 3, "shm", 1, how, True)
     assert_survivors_blame(outcomes, 1)
 

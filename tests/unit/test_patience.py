@@ -2,16 +2,19 @@
 
 import os
 
+import numpy as np
 import pytest
 
 pytest.importorskip("posix_ipc")
 
 from cobre_shm import layout
+from cobre_shm.kernels import context
 from cobre_shm.segment import patience
 from cobre_shm.segment.patience import Patience, look_secs
 from cobre_shm.segment.poison import Poison, read_poison
 from cobre_shm.segment.process import start_time
 from cobre_shm.segment.segment import Segment
+from cobre_shm.shm.state import let_sleep
 
 LIMIT, WARN = 60.0, 10.0
 EPOCH = 5
@@ -158,3 +161,24 @@ def test_rank_that_has_left_is_missed_unless_it_did_its_part(segment, clock, has
         arrive(segment, 0, EPOCH)
     segment.words.store(segment.control(0) + layout.STATE, layout.CLOSED)
     assert waiting.look(EPOCH) == (None if has_arrived else Poison(layout.LEFT, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("marked", "ranks", "watches"), [(3, 3, True), (2, 3, False), (3, 126, True), (3, 127, False)]
+)
+def test_sleeper_watches_all_if_the_kernel_marks_all_and_they_are_not_too_many(
+    segment, marked, ranks, watches
+):
+    for rank in range(marked):
+        segment.words.store(segment.control(rank) + layout.GUARDED, 1)
+    state = np.zeros(context.WORDS, dtype=np.int64)
+    room = np.zeros((ranks + 2, context.WATCH_BYTES // 8), dtype=np.int64)
+    let_sleep(state, segment, 1.0, room)
+    assert state[context.WATCH_LIST] == (room.ctypes.data if watches else 0)
+    assert state[context.SLICE_NS] == 10**9
+
+
+def test_slice_is_not_as_short_as_a_limit_may_be(segment):
+    state = np.zeros(context.WORDS, dtype=np.int64)
+    let_sleep(state, segment, 1e-9, np.zeros((5, 3), dtype=np.int64))
+    assert state[context.SLICE_NS] == 20_000_000
