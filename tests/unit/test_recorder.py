@@ -183,6 +183,7 @@ def test_statuses_are_those_of_the_kernels():
         context.DEAD: "peer died",
         context.MISMATCH: "mismatch",
         context.LOST: "peer not readable",
+        context.LEFT: "peer left",
     }
 
 
