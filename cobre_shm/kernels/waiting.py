@@ -103,9 +103,10 @@ __all__ = [
 ]
 
 YIELD_NS = 1_000_000
-# Waking costs up to a millisecond of CPU on a machine that was idle, for everything is cold then.
+# At most; those that follow last for SLICE_NS, for on a machine that was idle, where everything is
+# cold, waking costs up to a millisecond of CPU.
 FIRST_SLICE_NS = 20_000_000
-# Of who watches nothing but its word.
+# At most, of who watches nothing but its word.
 BLIND_SLICE_NS = 100_000_000
 # Bits of the futex word of a robust mutex (FUTEX_OWNER_DIED, FUTEX_WAITERS).
 OWNER_DIED, SLEEPERS = 0x40000000, 0x80000000

@@ -8,7 +8,11 @@ import pytest
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.local import LocalCommunicator
 from cobre_shm.testing.conformance import CHECKS
-from cobre_shm.testing.conformance.expect import assert_same_bytes, assert_same_numbers
+from cobre_shm.testing.conformance.expect import (
+    assert_same_bytes,
+    assert_same_numbers,
+    memory_of,
+)
 from cobre_shm.testing.conformance.payloads import (
     MOVABLE,
     filled,
@@ -132,3 +136,9 @@ def test_checks_each_has_a_sentence_and_a_topic():
         assert check.name.startswith("check_")
         assert check.function.__doc__
         assert check.topic in check.function.__module__
+
+
+def test_memory_of_a_call_is_what_every_call_takes():
+    tables = []
+    assert memory_of(lambda: tables.append(None if tables else bytearray(1_000_000))) < 100_000
+    assert memory_of(lambda: bytearray(1_000_000)) >= 1_000_000

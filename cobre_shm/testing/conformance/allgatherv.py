@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import array
-import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cobre_shm.communicator import Array, Communicator, Counts
-from cobre_shm.testing.conformance.expect import assert_same_bytes, assert_same_everywhere
+from cobre_shm.testing.conformance.expect import (
+    assert_same_bytes,
+    assert_same_everywhere,
+    memory_of,
+)
 from cobre_shm.testing.conformance.foreign import InterfaceOnly, guarded, unaligned
 from cobre_shm.testing.conformance.payloads import (
     MOVABLE,
@@ -306,15 +309,7 @@ def check_allgatherv_full_form_allocates_nothing(comm: Communicator) -> None:
     displs = np.arange(comm.size, dtype=np.int64) * count
     send, recv = records("u1", count, comm.rank), filled("u1", count * comm.size)
     comm.allgatherv(send, recv, counts, displs)
-    was_tracing = tracemalloc.is_tracing()
-    if not was_tracing:
-        tracemalloc.start()
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    comm.allgatherv(send, recv, counts, displs)
-    grown = tracemalloc.get_traced_memory()[1] - before
-    if not was_tracing:
-        tracemalloc.stop()
+    grown = memory_of(lambda: comm.allgatherv(send, recv, counts, displs))
     assert grown < count // 2, f"allgatherv of {count} bytes allocated {grown} bytes"
 
 

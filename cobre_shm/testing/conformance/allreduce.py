@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from cobre_shm.testing.conformance.expect import (
     assert_same_bytes,
     assert_same_everywhere,
     assert_same_numbers,
+    memory_of,
 )
 from cobre_shm.testing.conformance.foreign import InterfaceOnly, guarded, unaligned
 from cobre_shm.testing.conformance.payloads import (
@@ -336,15 +336,7 @@ def check_allreduce_full_form_allocates_nothing(comm: Communicator) -> None:
     count = max(2 * slot_bytes(comm), 1 << 18)
     send, recv = numbers("f8", count, comm.rank), filled("f8", count)
     comm.allreduce(send, recv, ReduceOp.SUM)
-    was_tracing = tracemalloc.is_tracing()
-    if not was_tracing:
-        tracemalloc.start()
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    comm.allreduce(send, recv, ReduceOp.SUM)
-    grown = tracemalloc.get_traced_memory()[1] - before
-    if not was_tracing:
-        tracemalloc.stop()
+    grown = memory_of(lambda: comm.allreduce(send, recv, ReduceOp.SUM))
     assert grown < send.nbytes // 2, f"allreduce of {send.nbytes} bytes allocated {grown} bytes"
 
 
