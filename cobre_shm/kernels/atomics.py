@@ -66,28 +66,25 @@ def exchange_seq_cst(typing_context: Any, address: Any, value: Any) -> Any:
     return types.int64(types.int64, types.int64), code
 
 
+def _fetch_u32(operation: str) -> Any:
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        operand = builder.trunc(args[1], _I32)
+        old = builder.atomic_rmw(operation, _pointer(builder, args[0], _I32), operand, "seq_cst")
+        return builder.zext(old, _I64)
+
+    return code
+
+
 @intrinsic
 def fetch_add_seq_cst_u32(typing_context: Any, address: Any, value: Any) -> Any:
     """Add to a 32-bit word and return the old value; a full fence."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        delta = builder.trunc(args[1], _I32)
-        old = builder.atomic_rmw("add", _pointer(builder, args[0], _I32), delta, "seq_cst")
-        return builder.zext(old, _I64)
-
-    return types.int64(types.int64, types.int64), code
+    return types.int64(types.int64, types.int64), _fetch_u32("add")
 
 
 @intrinsic
 def fetch_or_seq_cst_u32(typing_context: Any, address: Any, bits: Any) -> Any:
     """Set bits of a 32-bit word and return the old value; a full fence."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        mask = builder.trunc(args[1], _I32)
-        old = builder.atomic_rmw("or", _pointer(builder, args[0], _I32), mask, "seq_cst")
-        return builder.zext(old, _I64)
-
-    return types.int64(types.int64, types.int64), code
+    return types.int64(types.int64, types.int64), _fetch_u32("or")
 
 
 @intrinsic
