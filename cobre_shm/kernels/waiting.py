@@ -62,8 +62,8 @@ survivors. In particular a mismatch is seen by every rank, whatever the first on
 next. A rank that comes to a group which has failed publishes nothing, so that it does not complete
 alone what the others gave up.
 
-Checked: tests/unit/test_protocol_model.py (interleavings), tests/stress/test_exchange.py (real
-cores).
+Checked: tests/unit/test_protocol_model.py, test_sleeping_model.py (interleavings),
+tests/stress/test_exchange.py (real cores).
 """
 
 from __future__ import annotations
