@@ -28,12 +28,11 @@ import numpy as np
 from cobre_shm.command_line import Parser
 from cobre_shm.communicator import Communicator
 from cobre_shm.cpus import count_cpus
-from cobre_shm.tuning import NAMES, tuned_file
+from cobre_shm.tuning import NAMES, NEVER, tuned_file
 
 __all__ = ["main"]
 
 _KIB, _MIB = 1 << 10, 1 << 20
-_NEVER = 1 << 62
 _ROUNDS = 5
 _SECONDS = 0.02  # of one candidate in one round
 _TIE = 0.03  # of a ratio: no answer, the next payload may give one
@@ -84,11 +83,11 @@ TRIALS = (
         shared_cores=True,
     ),
     *(
-        Trial("allreduce", nbytes, _each("chain_min_bytes", nbytes, _NEVER), shared_cores=True)
+        Trial("allreduce", nbytes, _each("chain_min_bytes", nbytes, NEVER), shared_cores=True)
         for nbytes in (16 * _MIB, _MIB, 256 * _KIB, 128 * _KIB, 96 * _KIB, 64 * _KIB)
     ),
     *(
-        Trial("allgatherv", nbytes, _each("stream_bytes", nbytes, _NEVER))
+        Trial("allgatherv", nbytes, _each("stream_bytes", nbytes, NEVER))
         for nbytes in (32 * _MIB, 16 * _MIB, 8 * _MIB, 4 * _MIB)
     ),
     Trial("allgatherv", _MIB, _each("gather_chunk", *_CHUNKS)),
@@ -96,15 +95,15 @@ TRIALS = (
     Trial("broadcast", 256 * _KIB, _each("broadcast_small_chunk", 16 * _KIB, 32 * _KIB, *_CHUNKS)),
     Trial("broadcast", 4 * _MIB, _each("broadcast_chunk", *_CHUNKS)),
     *(
-        Trial("allreduce", nbytes, _each("read_bytes", nbytes, _NEVER))
+        Trial("allreduce", nbytes, _each("read_bytes", nbytes, NEVER))
         for nbytes in (16 * _MIB, 8 * _MIB, 4 * _MIB, 2 * _MIB, _MIB, 512 * _KIB)
     ),
     *(
-        Trial("allgatherv", nbytes, _each("share_bytes", nbytes, _NEVER), shared_arrays=True)
+        Trial("allgatherv", nbytes, _each("share_bytes", nbytes, NEVER), shared_arrays=True)
         for nbytes in (4 * _MIB, 2 * _MIB, _MIB, 512 * _KIB, *_CHUNKS[::-1], 32 * _KIB)
     ),
     *(
-        Trial("allreduce_shared", nbytes, _each("common_bytes", nbytes, _NEVER))
+        Trial("allreduce_shared", nbytes, _each("common_bytes", nbytes, NEVER))
         for nbytes in (_MIB, 512 * _KIB, 256 * _KIB, 128 * _KIB, 64 * _KIB, 32 * _KIB)
     ),
 )
@@ -165,7 +164,7 @@ def _agreed_turns(comm: Communicator, seconds: float) -> int:
 def _chosen_by(comm: Any) -> dict[str, int]:
     """Ask all questions; a switch point that was settled stays for the later ones."""
     # Until their own questions, so that those of other algorithms are asked of these.
-    chosen: dict[str, int] = {"read_bytes": _NEVER, "chain_min_bytes": _NEVER}
+    chosen: dict[str, int] = {"read_bytes": NEVER, "chain_min_bytes": NEVER}
     settled: set[str] = set()
     for trial in TRIALS:
         name = next(iter(trial.candidates[0]))

@@ -11,7 +11,15 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["AUTO", "NAMES", "default_tuning", "last_level_cache_bytes", "load_tuning", "tuned_file"]
+__all__ = [
+    "AUTO",
+    "NAMES",
+    "NEVER",
+    "default_tuning",
+    "last_level_cache_bytes",
+    "load_tuning",
+    "tuned_file",
+]
 
 AUTO = "auto"
 _KIB, _MIB = 1 << 10, 1 << 20
@@ -56,7 +64,8 @@ NAMES = (
 )
 _CHUNKS = tuple(name for name in NAMES if name.endswith("chunk"))
 _SMALLEST_CHUNK = 4096
-_NEVER = 1 << 62
+# As a size: what is measured against it never happens.
+NEVER = 1 << 62
 
 
 def default_tuning(size: int, cpus: int) -> dict[str, int]:
@@ -64,7 +73,7 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
     shared = size > cpus
     return {
         "direct_bytes": 256 * _KIB if size == 2 and not shared else 8 * _KIB,
-        "chain_min_bytes": 96 * _KIB if shared else _NEVER,
+        "chain_min_bytes": 96 * _KIB if shared else NEVER,
         "chain_chunk": 32 * _KIB,
         # Of a cache of hundreds of MiB the rest belongs to other cores, or virtual machines.
         "stream_bytes": min(last_level_cache_bytes() // 4, 64 * _MIB),
@@ -82,7 +91,7 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
         # Slots are used in turn, so that this has happened long before.
         "share_bytes": _MIB if not shared else 128 * _KIB,
         # On cores of their own: ranks that take turns on one find what they copied in its cache.
-        "read_bytes": 2 * _MIB if not shared else _NEVER,
+        "read_bytes": 2 * _MIB if not shared else NEVER,
         # With 64 KiB a result on each rank takes 0.6 of the time of one for all, with 256 KiB 1.2.
         "common_bytes": 128 * _KIB,
     }
@@ -112,7 +121,7 @@ def load_tuning(name: str) -> dict[str, int]:
     for name, value in found.items():
         if name not in NAMES:
             raise ValueError(f"{path}: unknown switch point {name!r}; known: {', '.join(NAMES)}")
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _NEVER:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= NEVER:
             raise ValueError(f"{path}: {name} must be an integer from 0, got {value!r}")
         if name in _CHUNKS and (value < _SMALLEST_CHUNK or value & (value - 1)):
             raise ValueError(

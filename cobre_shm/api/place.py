@@ -7,7 +7,8 @@
     backend="mpi", or a registered name  this process is one rank of a group, started elsewhere
 
 The environment chooses nothing, with one exception: for several workers, ``"auto"`` means tcp where
-``COBRE_TCP_COORDINATOR`` is set.
+``COBRE_TCP_COORDINATOR`` is set. How a tcp group meets, once it was chosen, is its to say: the
+secret, the address that listens, the time limits.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from cobre_shm.spawn.tcp import TcpMeeting
 __all__ = ["Place", "find_place"]
 
 _COORDINATOR = "COBRE_TCP_COORDINATOR"
+_PORT = "COBRE_TCP_PORT"
 # Loaded with the first process, lock, queue, pool or shared value.
 _SETS_START_METHOD = {
     f"multiprocessing.{name}"
@@ -111,8 +113,22 @@ def find_place(
         missing = [key for key, value in member.items() if value is None]
         if coordinator is None or rank is None or size is None:
             raise _refuse(f"a rank of a tcp group also needs {', '.join(missing)}", missing[0])
-        return Place(config=TcpConfig(coordinator, rank, size))
+        return Place(config=_member(coordinator, rank, size))
     return Place(config=_single(name))
+
+
+def _member(coordinator: str, rank: int, size: int) -> TcpConfig:
+    """Configuration of one rank of a tcp group; what is no argument is the environment's."""
+    # Checked by itself first, so that a mistake in an argument is not blamed on a variable.
+    given = TcpConfig(coordinator, rank, size)
+    assert given.port is not None
+    arguments = {
+        _COORDINATOR: join_address(given.coordinator, given.port),
+        _PORT: "",
+        "COBRE_TCP_RANK": str(given.rank),
+        "COBRE_TCP_SIZE": str(given.size),
+    }
+    return TcpConfig.from_env({**os.environ, **arguments})
 
 
 def _single(name: str) -> Any:
@@ -146,7 +162,7 @@ def _worker_place(name: str, workers: int, coordinator: str | None) -> Place:
 
 
 def _coordinator_of_environment() -> str | None:
-    address = {name: os.environ.get(name, "") for name in (_COORDINATOR, "COBRE_TCP_PORT")}
+    address = {name: os.environ.get(name, "") for name in (_COORDINATOR, _PORT)}
     if not address[_COORDINATOR]:
         return None
     # It says what an address is, and what is wrong with one.

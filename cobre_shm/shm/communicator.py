@@ -106,6 +106,7 @@ class ShmCommunicator(Collectives):
         self.barrier()
         for name, value in points.items():
             self._context[context.TUNING + NAMES.index(name)] = value
+        self._open_to_peers()
         self.barrier()
 
     def split_local(self) -> ShmCommunicator:

@@ -25,7 +25,7 @@ from cobre_shm.segment.process import is_alive, is_dying
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm.state import UNJOINED, let_sleep, new_context, touch_rings, tuning_words
-from cobre_shm.tuning import load_tuning
+from cobre_shm.tuning import NEVER, READ_BYTES, load_tuning
 
 __all__ = ["Membership"]
 
@@ -80,9 +80,6 @@ class Membership(fastcall.ContextFirst, Member):
             made,
             config.stall_warn_secs,
         )
-        if self._segment.launched:
-            # Ranks are not each other's ancestors, but all are the launcher's descendants.
-            allow_reading_by(self._segment.creator[0])
         self.slot_bytes: int = self._segment.slot_bytes
         room = 3 * config.size + 3 + context.COSTS_WORDS
         self._private = np.zeros(room, dtype=np.int64)
@@ -103,8 +100,15 @@ class Membership(fastcall.ContextFirst, Member):
         self._known = fastcall.Known(state)
         self._address = state.ctypes.data
         self._context = state
+        self._open_to_peers()
         self._unusable = None
         self._enlist()
+
+    def _open_to_peers(self) -> None:
+        """Let the ranks of a launcher read this one's memory, if they ever would."""
+        # They are not each other's ancestors, but all are the launcher's descendants.
+        if self._segment.launched and self._context[context.TUNING + READ_BYTES] < NEVER:
+            allow_reading_by(self._segment.creator[0])
 
     def abort(self, code: int = 1) -> NoReturn:
         """See :meth:`Communicator.abort`."""

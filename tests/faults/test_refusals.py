@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -229,6 +230,30 @@ def test_ranks_of_the_launcher_read_each_other_under_yama_too(tmp_path, method):
         timeout=300,
     )
     assert done.stdout == f"2 {ALLOWED}\n" * 2, done.stderr
+
+
+_OPENS = """
+import os
+from cobre_shm.shm import membership
+opened = []
+membership.allow_reading_by = opened.append
+import cobre_shm
+with cobre_shm.create_communicator() as comm:
+    print(opened == [os.getppid()], flush=True)
+"""
+
+
+@pytest.mark.parametrize(("read_bytes", "opens"), [(1 << 21, True), (1 << 62, False)])
+def test_memory_that_no_peer_would_read_stays_closed(tmp_path, read_bytes, opens):
+    (tmp_path / "tuning.json").write_text(json.dumps({"read_bytes": read_bytes}))
+    done = subprocess.run(
+        [sys.executable, "-m", "cobre_shm.spawn", "-n", "2", "--start-method", "spawn"]
+        + ["-x", f"COBRE_SHM_TUNING={tmp_path / 'tuning.json'}", "-c", _OPENS],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout == f"{opens}\n" * 2, done.stderr
 
 
 def broadcast_a_file_cut_off(comm, path):

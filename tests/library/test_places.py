@@ -92,6 +92,25 @@ def test_port_of_the_environment_that_is_none_is_quoted(monkeypatch, port):
     assert caught.value.context["value"] == port
 
 
+def test_rank_of_a_group_takes_the_secret_and_the_limits_of_the_environment(monkeypatch):
+    """Else a group that is not on loopback could not be joined from here."""
+    for name, value in {
+        "COBRE_TCP_COORDINATOR": "elsewhere",
+        "COBRE_TCP_PORT": "1",
+        "COBRE_TCP_RANK": "3",
+        "COBRE_TCP_SIZE": "4",
+        "COBRE_TCP_SECRET": "known to the group",
+        "COBRE_TCP_TIMEOUT_SECS": "7",
+    }.items():
+        monkeypatch.setenv(name, value)
+    config = find_place("tcp", 1, "node-1", 1, 2, None).config
+    assert (config.coordinator, config.port, config.rank, config.size) == ("node-1", 29500, 1, 2)
+    assert (config.secret, config.timeout_secs) == ("known to the group", 7.0)
+    assert find_place("tcp", 1, "[::1]:9000", 0, 2, None).config.port == 9000
+    with pytest.raises(InitializationFailed, match=r"TcpConfig\.rank"):
+        find_place("tcp", 1, "node-1", 2, 2, None)
+
+
 def test_user_who_chose_fork_is_told(case_path):
     code = (
         "import multiprocessing, sys, cobre_shm\n"
