@@ -26,8 +26,9 @@ __all__ = ["Array", "Communicator", "Counts", "SharedRegion"]
 class SharedRegion(ABC):
     """An array with one copy per node, made by ``Communicator.create_shared_region``.
 
-    Life: populate (the leader, or every rank its own block), ``fence()``, read; optionally
-    ``freeze()``, after which followers cannot write; ``close()`` or garbage collection.
+    Life: populate (the node's leader, or each of the node's ranks a block: those of
+    ``split_local()``, which is this rank alone where memory is not shared), ``fence()``, read;
+    optionally ``freeze()``, after which followers do not write; ``close()`` or garbage collection.
 
     Attributes:
         array: View of the region, zero-filled at creation. Writable on the leader, and on every
@@ -53,7 +54,9 @@ class SharedRegion(ABC):
 
     @abstractmethod
     def fence(self) -> None:
-        """Make all earlier writes of all ranks visible to all ranks. Collective.
+        """Make all earlier writes of a node's ranks visible to all of them. Collective.
+
+        Where nothing is shared there is nothing to do, and nobody is waited for.
 
         Raises:
             CollectiveMismatch, RankFailed, CollectiveTimeout: As in
@@ -65,11 +68,13 @@ class SharedRegion(ABC):
         """Fence, then make ``array`` read-only on the followers. Collective.
 
         On a follower a new ``array`` stands in the attribute, and writing to it is a
-        ``ValueError``. Views that it took before must not be written afterwards: where memory is
-        really shared that ends the process (SIGSEGV), so that nobody reads what it would write.
+        ``ValueError``. Views that it took before must not be written afterwards: over shm that
+        ends the process (SIGSEGV), so that nobody reads what it would write; in a window of MPI
+        it would be read.
 
         Raises:
             CollectiveMismatch, RankFailed, CollectiveTimeout: As in :meth:`fence`.
+            AllocationFailed: There are no addresses for the read-only view.
         """
 
     @abstractmethod
@@ -98,6 +103,11 @@ class Communicator(ABC):
     leaves the communicator usable.
 
     One operation at a time: a communicator is not shared by threads.
+
+    What a lost group raises is a ``CollectiveFailed``: mostly one of the three classes named
+    below, itself where the launcher ended the group, an MPI call failed, or shared memory was
+    damaged. A communicator that is closed, or was made before a fork, or is inside a collective
+    in another thread, raises ``InvalidCommunicator``; ``close`` does so in the last case.
 
     Attributes:
         rank: Of this process, ``0 <= rank < size``.

@@ -62,7 +62,8 @@ def train(
         num_workers: 1: this process does the work. More: that many processes are started on this
             machine, each a fresh interpreter which does not import this program's main module;
             this process computes nothing. No ``if __name__ == "__main__"`` is needed.
-        coordinator: For ``"tcp"``: address of rank 0, ``host`` or ``host:port``.
+        coordinator: For ``"tcp"``: address of rank 0, ``host`` or ``host:port``. The secret and the
+            time limits are those of ``COBRE_TCP_*``.
         rank: Rank of this process in a group that is started elsewhere.
         size: Number of ranks of that group.
         comm: A communicator to use instead of all of these; it stays open.
@@ -83,6 +84,9 @@ def train(
         WorkerError: A worker failed; ``inner`` is its exception. All are gone.
         SolverError: A stage problem has no solution (one process).
         OutputError: ``output_dir`` cannot be used.
+        CheckpointError: The checkpoint to resume from is of another case or damaged.
+        InvalidArguments: ``num_workers`` is out of range.
+        AllocationFailed: There is no memory for what the workers share.
 
     Ctrl-C ends the workers within a second and leaves nothing.
 

@@ -26,7 +26,7 @@ and to read it then takes as long as to read a peer's: a quarter of the time of 
 (Probes of large payloads do, where it does not matter.)
 
 This holds for any sequence of rounds, whatever they carry, so every algorithm may use the slot of
-the coming epoch after its wait, and needs no buffer or flag of its own. ``chain.py`` uses those of
+the coming epoch after its wait, and needs no buffer of its own. ``chain.py`` uses those of
 all ranks at once, and the same ones over several rounds, each time between two.
 
 The signature: the first round of each collective carries a hash of what was called. Every rank

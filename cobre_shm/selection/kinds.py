@@ -162,7 +162,7 @@ class ShmConfig:
         size: Number of ranks, 1 to 1024.
         timeout_secs: Seconds for which a collective may stand still; above 0, ``inf`` allowed.
         slot_bytes: Bytes that one rank moves per step of a collective; larger payloads go in
-            several steps. A multiple of 4096, the page. Rank 0's value holds for all.
+            several steps. A multiple of 4096, the page, up to 2**30. Rank 0's value holds for all.
         stall_warn_secs: Seconds after which the ranks that wait name a late one on stderr; above
             0, ``inf`` for never.
         hugepages: Whether to ask for huge pages for shared regions and arrays: ``auto`` where
@@ -246,7 +246,7 @@ class TcpConfig:
         report: ``fd:N``, the launcher's pipe for the group's first failure; None: there is none.
 
     Raises:
-        InitializationFailed: A field is out of range, or the two ports differ.
+        InitializationFailed: A field is out of range, the two ports differ, or there are two secrets.
     """
 
     backend: ClassVar[str] = "tcp"
