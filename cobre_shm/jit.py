@@ -17,8 +17,8 @@
 A function returns a status, :data:`OK` (0) or another; with another the collective has failed, and
 :func:`check` raises, in Python, what the method of the communicator would have raised there. Until
 then the jitted code must return. Buffers are C-contiguous arrays of a dtype that numba computes
-with (not ``float16``, which is refused when the code is compiled); all other preconditions are those of
-:class:`cobre_shm.Communicator`.
+with (not ``float16``, which is refused when the code is compiled); all other preconditions are
+those of :class:`cobre_shm.Communicator`.
 
 Waits, time limits, the death of a peer and signals (^C) are seen as in Python: a wait that gets
 long is taken over by the interpreter.

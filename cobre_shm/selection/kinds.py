@@ -246,7 +246,8 @@ class TcpConfig:
         report: ``fd:N``, the launcher's pipe for the group's first failure; None: there is none.
 
     Raises:
-        InitializationFailed: A field is out of range, the two ports differ, or there are two secrets.
+        InitializationFailed: A field is out of range, the two ports differ, or there are two
+            secrets.
     """
 
     backend: ClassVar[str] = "tcp"

@@ -246,9 +246,10 @@ with cobre_shm.create_communicator() as comm:
 @pytest.mark.parametrize(("read_bytes", "opens"), [(1 << 21, True), (1 << 62, False)])
 def test_memory_that_no_peer_would_read_stays_closed(tmp_path, read_bytes, opens):
     (tmp_path / "tuning.json").write_text(json.dumps({"read_bytes": read_bytes}))
+    setting = f"COBRE_SHM_TUNING={tmp_path / 'tuning.json'}"
+    launcher = [sys.executable, "-m", "cobre_shm.spawn", "-n", "2", "--start-method", "spawn"]
     done = subprocess.run(
-        [sys.executable, "-m", "cobre_shm.spawn", "-n", "2", "--start-method", "spawn"]
-        + ["-x", f"COBRE_SHM_TUNING={tmp_path / 'tuning.json'}", "-c", _OPENS],
+        [*launcher, "-x", setting, "-c", _OPENS],
         capture_output=True,
         text=True,
         timeout=300,
