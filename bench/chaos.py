@@ -25,8 +25,9 @@ How to read the numbers:
                    failure, or come before the kill.
     broken         survivors that ended in any other way; the traceback is shown.
 
-The last five must be 0; if one is not, the exit code is 1. ``--seed`` repeats the groups, victims
-and moments, but not how the scheduler interleaves them.
+The last five must be 0; if one is not, the exit code is 1. It is 3 where ``--minutes`` were over
+before all kills were made. ``--seed`` repeats the groups, victims and moments, but not how the
+scheduler interleaves them.
 """
 
 from __future__ import annotations
@@ -368,13 +369,18 @@ def _text(report: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run as a program; the exit code is 1 if any count that must be 0 is not."""
+    """Run as a program; the exit code is 1 if any count that must be 0 is not, 3 if time was up."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, required=True)
     parser.add_argument("--sizes", default="2,3,4", help="numbers of ranks (default: 2,3,4)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
     parser.add_argument("--drivers", type=int, default=4, help="groups at a time (default: 4)")
-    parser.add_argument("--minutes", type=float, default=60.0, help="start no group after this")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=60.0,
+        help="start no group after this; code 3 if any is then missing (default: 60)",
+    )
     parser.add_argument("--output-format", choices=["text", "json"], default="text")
     options = parser.parse_args()
     sizes = tuple(int(size) for size in options.sizes.split(","))
@@ -382,7 +388,13 @@ def main() -> int:
         parser.error("a group that shall notice a death has 2 ranks or more")
     report = run(options.kills, sizes, options.seed, options.drivers, options.minutes)
     print(json.dumps(report, indent=2) if options.output_format == "json" else _text(report))
-    return int(any(report[name] for name in MUST_BE_ZERO))
+    if any(report[name] for name in MUST_BE_ZERO):
+        return 1
+    if report["kills"] < options.kills:
+        text = f"chaos: {report['kills']} of {options.kills} kills in {options.minutes:g} minutes"
+        print(text, file=sys.stderr)
+        return 3
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ figures are made up, by formulas without random numbers, so that every copy is t
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -246,4 +246,6 @@ def _scenarios(case: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_large_case(Path(sys.argv[1]), iterations=16)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("directory", type=Path)
+    write_large_case(parser.parse_args().directory, iterations=16)

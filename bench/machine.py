@@ -19,6 +19,7 @@ import functools
 import json
 import mmap
 import os
+import signal
 import statistics
 import threading
 import time
@@ -31,6 +32,7 @@ import numpy as np
 from cobre_shm.kernels.atomics import load_acquire, pause, store_release
 from cobre_shm.kernels.copying import copy_bytes, copy_streaming, streaming_fence
 from cobre_shm.kernels.system import yield_processor
+from cobre_shm.spawn.parent import die_with
 
 REPEATS = 7
 TURNS = 20_000
@@ -126,19 +128,25 @@ def switch_us(turns: int = 2000) -> float:
     os.sched_setaffinity(0, {min(before)})
     words = np.frombuffer(shared, dtype=np.int64)
     found = []
+    end_with_us = die_with(os.getpid())
     try:
         for _ in range(REPEATS):
             words[:] = 0
             child = os.fork()
             if child == 0:
+                end_with_us()
                 _volley_on_one_core(two, one, False, turns + 1)
                 os._exit(0)
-            # The first turn waits until the child runs.
-            _volley_on_one_core(one, two, True, 1)
-            begun = time.perf_counter()
-            _second_half(one, two, turns)
-            found.append((time.perf_counter() - begun) / turns / 2 * 1e6)
-            os.waitpid(child, 0)
+            try:
+                # The first turn waits until the child runs.
+                _volley_on_one_core(one, two, True, 1)
+                begun = time.perf_counter()
+                _second_half(one, two, turns)
+                found.append((time.perf_counter() - begun) / turns / 2 * 1e6)
+            finally:
+                # In compiled code, where ^C does not reach it, it would wait for us for ever.
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
     finally:
         os.sched_setaffinity(0, before)
     return statistics.median(found)

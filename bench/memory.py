@@ -40,6 +40,7 @@ import numpy as np
 from cobre_shm.selection.registry import read_registry
 
 ROOT = Path(__file__).resolve().parents[1]
+KNOWN = ("shm", "tcp", "mpi")
 CASCADES = 16
 LIMIT = 1.15
 _TRAJECTORIES = 2
@@ -221,6 +222,9 @@ def main() -> int:
     if options.rank_of:
         rank_program(options.rank_of)
         return 0
+    backends = options.backends.split(",")
+    if unknown := set(backends) - set(KNOWN):
+        parser.error(f"no {', '.join(sorted(unknown))}; there are {', '.join(KNOWN)}")
     with tempfile.TemporaryDirectory(prefix="cobre-memory-") as folder:
         small, large = Path(folder) / "small", Path(folder) / "large"
         make_case(small, 0)
@@ -235,7 +239,7 @@ def main() -> int:
         print("| Backend | interpreters | with the data | (with - interpreters) / data |")
         print("| --- | --- | --- | --- |")
         failed = False
-        for backend in options.backends.split(","):
+        for backend in backends:
             spec = read_registry().find(backend)
             if spec is None or spec.missing():
                 print(f"| `{backend}` | not installed | | |", flush=True)

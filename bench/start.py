@@ -21,6 +21,7 @@ Everything runs as if it were installed: caches are warm, those of byte code too
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import statistics
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,17 +65,24 @@ class System:
     program: str
     variables: dict[str, str]
 
-    def start(self, folder: Path, more: str = "") -> subprocess.Popen[bytes]:
-        """Start the ranks in a folder of their own."""
+    @contextlib.contextmanager
+    def start(self, folder: Path, more: str = "") -> Iterator[subprocess.Popen[bytes]]:
+        """Start the ranks in a folder of their own; an error within ends them."""
         variables = {**os.environ, "PYTHONPATH": str(ROOT), **self.variables}
         variables.pop("PYTHONDONTWRITEBYTECODE", None)
-        return subprocess.Popen(
+        with subprocess.Popen(
             [*self.launcher, "-c", self.program + more],
             env=variables,
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-        )
+        ) as process:
+            try:
+                yield process
+            except BaseException:
+                # Its end is waited for here, and the ranks may wait for us.
+                process.kill()
+                raise
 
     def seconds(self, folder: Path) -> float:
         """Wall time of one run."""

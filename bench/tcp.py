@@ -30,6 +30,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -216,6 +217,9 @@ def run(size: int, max_bytes: int, with_gloo: bool) -> list[dict[str, Any]]:
                 try:
                     be_rank(rank, size, port, f"{folder}/store", max_bytes, with_gloo, writer)
                     status = 0
+                except BaseException:
+                    # Nobody else says it.
+                    traceback.print_exc()
                 finally:
                     os._exit(status)
             pids.append(pid)

@@ -31,6 +31,7 @@ import struct
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,11 +160,17 @@ def run(case: Case, namespaces: list[str]) -> list[float]:
         for rank in range(case.size):
             pid = os.fork()
             if pid == 0:
+                status = 1
                 try:
                     be_rank(case, rank, port, namespaces[:2], writer)
+                    status = 0
+                except BaseException:
+                    # Nobody else says it.
+                    traceback.print_exc()
                 finally:
-                    os._exit(0)
+                    os._exit(status)
             pids.append(pid)
+        os.close(writer)
         for _ in _lines(reader, case.size):
             pass
         time.sleep(0.1)
@@ -184,7 +191,6 @@ def run(case: Case, namespaces: list[str]) -> list[float]:
             else:
                 known.append(float(values[1]))
     finally:
-        os.close(writer)
         os.close(reader)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
