@@ -12,7 +12,7 @@ from typing import Any
 from cobre_shm import layout
 from cobre_shm.kernels import context
 from cobre_shm.kernels.atomics import load_plain
-from cobre_shm.kernels.choices import copy_out, deposit
+from cobre_shm.kernels.choices import copy_out, deposit, do_not_measure
 from cobre_shm.kernels.copying import copy_bytes, move_bytes
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, copy_or_fail, fail_at
 from cobre_shm.kernels.jit import inlined
@@ -205,6 +205,7 @@ def _inline(
     size = ctx[context.SIZE]
     rank = ctx[context.RANK]
     if ctx[context.STAGE] == context.DEPOSIT:
+        do_not_measure(ctx)
         copy_or_fail(ctx, COPY_IN, own_line(ctx) + layout.INLINE, send, own_bytes)
         status = publish(ctx)
         if status != context.READY:

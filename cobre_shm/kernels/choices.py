@@ -43,6 +43,7 @@ __all__ = [
     "choose",
     "copy_out",
     "deposit",
+    "do_not_measure",
     "offer",
     "pause_measuring",
     "resume_measuring",
@@ -78,6 +79,16 @@ def choose(ctx: Any, what: int, nbytes: int) -> None:
     ctx[context.CLASS] = chosen
     ctx[context.STREAMS_IN] = (ctx[context.CHOICES] >> chosen) & 1
     ctx[context.COST] = -cycles()
+
+
+@inlined
+def do_not_measure(ctx: Any) -> None:
+    """Before the first publication, where a payload stands in the line: there is no room beside it.
+
+    The size by which a collective is measured need not be that of a round: large blocks may end
+    with a small one, and many small blocks are much together.
+    """
+    ctx[context.CLASS] = -1
 
 
 @inlined

@@ -15,5 +15,5 @@ ITEM_BYTES = 32
 REDUCTION = 40  # address of the kernel
 BYTES = 48
 
-# Programs use few dtypes; who uses more takes the Python methods for the rest.
+# Programs use few dtypes; where there are more, the latest are known.
 ENTRIES = 128

@@ -114,6 +114,15 @@ def check_allreduce_many_chunks(comm: Communicator) -> None:
         _reduce_and_compare(comm, _blocks(comm, dtype, count), ReduceOp.SUM)
 
 
+@conformance_check()
+def check_allreduce_short_tail(comm: Communicator) -> None:
+    """A last part of a few bytes behind a whole slot."""
+    for code, tails in (("e", (1, 9, 13, 20, 24)), ("g", (1, 2, 3)), ("f8", (1, 3, 6))):
+        edge = slot_bytes(comm) // np.dtype(code).itemsize
+        for tail in tails:
+            _reduce_and_compare(comm, _blocks(comm, code, edge + tail), ReduceOp.SUM)
+
+
 @conformance_check(min_size=3)
 def check_allreduce_sum_in_rank_order(comm: Communicator) -> None:
     """A sum that any other order of the ranks gets wrong: 1e16, then ones, then -1e16."""
