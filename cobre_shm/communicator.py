@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -80,6 +80,10 @@ class SharedRegion(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release this rank's hold on the region. Idempotent; live views stay valid."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: a copy would give back what both hold."""
+        raise TypeError("a shared region cannot be copied or pickled; np.copy(region.array) can be")
 
     def __enter__(self) -> Self:
         return self
@@ -355,6 +359,13 @@ class Communicator(ABC):
 
         A collective after it raises ``InvalidCommunicator``.
         """
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: there is one of it for each rank of a group."""
+        raise TypeError(
+            "a communicator belongs to its process and cannot be copied or pickled; make one where "
+            "it is needed"
+        )
 
     def __enter__(self) -> Self:
         return self

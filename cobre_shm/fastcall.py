@@ -94,6 +94,7 @@ class Known:
         self._state = state
         # By what the table knows them; kept, so that an address is that of no other.
         self._kept: dict[tuple[int, int], Any] = {}
+        self._added = 0
         state[context.KNOWN] = self.table.ctypes.data
 
     def add(
@@ -104,11 +105,17 @@ class Known:
         spellings = (None,) if op is None else (op, sys.intern(op.name.lower()))
         for spelling in spellings:
             key = (id(dtype), 0 if spelling is None else id(spelling))
-            count = len(self._kept)
-            if key not in self._kept and count < known.ENTRIES:
-                self._kept[key] = dtype, spelling
-                self.table[count] = (*key, what, tag, dtype.itemsize, reduction)
-                self._state[context.KNOWN_COUNT] = count + 1
+            if key in self._kept:
+                continue
+            place = self._added % known.ENTRIES
+            self._added += 1
+            if len(self._kept) == known.ENTRIES:
+                # The oldest, which stands there. If it is still in use it comes back.
+                self.table[place] = 0
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = dtype, spelling
+            self.table[place] = (*key, what, tag, dtype.itemsize, reduction)
+            self._state[context.KNOWN_COUNT] = len(self._kept)
 
 
 def _word(obj: object, offset: int) -> int:

@@ -51,8 +51,10 @@ class JitSupport:
             state, self._known = comm._context, comm._known  # type: ignore[attr-defined]
             comm._map_rings()  # type: ignore[attr-defined]
         elif comm.backend == "local":
+            assert isinstance(comm, LocalCommunicator)
             state, self._memory = _state_of_one_rank()
             self._known = fastcall.Known(state)
+            comm.bar_with(state[context.BUSY : context.BUSY + 1])
         else:
             raise InvalidCommunicator(
                 f"Backend {comm.backend} cannot be called inside jitted code; shm and local can",
@@ -73,6 +75,9 @@ class JitSupport:
         kernel = KERNELS[number]
         comm, args = self._comm(), args[: kernel.arity]
         if isinstance(comm, LocalCommunicator):
+            if status == context.TAKEN:
+                comm.check_open()
+                raise InvalidCommunicator("Another thread is inside a collective")
             while status == context.PENDING:
                 status = kernel.call(self.address, 1, *args)
         else:

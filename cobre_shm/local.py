@@ -34,6 +34,7 @@ class LocalCommunicator(Communicator):
 
     def __init__(self) -> None:
         self._closed = False
+        self._busy: Array | None = None
 
     def __repr__(self) -> str:
         return "<LocalCommunicator rank 0 of 1>"
@@ -57,7 +58,7 @@ class LocalCommunicator(Communicator):
     def _gather_plan(
         self, send: Array, recv: Array | None, counts: Counts | None, displs: Counts | None
     ) -> Callable[[], Array]:
-        self._check_open()
+        self.check_open()
         send, recv = check_gather_buffers(1, send, recv, displs)
         if counts is None:
             counts = [send.size]
@@ -82,13 +83,13 @@ class LocalCommunicator(Communicator):
     def _reduce_plan(
         self, send: Array, recv: Array | None, op: ReduceOp | str
     ) -> Callable[[], Array]:
-        self._check_open()
+        self.check_open()
         send, recv, _ = check_allreduce(send, recv, op)
         return self._copy_plan(send.reshape(-1), recv.reshape(-1), recv)
 
     def _copy_plan(self, source: Array, target: Array, result: Array) -> Callable[[], Array]:
         def run() -> Array:
-            self._check_open()
+            self.check_open()
             target[:] = source
             return result
 
@@ -96,23 +97,23 @@ class LocalCommunicator(Communicator):
 
     def broadcast(self, buf: Array, root: int = 0) -> Array:
         """See :meth:`Communicator.broadcast`."""
-        self._check_open()
+        self.check_open()
         return check_broadcast(1, 0, buf, root)
 
     def barrier(self) -> None:
         """See :meth:`Communicator.barrier`."""
-        self._check_open()
+        self.check_open()
 
     def create_shared_region(
         self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64
     ) -> HeapRegion:
         """See :meth:`Communicator.create_shared_region`."""
-        self._check_open()
+        self.check_open()
         return HeapRegion(*check_region(shape, dtype))
 
     def split_local(self) -> LocalCommunicator:
         """See :meth:`Communicator.split_local`."""
-        self._check_open()
+        self.check_open()
         return LocalCommunicator()
 
     def abort(self, code: int = 1) -> NoReturn:
@@ -126,7 +127,16 @@ class LocalCommunicator(Communicator):
     def close(self) -> None:
         """See :meth:`Communicator.close`."""
         self._closed = True
+        if self._busy is not None:
+            self._busy[:] = 1
 
-    def _check_open(self) -> None:
+    def bar_with(self, busy: Array) -> None:
+        """Take the word that keeps jitted collectives out when it is not 0."""
+        self._busy = busy
+        if self._closed:
+            busy[:] = 1
+
+    def check_open(self) -> None:
+        """Raise ``InvalidCommunicator`` if this is closed."""
         if self._closed:
             raise InvalidCommunicator("The communicator is closed", context={"backend": "local"})

@@ -55,7 +55,7 @@ class Segment:
         self._fd: int | None = fd
         try:
             self.words: Words = Words(map_shared(fd, nbytes, writable=self._is_writable))
-        except OSError:
+        except BaseException:
             os.close(fd)
             raise
         self.size: int = 0
@@ -126,10 +126,13 @@ class Segment:
             segment = cls(name, fd, nbytes)
             reach("create", 0)
             segment._make_ready(size, slot_bytes, launched=launched)
-        except OSError as error:
+        except BaseException as error:
+            # A ^C too.
             if segment is not None:
                 segment.close()
-            raise system_error(name, error) from error
+            if isinstance(error, OSError):
+                raise system_error(name, error) from error
+            raise
         return segment
 
     def _make_ready(self, size: int, slot_bytes: int, *, launched: bool) -> None:
@@ -169,7 +172,7 @@ class Segment:
         try:
             with segment.without_mapping():
                 is_ready = segment._is_ready()
-        except (InitializationFailed, OSError):
+        except BaseException:
             segment.close()
             raise
         if is_ready:
@@ -194,7 +197,7 @@ class Segment:
                 raise incompatible(name, "it was never made ready")
             if not segment.creator_is_alive():
                 raise incompatible(name, f"it is of a dead run (pid {segment.creator[0]})")
-        except (InitializationFailed, OSError):
+        except BaseException:
             segment.close()
             raise
         return segment

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import NoReturn, Self
@@ -44,6 +46,15 @@ def _abandoner(ref: weakref.ref[Membership]) -> Callable[[], None]:
     return abandon
 
 
+def _leave_behind(segment: Segment, rank: int, thread: int, text: str) -> None:
+    """Close what was dropped without ``close()``, as far as this thread may."""
+    if threading.get_ident() == thread:
+        leave(segment, rank)
+    else:
+        segment.close_descriptor()
+    warnings.warn(text, ResourceWarning, stacklevel=2)
+
+
 class Membership(fastcall.ContextFirst, Member):
     """A communicator as far as it belongs to a group, without any operation.
 
@@ -80,6 +91,18 @@ class Membership(fastcall.ContextFirst, Member):
             made,
             config.stall_warn_secs,
         )
+        try:
+            self._furnish()
+        except BaseException:
+            # Nobody could close this, and the peers would wait for it.
+            poison(self._segment, layout.INTERRUPTED, self.rank)
+            leave(self._segment, self.rank)
+            self._context = UNJOINED
+            raise
+
+    def _furnish(self) -> None:
+        """Make what a rank needs that has joined."""
+        config = self._config
         self.slot_bytes: int = self._segment.slot_bytes
         room = 3 * config.size + 3 + context.COSTS_WORDS
         self._private = np.zeros(room, dtype=np.int64)
@@ -102,6 +125,12 @@ class Membership(fastcall.ContextFirst, Member):
         self._context = state
         self._open_to_peers()
         self._unusable = None
+        text = f"unclosed {self!r}"
+        self._finalizer = weakref.finalize(
+            self, _leave_behind, self._segment, self.rank, threading.get_ident(), text
+        )
+        # A rank whose process ends without close() has failed.
+        self._finalizer.atexit = False
         self._enlist()
 
     def _open_to_peers(self) -> None:
@@ -125,6 +154,7 @@ class Membership(fastcall.ContextFirst, Member):
         if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
             raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
         self._retire()
+        self._finalizer.detach()
         self._give_back()
         leave(self._segment, self.rank, stay_mapped=self._is_occupied)
 
@@ -137,6 +167,7 @@ class Membership(fastcall.ContextFirst, Member):
         self._unusable = self._failure(poison(self._segment, layout.RAISED, self.rank))
 
     def _disown(self) -> None:
+        self._finalizer.detach()
         self._context[context.BUSY] = 1
 
     def _bar(self) -> None:

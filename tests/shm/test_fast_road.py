@@ -1,5 +1,7 @@
 """What a program calls in a loop reaches its kernel without Python code."""
 
+import gc
+import os
 import secrets
 import sys
 from pathlib import Path
@@ -68,3 +70,40 @@ def test_reduction_by_a_name_that_was_not_met_is_the_same(comm):
         assert np.array_equal(comm.allreduce(SEND, None, spelling), SEND)
     with pytest.raises(ValueError, match="median"):
         comm.allreduce(SEND, None, "median")
+
+
+def test_dtype_is_known_again_after_many_others(comm):
+    """A program that makes dtypes again and again keeps the fast road for those it uses."""
+    for turn in range(200):
+        comm.allgatherv(np.zeros(2, np.dtype([(f"x{turn}", "i4")])))
+    recv = np.zeros(1)
+    call = lambda: comm.allreduce(np.ones(1), recv)  # noqa: E731 - as in CALLS
+    call()
+    assert own_python_calls(call) == []
+
+
+def test_dropped_communicator_gives_back_what_it_holds():
+    name = f"/cobre-test-{secrets.token_hex(8)}"
+
+    def counts():
+        maps = Path("/proc/self/maps").read_text()
+        return len(os.listdir("/proc/self/fd")), maps.count(name)
+
+    before = counts()
+    with pytest.warns(ResourceWarning, match="unclosed <ShmCommunicator rank 0 of 1>"):
+        ShmCommunicator(ShmConfig(name=name, rank=0, size=1))
+        gc.collect()
+    assert counts() == before
+
+
+def test_rank_that_fails_behind_the_door_gives_its_place_back(monkeypatch):
+    name = f"/cobre-test-{secrets.token_hex(8)}"
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("cobre_shm.shm.membership.let_sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ShmCommunicator(ShmConfig(name=name, rank=0, size=1))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt

@@ -174,6 +174,17 @@ def test_code_that_was_compiled_with_another_version_is_refused(call):
             jit.check(comm, call(other))
 
 
+def test_closed_communicator_does_nothing_in_jitted_code():
+    with LocalCommunicator() as comm:
+        handle = jit.handle(comm)
+        jit.check(comm, reduce_once(handle, np.ones(2), np.zeros(2), jit.SUM))
+    recv = np.zeros(2)
+    status = reduce_once(handle, np.ones(2), recv, jit.SUM)
+    assert not recv.any()
+    with pytest.raises(InvalidCommunicator, match="closed"):
+        jit.check(comm, status)
+
+
 def differing(comm):
     length = 5 + (comm.rank == 1)
     status = reduce_once(jit.handle(comm), np.zeros(length), np.zeros(length), jit.SUM)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import time
 
 import numpy as np
@@ -42,6 +44,17 @@ def check_is_communicator(comm: Communicator) -> None:
     text = repr(comm)
     assert str(comm.rank) in text, f"{text} does not show rank {comm.rank}"
     assert str(comm.size) in text, f"{text} does not show size {comm.size}"
+
+
+@conformance_check()
+def check_copying_refused(comm: Communicator) -> None:
+    """Neither a communicator nor a region can be copied or pickled: there is one for each rank."""
+    with comm.create_shared_region(3) as region:
+        for thing in (comm, region):
+            for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+                name = f"{copied.__name__} of a {type(thing).__name__}"
+                expect_error(TypeError, name, copied, thing)
+    assert_group_usable(comm, "an attempt to copy it")
 
 
 @conformance_check(fatal=True)
