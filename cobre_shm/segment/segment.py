@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import ClassVar, Self
 
 from cobre_shm import layout
-from cobre_shm.errors import InitializationFailed
 from cobre_shm.failpoints import reach
 from cobre_shm.segment.libc import (
     RobustMutex,
