@@ -29,6 +29,7 @@ from cobre_shm.sddp import (
 from cobre_shm.sddp.__main__ import main
 from tests.sddp.editing import edit, random_case, write_table
 from tests.sddp.threads import run_ranks
+from tests.support.processes import started
 
 ITERATIONS = 6
 
@@ -232,10 +233,10 @@ def test_remains_of_a_killed_writer_are_removed(random_path, tmp_path):
 
 
 def launched(ranks, *program):
-    """Start a program on ranks; it is killed, with its ranks, if a test fails on the way."""
+    """Start a program on ranks."""
     launcher = ["-m", "cobre_shm.spawn", "-n", str(ranks)] if ranks > 1 else []
-    return subprocess.Popen(
-        [sys.executable, "-u", *launcher, *map(str, program)],
+    return started(
+        [sys.executable, "-u", *launcher, *program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -253,13 +254,10 @@ def first_line(process, is_wanted):
 def test_termination_ends_with_a_checkpoint(random_path, tmp_path, ranks):
     out = tmp_path / "out"
     arguments = ("--output-dir", out, "--iterations", 100_000)
-    process = launched(ranks, "-m", "cobre_shm.sddp", random_path, *arguments)
-    try:
+    with launched(ranks, "-m", "cobre_shm.sddp", random_path, *arguments) as process:
         first_line(process, lambda line: line.split()[:1] == ["1"])
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=90)
-    finally:
-        process.kill()
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in err
     done = train_until(random_path, out, 1, resume=True).iterations
@@ -302,12 +300,10 @@ def test_killed_training_loses_no_more_than_since_its_checkpoint(tmp_path, ranks
     program.write_text(_ENDLESS)
     saved = 0
     for _ in range(kills):
-        process = launched(ranks, program, path, out, every)
-        try:
+        with launched(ranks, program, path, out, every) as process:
             seen = [int(first_line(process, str.strip))]
             assert seen[0] == saved + 1
             time.sleep(moment.uniform(0.0, 0.1))
-        finally:
             process.kill()
             rest, _ = process.communicate(timeout=90)
         seen += [int(line) for line in rest.splitlines()]
