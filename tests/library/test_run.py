@@ -146,7 +146,6 @@ def test_culprit_that_goes_on_is_told_to_end_before_it_is_killed(monkeypatch, tm
 
 
 def test_what_a_worker_raises_because_it_is_told_to_end_is_not_the_failure(monkeypatch):
-    monkeypatch.setenv("COBRE_SHM_TIMEOUT_SECS", "3")
     monkeypatch.setattr(workers, "_GRACE", 30.0)
     with pytest.raises(WorkerError) as caught:
         spawn.run(programs.stay_away_and_object_to_the_end, 2)
