@@ -21,10 +21,12 @@ def limited_group():
         candidate = parent / name
         with suppress(OSError):
             candidate.mkdir()
-            if (candidate / limit).exists():
-                (candidate / limit).write_text(str(LIMIT_BYTES))
-                folder = candidate
-                break
+            with suppress(OSError):
+                if (candidate / limit).exists():
+                    (candidate / limit).write_text(str(LIMIT_BYTES))
+                    folder = candidate
+                    break
+            # Of another kind, or refused.
             candidate.rmdir()
     if folder is None:
         pytest.skip("no control group for memory can be made here")
