@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet
 import pytest
 
 from cobre_shm.selection.launchers import LAUNCHER_VARIABLES
+from tests.sddp.results import values
 from tests.support.processes import processes_with
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,15 +160,3 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], byt
     command = [sys.executable, "-m", "cobre_shm.sddp", "--iterations", "2", "--output-dir", folder]
     subprocess.run(command, check=True, capture_output=True, timeout=720, cwd=ROOT)
     return values(folder)
-
-
-def values(folder: Path) -> dict[tuple[str, str], bytes]:
-    """Return the bytes of what a training wrote, without its clocks."""
-    clocks = ("time_forward_ms", "time_backward_ms", "time_total_ms")
-    found = {}
-    for name in ("training/convergence", "policy/cuts"):
-        table = pyarrow.parquet.read_table(folder / f"{name}.parquet")
-        for column in table.column_names:
-            if column not in clocks:
-                found[name, column] = table[column].combine_chunks().buffers()[1].to_pybytes()
-    return found
