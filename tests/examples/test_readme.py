@@ -6,6 +6,7 @@ cannot be run as it stands is given a stand-in, or is named with the test that r
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -22,6 +23,7 @@ import pytest
 from cobre_shm.local import LocalCommunicator
 from tests.mpi.conftest import get_mpi, run
 from tests.support.backends import free_port
+from tests.support.processes import started
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text()
@@ -244,15 +246,18 @@ def test_planning_program(reader):
 def test_program_under_torchrun(reader):
     """With the variables that torchrun sets, in as many processes."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_PORT": str(free_port())}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "under_torchrun.py"],
-            env={**env, "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-            cwd=reader,
-        )
-        for rank in range(2)
-    ]
-    assert [rank.wait(timeout=360) for rank in ranks] == [0, 0]
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                started(
+                    [sys.executable, "under_torchrun.py"],
+                    env={**env, "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+                    cwd=reader,
+                )
+            )
+            for rank in range(2)
+        ]
+        assert [rank.wait(timeout=360) for rank in ranks] == [0, 0]
 
 
 def test_mpiexec_line_of_the_page():

@@ -174,17 +174,6 @@ def wait_for_late_rank(comm, late, seconds):
     return time.monotonic() - begun, time.process_time() - cpu
 
 
-def barrier_pair(comm):
-    """Two barriers with a pause between, so that a test can stop a rank there."""
-    comm.barrier()
-    time.sleep(0.3)
-    try:
-        comm.barrier()
-    except CollectiveFailed as error:
-        return error
-    return None
-
-
 def stopped_between_barriers(comm, stopped, folder):
     """One rank stops itself before the second barrier; who fails there leaves a file."""
     comm.barrier()

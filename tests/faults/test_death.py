@@ -184,10 +184,9 @@ def test_two_ranks_killed_at_once_fail_the_rest():
     assert blamed <= {1, 2}
 
 
-def test_stopped_rank_is_not_dead_and_the_group_goes_on():
-    with start(programs.barrier_pair, 3) as group:
-        time.sleep(0.2)
-        group.send_signal(1, signal.SIGSTOP)
+def test_stopped_rank_is_not_dead_and_the_group_goes_on(tmp_path):
+    with start(programs.stopped_between_barriers, 3, 1, tmp_path) as group:
+        group.wait_until_stopped(1)
         time.sleep(1.0)
         group.send_signal(1, signal.SIGCONT)
         outcomes = group.outcomes(90)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cobre_shm.segment.attach import segments_open_in
+from tests.support.processes import processes_with, started
 
 PROGRAM = """
 import os, signal, sys
@@ -37,7 +38,7 @@ with cobre_shm.create_communicator() as comm:
 
 
 def launch(size, *args, program=PROGRAM, env=None):
-    return subprocess.Popen(
+    return started(
         [
             *(sys.executable, "-m", "cobre_shm.spawn", "-n", str(size), "--grace", "60"),
             *("-c", program, *args),
@@ -52,19 +53,19 @@ def launch(size, *args, program=PROGRAM, env=None):
 @pytest.mark.parametrize("elements", ["1", "300000"])
 @pytest.mark.parametrize(("size", "victim"), [(2, 0), (3, 2), (8, 5)])
 def test_killed_rank_is_named_with_pid_and_signal_by_every_survivor(size, victim, elements):
-    process = launch(size, elements)
-    pids, are_there = {}, False
-    # What the ranks wrote comes through a pipe each: in which order is the launcher's.
-    while not are_there or len(pids) < size:
-        line = process.stdout.readline()
-        assert line, process.communicate()
-        are_there |= line == "all there\n"
-        if found := re.match(r"rank (\d+) is (\d+)", line):
-            pids[int(found[1])] = int(found[2])
-    time.sleep(0.1)
-    os.kill(pids[victim], signal.SIGKILL)
-    killed = time.monotonic()
-    _, errors = process.communicate(timeout=180)
+    with launch(size, elements) as process:
+        pids, are_there = {}, False
+        # What the ranks wrote comes through a pipe each: in which order is the launcher's.
+        while not are_there or len(pids) < size:
+            line = process.stdout.readline()
+            assert line, process.communicate()
+            are_there |= line == "all there\n"
+            if found := re.match(r"rank (\d+) is (\d+)", line):
+                pids[int(found[1])] = int(found[2])
+        time.sleep(0.1)
+        os.kill(pids[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        _, errors = process.communicate(timeout=180)
     print(f"ended {time.monotonic() - killed:.3f} s after the kill")
     assert process.returncode == 128 + signal.SIGKILL
     told = f"RankFailed: Rank {victim} (pid {pids[victim]}) was killed by SIGKILL"
@@ -95,19 +96,19 @@ def test_launcher_guard_and_ranks_killed_at_once_leave_what_the_next_launcher_re
     names = []
     for _ in range(times):
         mark = f"COBRE_TEST_MARK={secrets.token_hex(8)}"
-        process = launch(3, program=REGIONS, env=dict([mark.split("=")]))
-        (segment,) = wait_for_segment(process.pid)
-        names += [segment.name, segment.region_prefix]
-        segment.close()
-        if moments.random() < 0.8:
-            process.stdout.readline()
-        time.sleep(moments.random() * 0.05)
-        pids = processes_with(mark)
-        moments.shuffle(pids)
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.communicate(timeout=180)
+        with launch(3, program=REGIONS, env=dict([mark.split("=")])) as process:
+            (segment,) = wait_for_segment(process.pid)
+            names += [segment.name, segment.region_prefix]
+            segment.close()
+            if moments.random() < 0.8:
+                process.stdout.readline()
+            time.sleep(moments.random() * 0.05)
+            pids = processes_with(mark)
+            moments.shuffle(pids)
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.communicate(timeout=180)
         while processes_with(mark):
             time.sleep(0.01)
     command = [sys.executable, "-m", "cobre_shm.spawn", "-n", "1", "-c", "pass"]
@@ -124,14 +125,3 @@ def wait_for_segment(pid):
             return found
         time.sleep(0.005)
     raise AssertionError("the launcher made no segment")
-
-
-def processes_with(mark):
-    """Pids of living processes with this in their environment."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-    return found

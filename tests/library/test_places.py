@@ -1,7 +1,6 @@
 """Where ``train`` runs: this process, workers of each kind, groups; what does not go together."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from cobre_shm.errors import BackendNotAvailable, InitializationFailed, InvalidB
 from cobre_shm.sddp import series_digest
 from cobre_shm.spawn.errors import InvalidArguments
 from tests.library.conftest import ROOT, limit, program
+from tests.support.backends import free_port
 
 pytestmark = pytest.mark.usefixtures("nothing_global_is_changed")
 
@@ -184,8 +184,7 @@ def test_training_alone_imports_no_other_backend(case_path):
 @pytest.mark.parametrize("arguments", [{"backend": "tcp"}, {"coordinator": "127.0.0.1:0"}])
 def test_workers_over_tcp_find_the_same_bits(case_path, alone, arguments):
     if arguments.get("coordinator"):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            arguments = {"coordinator": f"127.0.0.1:{probe.getsockname()[1]}"}
+        arguments = {"coordinator": f"127.0.0.1:{free_port()}"}
     result = cobre_shm.train(case_path, num_workers=2, config_overrides=limit(3), **arguments)
     assert (result.backend, result.ranks) == ("tcp", 2)
     assert series_digest(result.details) == series_digest(alone.details)
@@ -193,8 +192,7 @@ def test_workers_over_tcp_find_the_same_bits(case_path, alone, arguments):
 
 
 def test_ranks_of_a_tcp_group_that_is_started_elsewhere(case_path, alone):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     found = {}
 
     def be(rank):
@@ -218,9 +216,8 @@ def test_ranks_of_a_tcp_group_that_is_started_elsewhere(case_path, alone):
 
 
 def test_coordinator_of_the_environment_means_tcp_for_several_workers(case_path, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        monkeypatch.setenv("COBRE_TCP_COORDINATOR", "127.0.0.1")
-        monkeypatch.setenv("COBRE_TCP_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("COBRE_TCP_COORDINATOR", "127.0.0.1")
+    monkeypatch.setenv("COBRE_TCP_PORT", str(free_port()))
     result = cobre_shm.train(case_path, num_workers=2, config_overrides=limit(1))
     assert result.backend == "tcp"
     assert cobre_shm.train(case_path, config_overrides=limit(1)).backend == "local"

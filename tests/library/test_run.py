@@ -1,5 +1,6 @@
 """``spawn.run``: one function on every rank, its results, and every way in which it can fail."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from cobre_shm.spawn import workers
 from cobre_shm.spawn.errors import InvalidArguments, ProgramNotRunnable
 from cobre_shm.spawn.remote import RemoteError, RemoteTraceback
 from tests.library import programs
+from tests.support.processes import started
 
 pytest.importorskip("posix_ipc", reason="backend shm")
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +146,6 @@ def test_culprit_that_goes_on_is_told_to_end_before_it_is_killed(monkeypatch, tm
 
 
 def test_what_a_worker_raises_because_it_is_told_to_end_is_not_the_failure(monkeypatch):
-    monkeypatch.setenv("COBRE_SHM_TIMEOUT_SECS", "3")
     monkeypatch.setattr(workers, "_GRACE", 30.0)
     with pytest.raises(WorkerError) as caught:
         spawn.run(programs.stay_away_and_object_to_the_end, 2)
@@ -228,25 +229,25 @@ def test_function_of_the_main_program_without_cloudpickle_is_refused():
     assert 'pip install "cobre-shm[notebook]"' in done.stderr
 
 
-def start_and_wait(folder, **options):
-    """Start a program with workers that stay; return it, and its workers' pids once they are up."""
+@contextlib.contextmanager
+def workers_that_stay(folder):
+    """Give a program with workers that stay, and its workers' pids once they are up."""
     code = (
         "import sys, pathlib\nfrom cobre_shm import spawn\nfrom tests.library import programs\n"
         "spawn.run(programs.pids_in, 2, args=(pathlib.Path(sys.argv[1]),))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)],
+    with started(
+        [sys.executable, "-c", code, folder],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
-        **options,
-    )
-    deadline = time.monotonic() + 60
-    while not (folder / "ready").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    return process, [int((folder / f"{rank}").read_text()) for rank in range(2)]
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (folder / "ready").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        yield process, [int((folder / f"{rank}").read_text()) for rank in range(2)]
 
 
 def all_gone(pids):
@@ -260,27 +261,26 @@ def all_gone(pids):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_do_not_outlive_the_program(tmp_path, number):
-    process, pids = start_and_wait(tmp_path)
-    process.send_signal(number)
-    process.wait(timeout=60)
-    process.stderr.close()
-    assert all_gone(pids)
+    with workers_that_stay(tmp_path) as (process, pids):
+        process.send_signal(number)
+        process.wait(timeout=60)
+        assert all_gone(pids)
 
 
 def test_interrupt_ends_the_workers(tmp_path):
-    process, pids = start_and_wait(tmp_path)
-    process.send_signal(signal.SIGINT)
-    _, text = process.communicate(timeout=60)
+    with workers_that_stay(tmp_path) as (process, pids):
+        process.send_signal(signal.SIGINT)
+        _, text = process.communicate(timeout=60)
     assert text.rstrip().endswith("KeyboardInterrupt")
     assert all_gone(pids)
 
 
 def test_stopped_worker_does_not_keep_the_others_errors_from_coming(tmp_path):
     """A stopped process takes no SIGTERM, but SIGKILL."""
-    process, pids = start_and_wait(tmp_path)
-    os.kill(pids[0], signal.SIGSTOP)
-    os.kill(pids[1], signal.SIGKILL)
-    _, text = process.communicate(timeout=60)
+    with workers_that_stay(tmp_path) as (process, pids):
+        os.kill(pids[0], signal.SIGSTOP)
+        os.kill(pids[1], signal.SIGKILL)
+        _, text = process.communicate(timeout=60)
     assert "Worker 1 of 2" in text
     assert "SIGKILL" in text
     assert all_gone(pids)

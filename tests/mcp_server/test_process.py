@@ -13,6 +13,7 @@ import urllib.parse
 import pytest
 
 from tests.mcp_server.conftest import COMMAND, environment, http_server
+from tests.support.processes import started
 
 INITIALIZE = {
     "jsonrpc": "2.0",
@@ -76,30 +77,33 @@ def write_all(stream, data):
     stream.flush()
 
 
-def test_nonsense_over_stdio_is_answered_or_refused(allowed):
-    process = subprocess.Popen(
-        [*COMMAND, "--allow", str(allowed)],
+def over_stdio(allowed):
+    return started(
+        [*COMMAND, "--allow", allowed],
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
-    lines = [json.dumps(INITIALIZE).encode(), json.dumps(INITIALIZED).encode()]
-    lines += [*nonsense(400), json.dumps(LIST).encode()]
-    # All at once, while it answers. The input ends after the last answer: a server whose client
-    # has gone answers nothing more.
-    writer = threading.Thread(target=write_all, args=(process.stdin, b"\n".join(lines) + b"\n"))
-    writer.start()
-    answers = []
-    for line in process.stdout:
-        answers.append(json.loads(line))
-        if answers[-1].get("id") == "end":
-            break
-    writer.join(30)
-    process.stdin.close()
-    answers += [json.loads(line) for line in process.stdout]
-    assert process.wait(30) == 0
-    process.stdout.close()
+
+
+def test_nonsense_over_stdio_is_answered_or_refused(allowed):
+    with over_stdio(allowed) as process:
+        lines = [json.dumps(INITIALIZE).encode(), json.dumps(INITIALIZED).encode()]
+        lines += [*nonsense(400), json.dumps(LIST).encode()]
+        # All at once, while it answers. The input ends after the last answer: a server whose client
+        # has gone answers nothing more.
+        writer = threading.Thread(target=write_all, args=(process.stdin, b"\n".join(lines) + b"\n"))
+        writer.start()
+        answers = []
+        for line in process.stdout:
+            answers.append(json.loads(line))
+            if answers[-1].get("id") == "end":
+                break
+        writer.join(30)
+        process.stdin.close()
+        answers += [json.loads(line) for line in process.stdout]
+        assert process.wait(30) == 0
     assert all(answer["jsonrpc"] == "2.0" for answer in answers)
     (last,) = [answer for answer in answers if answer.get("id") == "end"]
     assert len(last["result"]["tools"]) == 9
@@ -206,24 +210,18 @@ def test_missing_extra_is_told_by_the_line_that_installs_it():
 
 
 def test_interrupt_ends_the_server_in_the_middle_of_a_training(allowed):
-    process = subprocess.Popen(
-        [*COMMAND, "--allow", str(allowed)],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    limits = {"training": {"stopping_rules": [{"type": "iteration_limit", "limit": 10**6}]}}
-    arguments = {"case": str(allowed / "case"), "config_overrides": limits}
-    train = {
-        **CALL,
-        "params": {"name": "train", "arguments": arguments, "_meta": {"progressToken": "p"}},
-    }
-    for message in (INITIALIZE, INITIALIZED, train):
-        process.stdin.write(json.dumps(message).encode() + b"\n")
-    process.stdin.flush()
-    while b"notifications/progress" not in process.stdout.readline():
-        assert process.poll() is None
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=180)
+    with over_stdio(allowed) as process:
+        limits = {"training": {"stopping_rules": [{"type": "iteration_limit", "limit": 10**6}]}}
+        arguments = {"case": str(allowed / "case"), "config_overrides": limits}
+        train = {
+            **CALL,
+            "params": {"name": "train", "arguments": arguments, "_meta": {"progressToken": "p"}},
+        }
+        for message in (INITIALIZE, INITIALIZED, train):
+            process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+        while b"notifications/progress" not in process.stdout.readline():
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=180)
     assert process.returncode == 130

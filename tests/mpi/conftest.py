@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet
 import pytest
 
 from cobre_shm.selection.launchers import LAUNCHER_VARIABLES
+from tests.sddp.results import values
+from tests.support.processes import processes_with
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).with_name("programs")
@@ -65,6 +67,7 @@ def run(command: list[str | Path], **variables: str) -> Ended:
     env = {name: value for name, value in os.environ.items() if name not in unwanted}
     env |= {"MPI_PYTHON": sys.executable, "MPI_ENVIRONMENTS": str(_folder()), **variables}
     env["PYTHONPATH"] = str(ROOT)
+    env["TEST_JOB"] = job = uuid.uuid4().hex
     before = _segments()
     with subprocess.Popen(
         command,
@@ -82,15 +85,21 @@ def run(command: list[str | Path], **variables: str) -> Ended:
             os.killpg(process.pid, signal.SIGKILL)
             out, err = process.communicate()
             pytest.fail(f"{command} did not end in {WATCHDOG_SECS} s\n{out}\n{err}")
-    _remove_left(_segments() - before)
+    _remove_left(_segments() - before, f"TEST_JOB={job}")
     return Ended(process.returncode, out, err)
 
 
 def _segments() -> set[Path]:
-    return {path for name in ("mpich_shm_*", "sm_segment.*") for path in SHARED.glob(name)}
+    """Return those of this user: nobody may remove another's."""
+    found = set()
+    for path in (path for name in ("mpich_shm_*", "sm_segment.*") for path in SHARED.glob(name)):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_uid == os.geteuid():
+                found.add(path)
+    return found
 
 
-def _remove_left(segments: set[Path]) -> None:
+def _remove_left(segments: set[Path], mark: str) -> None:
     """Remove what a library leaves behind when a job is aborted; not what a process still maps.
 
     A rank may end after its launcher.
@@ -104,7 +113,9 @@ def _remove_left(segments: set[Path]) -> None:
         for path in {path for path in segments if str(path) not in mapped}:
             path.unlink(missing_ok=True)
             segments.remove(path)
-        if time.monotonic() > deadline:
+        if segments and time.monotonic() > deadline:
+            # What only others map belongs to a run beside this one.
+            assert not processes_with(mark), f"ranks have not ended, and map some of {segments}"
             return
         time.sleep(0.05 if segments else 0)
 
@@ -149,15 +160,3 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], byt
     command = [sys.executable, "-m", "cobre_shm.sddp", "--iterations", "2", "--output-dir", folder]
     subprocess.run(command, check=True, capture_output=True, timeout=720, cwd=ROOT)
     return values(folder)
-
-
-def values(folder: Path) -> dict[tuple[str, str], bytes]:
-    """Return the bytes of what a training wrote, without its clocks."""
-    clocks = ("time_forward_ms", "time_backward_ms", "time_total_ms")
-    found = {}
-    for name in ("training/convergence", "policy/cuts"):
-        table = pyarrow.parquet.read_table(folder / f"{name}.parquet")
-        for column in table.column_names:
-            if column not in clocks:
-                found[name, column] = table[column].combine_chunks().buffers()[1].to_pybytes()
-    return found

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.mpi.conftest import run, values
+from tests.mpi.conftest import run
+from tests.sddp.results import values
 
 
 def test_levels_order_windows_pieces(mpi):

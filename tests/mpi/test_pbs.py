@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from tests.mpi.conftest import ROOT, get_mpi, run, values
+from tests.mpi.conftest import ROOT, get_mpi, run
+from tests.sddp.results import values
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from tests.mpi.conftest import PROGRAMS, ROOT, WATCHDOG_SECS, get_mpi, values
+from tests.mpi.conftest import PROGRAMS, ROOT, WATCHDOG_SECS, get_mpi
+from tests.sddp.results import values
 
 pytestmark = pytest.mark.slow
 LEVELS = PROGRAMS / "levels.py"

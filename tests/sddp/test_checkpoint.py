@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +27,15 @@ from cobre_shm.sddp import (
 )
 from cobre_shm.sddp.__main__ import main
 from tests.sddp.editing import edit, random_case, write_table
+from tests.sddp.results import digest_alone
 from tests.sddp.threads import run_ranks
+from tests.support.processes import started
 
 ITERATIONS = 6
 
 
 def file_of(out: Path) -> Path:
     return out / "policy" / checkpoint.FILE_NAME
-
-
-@cache
-def digest_without_pause(path, iterations=ITERATIONS):
-    return series_digest(train(load_case(path), LocalCommunicator(), iterations=iterations))
 
 
 def train_until(path, out, iterations, comm=None, **options):
@@ -54,7 +50,7 @@ def test_training_goes_on_with_the_same_bits(random_path, tmp_path, pause):
     first = train_until(path, tmp_path / "out", pause)
     assert first.iterations == pause
     second = train_until(path, tmp_path / "out", ITERATIONS, resume=True)
-    assert series_digest(second) == digest_without_pause(path)
+    assert series_digest(second) == digest_alone(path, ITERATIONS)
     assert [item.iteration for item in second.history] == list(range(1, ITERATIONS + 1))
     assert second.history[:pause] == first.history
     assert second.seconds > first.history[-1].elapsed_seconds
@@ -66,7 +62,7 @@ def test_reference_case_goes_on_with_the_same_bits(reference_cases, tmp_path, na
         train_until(reference_cases / name, tmp_path / "out", pause, resume=True)
     case = load_case(reference_cases / name)
     result = train_until(case, tmp_path / "out", ITERATIONS, resume=True)
-    assert series_digest(result) == digest_without_pause(reference_cases / name)
+    assert series_digest(result) == digest_alone(reference_cases / name, ITERATIONS)
 
 
 def test_any_ranks_may_go_on(random_path, tmp_path):
@@ -78,7 +74,7 @@ def test_any_ranks_may_go_on(random_path, tmp_path):
             lambda comm, n=iterations: train_until(random_path, out, n, comm, resume=True),
         )
         assert {result.iterations for result in results} == {iterations}
-    assert {series_digest(result) for result in results} == {digest_without_pause(random_path)}
+    assert {series_digest(result) for result in results} == {digest_alone(random_path, ITERATIONS)}
 
 
 def test_files_of_a_resumed_training_are_the_same(random_path, tmp_path):
@@ -134,11 +130,11 @@ def test_interrupted_training_leaves_a_checkpoint(random_path, tmp_path, comm):
     out = tmp_path / "out"
     train(random_path, comm, output_dir=out, should_stop=lambda: next(answers))
     result = train(random_path, comm, iterations=ITERATIONS, output_dir=out, resume=True)
-    assert series_digest(result) == digest_without_pause(random_path)
+    assert series_digest(result) == digest_alone(random_path, ITERATIONS)
 
 
 def test_configuration_may_ask_to_resume(random_path, tmp_path, comm):
-    out, expected = tmp_path / "out", digest_without_pause(random_path)
+    out, expected = tmp_path / "out", digest_alone(random_path, ITERATIONS)
     train_until(random_path, out, 2)
     edit(random_path, "config.json", lambda content: content.update(policy={"mode": "resume"}))
     result = train(random_path, comm, iterations=ITERATIONS, output_dir=out)
@@ -232,10 +228,10 @@ def test_remains_of_a_killed_writer_are_removed(random_path, tmp_path):
 
 
 def launched(ranks, *program):
-    """Start a program on ranks; it is killed, with its ranks, if a test fails on the way."""
+    """Start a program on ranks."""
     launcher = ["-m", "cobre_shm.spawn", "-n", str(ranks)] if ranks > 1 else []
-    return subprocess.Popen(
-        [sys.executable, "-u", *launcher, *map(str, program)],
+    return started(
+        [sys.executable, "-u", *launcher, *program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -253,19 +249,16 @@ def first_line(process, is_wanted):
 def test_termination_ends_with_a_checkpoint(random_path, tmp_path, ranks):
     out = tmp_path / "out"
     arguments = ("--output-dir", out, "--iterations", 100_000)
-    process = launched(ranks, "-m", "cobre_shm.sddp", random_path, *arguments)
-    try:
+    with launched(ranks, "-m", "cobre_shm.sddp", random_path, *arguments) as process:
         first_line(process, lambda line: line.split()[:1] == ["1"])
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=90)
-    finally:
-        process.kill()
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in err
     done = train_until(random_path, out, 1, resume=True).iterations
     assert done >= 1
     result = train_until(random_path, out, done + 2, resume=True)
-    assert series_digest(result) == digest_without_pause(random_path, done + 2)
+    assert series_digest(result) == digest_alone(random_path, done + 2)
 
 
 def history_length(path, out):
@@ -302,12 +295,10 @@ def test_killed_training_loses_no_more_than_since_its_checkpoint(tmp_path, ranks
     program.write_text(_ENDLESS)
     saved = 0
     for _ in range(kills):
-        process = launched(ranks, program, path, out, every)
-        try:
+        with launched(ranks, program, path, out, every) as process:
             seen = [int(first_line(process, str.strip))]
             assert seen[0] == saved + 1
             time.sleep(moment.uniform(0.0, 0.1))
-        finally:
             process.kill()
             rest, _ = process.communicate(timeout=90)
         seen += [int(line) for line in rest.splitlines()]
@@ -317,7 +308,7 @@ def test_killed_training_loses_no_more_than_since_its_checkpoint(tmp_path, ranks
         saved = now
     assert saved > 0
     result = train_until(path, out, saved + 3, resume=True)
-    assert series_digest(result) == digest_without_pause(path, saved + 3)
+    assert series_digest(result) == digest_alone(path, saved + 3)
 
 
 def test_command_line_needs_a_place_for_checkpoints(capsys):

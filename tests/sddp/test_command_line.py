@@ -12,6 +12,7 @@ import pytest
 
 from cobre_shm.sddp.__main__ import main
 from tests.sddp.editing import edit
+from tests.support.processes import started
 
 
 def run(*arguments, **environment):
@@ -132,26 +133,26 @@ def test_interrupt_ends_after_the_iteration_and_keeps_the_result(random_path, tm
             stopping_rules=[{"type": "iteration_limit", "limit": 100_000}]
         ),
     )
-    process = subprocess.Popen(
+    with started(
         [
             sys.executable,
             "-u",
             "-m",
             "cobre_shm.sddp",
-            str(random_path),
+            random_path,
             "--output-dir",
-            str(tmp_path / "out"),
+            tmp_path / "out",
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.split()[:1] == ["1"]:
-            break
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=180)
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.split()[:1] == ["1"]:
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=180)
     assert process.returncode == 130
     assert ": interrupted" in out
     assert err == ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 
@@ -19,14 +17,10 @@ from cobre_shm.sddp import (
     train,
 )
 from cobre_shm.sddp.passes import Passes
+from tests.sddp.results import digest_alone
 from tests.sddp.threads import run_ranks
 
 SIZES = (1, 2, 3, 4, 8)
-
-
-@cache
-def digest_alone(path, iterations):
-    return series_digest(train(load_case(path), LocalCommunicator(), iterations=iterations))
 
 
 def digests(case, iterations, size):

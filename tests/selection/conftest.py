@@ -66,6 +66,8 @@ def mpi4py_without_library(
     environment = make_environment(tmp_path_factory.mktemp("mpi4py_without_library"))
     environment.link(*SHM_FEATURE)
     environment.install(wheels["cobre_shm"], mpi4py_wheel)
+    if environment.run("-c", "from mpi4py import MPI").returncode == 0:
+        pytest.skip("this machine has an MPI library, which mpi4py finds")
     return environment
 
 

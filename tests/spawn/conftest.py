@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import processes_with
+
 # Only ends tests that hang: no outcome depends on it.
 WATCHDOG_SECS = 180.0
 COMPILE_SECS = 600.0
@@ -69,13 +71,7 @@ class Spawn:
 
     def processes(self) -> list[int]:
         """Pids of living processes that carry the mark."""
-        found = []
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                with suppress(OSError):
-                    if self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                        found.append(int(folder.name))
-        return found
+        return processes_with(self.mark)
 
     @staticmethod
     def wait_for(condition: Callable[[], object], seconds: float = WATCHDOG_SECS) -> None:

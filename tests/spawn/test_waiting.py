@@ -38,6 +38,8 @@ def held(pid):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as process:
         if process.stdout.readline() != b"held\n":
+            # Nobody else would end what waits to be held.
+            os.kill(pid, signal.SIGKILL)
             pytest.skip(process.stderr.read().decode())
         yield
         process.stdin.close()

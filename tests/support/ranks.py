@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from cobre_shm.errors import CollectiveFailed
+from cobre_shm.segment.process import state_of
 from tests.support.backends import BACKENDS, COLLECTIVE_TIMEOUT_SECS, Connect
 from tests.support.residue import Residue, snapshot
 
@@ -170,6 +171,10 @@ class RankGroup:
             if time.monotonic() > deadline:
                 raise AssertionError("\n".join(map(self.output, range(len(self.pids)))))
             time.sleep(0.005)
+
+    def wait_until_stopped(self, rank: int) -> None:
+        """Wait for a rank that stops itself."""
+        self.wait_until(lambda: state_of(self.pids[rank]) == "stopped")
 
     def outcomes(self, timeout: float) -> list[RankOutcome]:
         """Wait until all processes have ended, kill those that have not in time, and report."""

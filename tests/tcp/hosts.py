@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.backends import free_port
+from tests.support.processes import started
 
 ROOT = str(Path(__file__).parents[2])
 NETWORK = "10.87.64"
@@ -89,19 +90,17 @@ def bad_wire(loss=0, delay_ms=0, jitter_ms=0, swap=0, double=0, seed=1):
     """Two hosts joined by ``bad_wire.py``: their names, and a function that cuts what one sends."""
     if not Path("/dev/net/tun").exists():
         pytest.skip("no /dev/net/tun here")
-    with namespaces() as names:
-        program = Path(__file__).with_name("bad_wire.py")
-        words = [*names, "cbwire", loss, delay_ms, jitter_ms, swap, double, seed]
-        wire = subprocess.Popen(
-            [sys.executable, str(program), *map(str, words)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    program = Path(__file__).with_name("bad_wire.py")
+    options = [loss, delay_ms, jitter_ms, swap, double, seed]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with (
+        namespaces() as names,
+        started([sys.executable, program, *names, "cbwire", *options], text=True, **pipes) as wire,
+    ):
+        if wire.stdout.readline() != "ready\n":
+            _, said = wire.communicate(timeout=20)
+            pytest.skip(f"no TUN devices here: {' '.join(said.splitlines()[-1:])}")
         try:
-            if wire.stdout.readline() != "ready\n":
-                pytest.skip(f"no TUN devices here: {wire.stderr.read().splitlines()[-1]}")
             for number, name in enumerate(names, 1):
                 set_up_device(name, "cbwire", number)
 

@@ -20,12 +20,6 @@ def work(comm, folder, elements):
     return programs.work_until_failure(comm, elements)
 
 
-def wait_in_pair(comm, folder):
-    comm.barrier()
-    (folder / str(comm.rank)).touch()
-    return programs.barrier_pair(comm)
-
-
 def wait_for_all(folder, size):
     deadline = time.monotonic() + 60
     while len(list(folder.iterdir())) < size:
@@ -62,7 +56,7 @@ def test_kill_of_each_rank_raises_rank_failed_on_every_survivor(size, elements, 
         with start(work, size, folder, elements) as group:
             wait_for_all(folder, size)
             group.send_signal(victim, signal.SIGKILL)
-            outcomes = group.outcomes(30)
+            outcomes = group.outcomes(90)
         assert outcomes[victim].signal == signal.SIGKILL
         assert_survivors_blame(outcomes, victim)
 
@@ -123,7 +117,7 @@ def test_two_ranks_killed_at_once_fail_the_rest(tmp_path):
         wait_for_all(tmp_path, 4)
         group.send_signal(1, signal.SIGKILL)
         group.send_signal(2, signal.SIGKILL)
-        outcomes = group.outcomes(30)
+        outcomes = group.outcomes(90)
     blamed = {outcomes[rank].result[0].rank for rank in (0, 3)}
     assert len(blamed) == 1
     assert blamed <= {1, 2}
@@ -131,12 +125,11 @@ def test_two_ranks_killed_at_once_fail_the_rest(tmp_path):
 
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_stopped_rank_is_not_dead_and_the_group_goes_on(stopped, tmp_path):
-    with start(wait_in_pair, 3, tmp_path) as group:
-        wait_for_all(tmp_path, 3)
-        group.send_signal(stopped, signal.SIGSTOP)
+    with start(programs.stopped_between_barriers, 3, stopped, tmp_path) as group:
+        group.wait_until_stopped(stopped)
         time.sleep(1.0)
         group.send_signal(stopped, signal.SIGCONT)
-        outcomes = group.outcomes(30)
+        outcomes = group.outcomes(90)
     assert results_of(outcomes) == [None, None, None]
 
 

@@ -1,5 +1,6 @@
 """Joining over tcp: who comes late, who does not come, and who does not fit."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -96,9 +97,19 @@ def test_address_of_another_host_cannot_be_listened_on():
     assert caught.value.context["error_code"] == errno.EADDRNOTAVAIL
 
 
+def has_ipv6():
+    # An address may be missing where the protocol is there.
+    with (
+        contextlib.suppress(OSError),
+        socket.create_server(("::1", 0), family=socket.AF_INET6),
+    ):
+        return True
+    return False
+
+
 @pytest.mark.parametrize("coordinator", ["::1", "localhost"])
 def test_ranks_meet_by_name_and_over_ipv6(coordinator):
-    if coordinator == "::1" and not socket.has_dualstack_ipv6():
+    if coordinator == "::1" and not has_ipv6():
         pytest.skip("this machine has no IPv6")
     with Group(3, coordinator=coordinator) as group:
         group.join_all()

@@ -1,5 +1,6 @@
 """Ranks started by the launcher, to meet over tcp: on one machine, and as if on several."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from tests.support.backends import free_port
+from tests.support.processes import started
 
 PROGRAM = """
 import os, sys
@@ -103,18 +105,16 @@ def test_launchers_of_two_nodes_start_one_group(tmp_path):
     secret.chmod(0o600)
     options = ["--nnodes", "2", "--coordinator", f"127.0.0.1:{free_port()}", "-n", "4", "-l"]
     env = environment(COBRE_TCP_SECRET_FILE=str(secret))
-    nodes = [
-        subprocess.Popen(
-            command(*options, "--node-rank", str(node)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
-        # The second node first: it waits for the coordinator.
-        for node in (1, 0)
-    ]
-    ended = [node.communicate(timeout=360) for node in nodes]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        nodes = [
+            stack.enter_context(
+                started(command(*options, "--node-rank", str(node)), env=env, **pipes)
+            )
+            # The second node first: it waits for the coordinator.
+            for node in (1, 0)
+        ]
+        ended = [node.communicate(timeout=360) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], ended
     second, first = (
         sorted(line for line in out.splitlines() if "rank" in line) for out, _ in ended
@@ -145,15 +145,15 @@ def test_failure_is_reported_as_json_with_the_rank_of_the_whole_run():
     secret = {"COBRE_TCP_SECRET": "x"}
     options = ["--nnodes", "2", "--coordinator", f"127.0.0.1:{free_port()}", "-n", "1"]
     extra = "\n    if comm.rank == 1: os._exit(3)\n    comm.barrier()"
-    first = subprocess.Popen(
+    with started(
         command(*options, "--node-rank", "0", extra=extra),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(**secret),
-    )
-    second = run(*options, "--node-rank", "1", "--output-format", "json", extra=extra, **secret)
-    _, other = first.communicate(timeout=180)
+    ) as first:
+        second = run(*options, "--node-rank", "1", "--output-format", "json", extra=extra, **secret)
+        _, other = first.communicate(timeout=180)
     assert second.returncode == 3
     told = json.loads(second.stderr.splitlines()[-1])
     assert told["context"]["rank"] == 1

@@ -13,7 +13,9 @@ def test_environment_fills_the_configuration():
     assert MpiConfig.from_env({"COBRE_MPI_HIERARCHICAL": " Auto "}).hierarchical == "auto"
 
 
-def test_groups_of_the_nodes_are_shaped_as_those_of_shm():
+def test_groups_of_the_nodes_are_shaped_as_those_of_shm(monkeypatch, tmp_path):
+    # Where "auto" looks: the user may have tuned.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     env = {
         "COBRE_SHM_HUGEPAGES": "Always",
         "COBRE_SHM_NUMA_INTERLEAVE": "1",

@@ -2,14 +2,14 @@
 
 import os
 import signal
-import subprocess
 
 from cobre_shm.segment.process import is_alive, is_dying, start_time
+from tests.support.processes import started
 
 
 def test_process_is_dying_from_when_its_memory_goes_until_it_is_reaped():
     assert not is_dying(os.getpid())
-    with subprocess.Popen(["sleep", "600"]) as process:
+    with started(["sleep", "600"]) as process:
         start = start_time(process.pid)
         assert is_alive(process.pid, start)
         assert not is_dying(process.pid)

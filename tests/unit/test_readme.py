@@ -5,24 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cobre_shm.selection.variables import VARIABLES, markdown_table
-
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text()
-
-
-def test_environment_table_is_that_of_the_code():
-    table = TEXT.split("<!-- env-table -->")[1].split("<!-- /env-table -->")[0]
-    assert table.strip() == markdown_table().strip()
-
-
-def test_every_variable_read_in_the_code_is_in_the_table():
-    known = {variable.name for variable in VARIABLES}
-    for path in [*(ROOT / "cobre_shm").rglob("*.py"), *(ROOT / "cobre_net").rglob("*.py")]:
-        for name in re.findall(r"\bCOBRE_[A-Z]+_[A-Z_]*[A-Z]\b", path.read_text()):
-            assert name in known, f"{name} in {path}"
-
-
 FOLDERS = ("cobre_shm", "cobre_net", "tests", "bench", "scripts")
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 DESIGNS = ("cobre_shm/DESIGN.md", "cobre_net/DESIGN.md", "cobre_net/mpi/DESIGN.md")

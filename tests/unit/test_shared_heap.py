@@ -11,6 +11,7 @@ import pytest
 from cobre_shm.errors import AllocationFailed, CollectiveMismatch, InvalidCommunicator, RankFailed
 from cobre_shm.segment import shared_heap
 from tests.faults.programs import kill_self
+from tests.support.memory import resident_bytes
 from tests.support.ranks import results_of, run_ranks
 
 
@@ -132,13 +133,9 @@ def allocate_in_a_loop(comm, rounds):
         del array
         if turn in (rounds // 2, rounds - 1):
             gc.collect()
-            seen.append((comm._heap.nbytes, len(comm._heap._live), _resident_bytes()))
+            seen.append((comm._heap.nbytes, len(comm._heap._live), resident_bytes()))
     assert kept.size
     return seen
-
-
-def _resident_bytes():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.parametrize(
