@@ -13,7 +13,7 @@ from hypothesis import settings
 from tests.support.backends import BACKENDS, why_missing
 from tests.support.memory import limited_group as limited_group
 from tests.support.ranks import server_residue
-from tests.support.residue import Residue, of_this_run, snapshot
+from tests.support.residue import Residue, mark_this_run, of_this_run, snapshot
 
 # A thread or process that was told to end takes a moment.
 _SETTLE_SECS = 2.0
@@ -29,12 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-backend",
         metavar="NAMES",
-        default="local",
+        default="local,shm,tcp",
         help="comma-separated backends whose absence is a failure, not a skip",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    mark_this_run()
     # nohup has SIGHUP ignored, and a script's & the other two; what the tests start would inherit
     # that, and rightly keep it.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):

@@ -109,7 +109,9 @@ def test_launcher_guard_and_ranks_killed_at_once_leave_what_the_next_launcher_re
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.communicate(timeout=180)
+        deadline = time.monotonic() + 60
         while processes_with(mark):
+            assert time.monotonic() < deadline
             time.sleep(0.01)
     command = [sys.executable, "-m", "cobre_shm.spawn", "-n", "1", "-c", "pass"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cobre_shm import layout
-from cobre_shm.errors import CollectiveFailed, InvalidCommunicator, RankFailed
+from cobre_shm.errors import InvalidCommunicator, RankFailed
 from cobre_shm.kernels import context
 from cobre_shm.kernels.switches import ALLOWED, NOT_ALLOWED
 from cobre_shm.kernels.waiting import SLEEPERS
@@ -398,12 +398,18 @@ def test_thread_in_a_collective_is_told_and_does_not_crash_when_the_program_fail
 
 def race_of_threads(comm, turns):
     """Many threads of each rank try the same communicator at any moment: all refused or whole."""
-    refused, done, stop = [], [], threading.Event()
+    refused, passed, inside, done = [], [], [], []
+    stop = threading.Event()
 
     def intrude():
         while not stop.is_set():
             # What passes the door and publishes nothing.
             if CLAIM.call(comm._address, 0) == context.READY:
+                # A collective has a stage while it is inside, another intruder is in the list.
+                passed.append((comm._context[context.STAGE] == context.IDLE, list(inside)))
+                inside.append(1)
+                time.sleep(0)
+                inside.clear()
                 comm._context[context.BUSY] = 0
             else:
                 refused.append(1)
@@ -412,22 +418,26 @@ def race_of_threads(comm, turns):
     threads = [threading.Thread(target=intrude) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for _ in range(turns):
-        while True:
+    met, deadline = 0.0, time.monotonic() + 180
+    try:
+        # So many, and until intruders of every rank have met both answers.
+        while len(done) < turns or met < comm.size:
+            assert time.monotonic() < deadline, (len(done), len(refused), len(passed))
             try:
-                done.append(float(comm.allreduce(np.full(3, 1.0))[0]))
-                break
+                has_met = float(bool(refused and passed))
+                value, met, _ = comm.allreduce(np.array([1.0, has_met, 1.0]))
             except InvalidCommunicator:
                 continue
-            except CollectiveFailed:
-                stop.set()
-                raise
-    stop.set()
-    for thread in threads:
-        thread.join()
-    return set(done)
+            done.append(float(value))
+        assert all(thread.is_alive() for thread in threads)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    return set(done), {(is_free, len(others)) for is_free, others in passed}
 
 
 def test_threads_that_race_for_a_communicator_do_not_corrupt_it():
-    for values in results_of(run_ranks(race_of_threads, 2, "shm", 300)):
+    for values, met in results_of(run_ranks(race_of_threads, 2, "shm", 300)):
         assert values == {2.0}
+        assert met == {(True, 0)}, "somebody was inside already"

@@ -47,7 +47,6 @@ def test_examples_of_docstrings(module):
 
 
 def test_strict_checker_accepts_a_caller(tmp_path):
-    pytest.importorskip("mypy", reason='needs the extra "check"')
     (tmp_path / "caller.py").write_text(CALLER)
     done = subprocess.run(
         [

@@ -31,7 +31,9 @@ def test_rank_that_leaves_a_group_of_one_node_ends_the_job(mpi, way, code):
 
 
 def test_rank_that_is_killed_ends_the_job(mpi):
-    assert mpi.program(3, "ending", "kill", "flat").code != 0
+    done = mpi.program(3, "ending", "kill", "flat")
+    assert "started" in done.stdout, done.stderr
+    assert done.code != 0
 
 
 @pytest.mark.parametrize("levels", ["flat", "node"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 _OUTCOMES = Path(__file__).with_name("outcomes.py")
+# As in scripts/mpi-environment, and as newer pips say it.
+_NO_NETWORK = (
+    r"^.*(NewConnectionError|NameResolutionError|ConnectTimeout|name resolution|unreachable"
+    r"|Connection refused).*$"
+)
 _PROJECT_FILES = ("pyproject.toml", "README.md", "LICENSE", "cobre_shm", "cobre_net")
 
 
@@ -119,7 +125,7 @@ def build_wheels(sources: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:
-    """Fetch one wheel from the package index; skip where there is none to be reached."""
+    """Fetch one wheel from the package index; skip where that cannot be reached."""
     options = ("--no-deps", "--only-binary", ":all:", "--dest", folder)
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", *options]
     # Two attempts of ten seconds, where pip alone would try for minutes without a network.
@@ -128,8 +134,9 @@ def download_wheel(requirement: str, folder: Path) -> Path:
         [*command, *patience, requirement], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        pytest.skip(f"no {requirement} from the package index: {(errors or [done.stderr])[-1]}")
+        if line := re.search(_NO_NETWORK, done.stderr, re.MULTILINE):
+            pytest.skip(f"no {requirement}, the package index cannot be reached: {line[0]}")
+        pytest.fail(f"no {requirement} from the package index: {done.stderr}")
     (wheel,) = folder.glob("*.whl")
     return wheel
 

@@ -31,9 +31,13 @@ COMPILER = {"numba", "llvmlite", "cobre_shm.compiler"}
 
 
 def modules(environment, kind="", env=None):
-    done = environment.run("-c", CODE.format(kind=kind), env=env)
+    return set(printed(environment, CODE.format(kind=kind), env).split())
+
+
+def printed(environment, code, env=None):
+    done = environment.run("-c", code, env=env)
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    return done.stdout
 
 
 @pytest.mark.parametrize("env", [{}, {"COBRE_COMM_BACKEND": "local"}])
@@ -67,7 +71,7 @@ def test_unavailable_backend_is_refused_without_importing_it(numpy_alone):
         "try: cobre_shm.create_communicator('shm')\n"
         "except cobre_shm.BackendNotAvailable: print(json.dumps(sorted(sys.modules)))"
     )
-    loaded = set(json.loads(numpy_alone.run("-c", code).stdout))
+    loaded = set(json.loads(printed(numpy_alone, code)))
     assert not loaded & (SHARED_MEMORY | LOCAL | {"numpy"})
 
 
@@ -80,8 +84,7 @@ def test_mpi_is_imported_only_where_it_is_chosen(mpi4py_without_library):
     )
 
     def loaded(**variables):
-        done = mpi4py_without_library.run("-c", code, env=variables)
-        return set(json.loads(done.stdout))
+        return set(json.loads(printed(mpi4py_without_library, code, variables)))
 
     assert "mpi4py" in loaded(PMI_RANK="0", PMI_SIZE="1")
     assert "mpi4py" not in loaded(PMI_RANK="0", PMI_SIZE="1", COBRE_COMM_BACKEND="local")
@@ -100,9 +103,7 @@ def test_package_and_launcher_import_no_numba(third_party, arguments):
         )
     else:
         code = f"import sys; {arguments[1]}; print(*sys.modules)"
-    done = third_party.run("-c", code)
-    assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.splitlines()[-1].split())
+    loaded = set(printed(third_party, code).splitlines()[-1].split())
     assert "cobre_shm" in loaded
     unneeded = SHARED_MEMORY | LOCAL | SPOOLED | COMPILER
     unneeded |= {"numpy", "mpi4py", "cobre_net", "socket"}
@@ -111,13 +112,15 @@ def test_package_and_launcher_import_no_numba(third_party, arguments):
 
 def test_available_backends_imports_none_of_them(third_party):
     code = "import sys, cobre_shm; cobre_shm.available_backends(); print(*sys.modules)"
-    loaded = set(third_party.run("-c", code).stdout.split())
+    loaded = set(printed(third_party, code).split())
+    assert "cobre_shm" in loaded
     assert not loaded & (SHARED_MEMORY | LOCAL | SPOOLED | NEVER | {"numpy"})
 
 
 @pytest.mark.parametrize("module", ["cobre_shm.info", "cobre_shm.selection.info"])
 def test_description_of_backends_imports_none_of_them(third_party, module):
-    loaded = set(third_party.run("-c", f"import sys, {module}; print(*sys.modules)").stdout.split())
+    loaded = set(printed(third_party, f"import sys, {module}; print(*sys.modules)").split())
+    assert module in loaded
     assert not loaded & (
         (SHARED_MEMORY | LOCAL | SPOOLED | NEVER | {"numpy"}) - {"cobre_shm.spawn"}
     )

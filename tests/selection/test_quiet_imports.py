@@ -58,6 +58,8 @@ def test_ranks_inherit_the_flags(wheel_profile):
     done = wheel_profile.run("-m", "cobre_shm.spawn", "-n", "2", "-c", code, flags=["-I", "-O"])
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    for line in done.stdout.splitlines():
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
         assert "isolated=1" in line
         assert "optimize=1" in line

@@ -9,6 +9,7 @@ from cobre_shm.errors import AllocationFailed, BackendNotAvailable
 from cobre_shm.segment.watch import WatchedSegment
 from cobre_shm.spawn import launcher
 from cobre_shm.spawn.__main__ import main
+from tests.spawn.conftest import WATCHDOG_SECS
 
 
 @pytest.mark.parametrize(
@@ -187,10 +188,14 @@ def test_own_options_end_at_the_program(spawn, words, seen):
     assert json.loads(done.stdout.removeprefix(b"[0] ")) == seen
 
 
-def test_without_a_program_the_shipped_case_is_trained():
-    from cobre_shm.spawn.program import DEFAULT_PROGRAM
-
-    assert DEFAULT_PROGRAM == ("-m", "cobre_shm.sddp")
+def test_without_a_program_the_shipped_case_is_trained(spawn):
+    pytest.importorskip("highspy", reason='needs the extra "sddp"')
+    pytest.importorskip("pyarrow", reason='needs the extra "sddp"')
+    process = spawn.start("-n", 1)
+    # The first line says it; the training would take seconds.
+    assert process.stdout.readline() == b"case four_reservoirs, 1 rank, backend shm\n"
+    process.terminate()
+    process.communicate(timeout=WATCHDOG_SECS)
 
 
 def test_launcher_imports_neither_numpy_nor_numba(spawn):

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import secrets
 import threading
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+# What tests start inherits it, and keeps it when its parent is gone. Not COBRE_*: ranks would
+# say that they do not know it.
+_VARIABLE = "TEST_RUN_OF_COBRE"
+_PYTESTS = {b"pytest", b"py.test"}
+_MODULES = {*_PYTESTS, b"cobre_shm"}
+_mark = b""
+
+
+def mark_this_run() -> None:
+    """Have the processes that tests start from now on carry a mark of this run."""
+    global _mark
+    os.environ[_VARIABLE] = f"{os.getpid()}-{secrets.token_hex(8)}"
+    _mark = f"{_VARIABLE}={os.environ[_VARIABLE]}".encode()
 
 
 @dataclass(frozen=True)
@@ -14,7 +30,8 @@ class Residue:
 
     Attributes:
         segments: Names in /dev/shm of this project, from any run on this machine.
-        processes: Ids of this process's children, theirs, and so on, zombies included.
+        processes: Ids of this process's children, theirs, and so on, zombies included, and of
+            orphans that carry the mark of this run.
         descriptors: Open file descriptors, with what they are open on.
         threads: Names of the threads of this process.
         mappings: Of shared memory of this project into this process.
@@ -41,7 +58,7 @@ def snapshot() -> Residue:
         segments=frozenset(
             entry.name for entry in Path("/dev/shm").iterdir() if entry.name.startswith("cobre")
         ),
-        processes=_descendants(),
+        processes=_descendants() | _marked(),
         descriptors=_descriptors(),
         threads=frozenset(
             f"{thread.name} ({thread.native_id})" for thread in threading.enumerate()
@@ -69,17 +86,24 @@ def of_this_run(residue: Residue) -> Residue:
 
 def _is_another_run_active() -> bool:
     own = os.getpid()
-    ancestors = set(_line_of_descent(own))
+    ours = {*_line_of_descent(own), *_marked()}
     return any(
-        pid not in ancestors
+        pid not in ours
         and own not in _line_of_descent(pid)
-        and (_names_us(_read(pid, "cmdline")) or b"/dev/shm/cobre" in _read(pid, "maps"))
+        and (is_a_run(_read(pid, "cmdline")) or b"/dev/shm/cobre" in _read(pid, "maps"))
         for pid in _processes()
     )
 
 
-def _names_us(command_line: bytes) -> bool:
-    return b"cobre" in command_line or b"pytest" in command_line
+def is_a_run(command_line: bytes) -> bool:
+    """Whether this runs pytest or a module of ours; an editor in such a folder does not."""
+    words = command_line.split(b"\0")
+    # A script stands behind the interpreter that its first line names.
+    programs = {word.rpartition(b"/")[2] for word in words[:2]}
+    modules = {
+        module.partition(b".")[0] for flag, module in itertools.pairwise(words) if flag == b"-m"
+    }
+    return bool(programs & _PYTESTS or modules & _MODULES)
 
 
 def _line_of_descent(pid: int) -> list[int]:
@@ -99,6 +123,15 @@ def _descendants() -> frozenset[int]:
         new = {pid for pid, parent in parents.items() if parent in new}
         found |= new
     return frozenset(found)
+
+
+def _marked() -> frozenset[int]:
+    """Return who was started by this run, whoever is its parent now."""
+    return frozenset(
+        pid
+        for pid in _processes()
+        if _mark and pid != os.getpid() and _mark in _read(pid, "environ").split(b"\0")
+    )
 
 
 def _processes() -> list[int]:

@@ -86,11 +86,9 @@ def test_connection_that_ends_in_mid_frame_is_a_dead_rank(besieged, end, call, s
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(failure_of, comm, call.elements)
         time.sleep(0.1)
-        begun = time.monotonic()
         end(sock)
         error = waiting.result(20)
-    # A quarter of a second is promised; a machine that does other things may take longer.
-    assert time.monotonic() - begun < 5
+    # Who only gave up waiting would blame the time limit.
     assert type(error) is RankFailed
     assert error.rank == 1
     assert error.pid == os.getpid()
@@ -156,8 +154,9 @@ def test_worker_notices_a_coordinator_that_does_not_keep_to_the_protocol():
             (link,) = gather(TcpConfig("127.0.0.1", 0, 2, **settings), SECRET.encode(), 1.0)
             comm = worker.result(20)
             waiting = pool.submit(failure_of, comm)
+            deadline = time.monotonic() + 20
             while link.take(memoryview(bytearray(HEAD_BYTES + 8000))) == 0:
-                pass
+                assert time.monotonic() < deadline
             link.sock.sendall(data)
             error = waiting.result(20)
             assert type(error) is RankFailed, what

@@ -75,7 +75,12 @@ def test_missing_ranks_are_listed_on_the_coordinator_and_on_those_that_came():
         assert "Ranks 1, 3 did not join" in str(told)
 
 
-def test_host_that_cannot_be_resolved_is_named():
+def test_host_that_cannot_be_resolved_is_named(monkeypatch):
+    def refuse(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    # Nobody's name server is asked.
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
     with pytest.raises(InitializationFailed, match=r"no-such-host\.invalid"):
         TcpCommunicator(
             config(29500, 1, 2, coordinator="no-such-host.invalid", connect_timeout_ms=200)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cobre_net.tcp import TcpCommunicator
+from cobre_net.tcp import TcpCommunicator, secret
 from cobre_net.tcp.secret import read_secret
 from cobre_shm.errors import InitializationFailed
 from tests.support.backends import free_port
@@ -15,15 +15,28 @@ from tests.tcp.joiners import SECRET, Group, config
 
 
 @pytest.fixture
-def outside():
-    """An address of this machine that is not loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # Nothing is sent: it only asks which address would be used.
-            probe.connect(("192.0.2.1", 9))
-        except OSError:
-            pytest.skip("this machine has no network but loopback")
-        return probe.getsockname()[0]
+def outside(monkeypatch):
+    """An address that is taken for one that others reach: no test listens on a real one."""
+    monkeypatch.setattr(secret, "is_loopback", lambda address: False)
+    return "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.0.2.1", False),
+        ("::ffff:192.0.2.1", False),
+        ("fe80::1%lo", False),
+    ],
+)
+def test_loopback_is_told_by_the_address(address, expected):
+    assert secret.is_loopback(address) is expected
 
 
 def test_network_without_a_secret_is_refused_on_both_sides(outside):

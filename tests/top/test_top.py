@@ -162,7 +162,9 @@ def test_live_table_is_repeated_and_ends_with_the_group(top, waiting, go):
     process = top.start(waiting.pids[0], "--interval", 0.05)
     heads = 0
     while heads < 3:
-        heads += process.stdout.readline().startswith("RANK")
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        heads += line.startswith("RANK")
     assert finish(waiting, go) == [3.0] * SIZE
     out, err = process.communicate(timeout=WATCHDOG_SECS)
     assert (process.returncode, err) == (0, "")
@@ -183,7 +185,7 @@ def test_end_of_the_group_ends_a_long_interval(top, waiting, go):
 def test_killed_rank_is_shown_gone_and_the_failure_named(top, waiting):
     top.facts_when(waiting.pids[0], others_wait)
     process = top.start(waiting.pids[0], "--interval", 0.05)
-    process.stdout.readline()
+    assert process.stdout.readline()
     waiting.send_signal(LATE, signal.SIGKILL)
     out, _ = process.communicate(timeout=WATCHDOG_SECS)
     assert process.returncode == 0
@@ -195,15 +197,15 @@ def test_killed_rank_is_shown_gone_and_the_failure_named(top, waiting):
 
 
 def test_monitors_that_are_killed_disturb_nobody(top, busy, go):
+    # Before that a rank may belong to no group yet.
+    top.facts_when(busy.pids[0], lambda facts: facts["ranks"][0]["sequence"] > 0)
     for turn in range(6):
         process = top.start(busy.pids[turn % SIZE], "--interval", 0.001, "--output-format", "json")
-        # The first may come before the rank has begun to join.
         for _ in range(5):
-            process.stdout.readline()
+            assert process.stdout.readline()
         process.kill()
         process.wait(WATCHDOG_SECS)
-    facts = top.facts(busy.pids[0])
-    assert facts["ranks"][0]["sequence"] > 0
+    assert top.facts(busy.pids[0])["ranks"][0]["sequence"] > 0
     assert finish(busy, go) == [0] * SIZE
 
 
@@ -229,7 +231,7 @@ def test_facts_of_a_busy_group_hold_together(top, busy, go):
 def test_monitor_maps_the_segment_for_reading_and_keeps_no_descriptor(top, waiting, go):
     name = top.facts_when(waiting.pids[0], others_wait)["name"]
     process = top.start(waiting.pids[0], "--interval", 10**6)
-    process.stdout.readline()
+    assert process.stdout.readline()
     maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
     permissions = [line.split()[1] for line in maps if f"/dev/shm{name}" in line]
     assert permissions == ["r--s"]
@@ -295,7 +297,7 @@ def test_root_is_another_user_too(top):
 def test_interrupt_ends_it_quietly(top, waiting, go):
     top.facts_when(waiting.pids[0], others_wait)
     process = top.start(waiting.pids[0], "--interval", 10**6)
-    process.stdout.readline()
+    assert process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=WATCHDOG_SECS)
     assert (process.returncode, err) == (0, "")
@@ -305,7 +307,7 @@ def test_interrupt_ends_it_quietly(top, waiting, go):
 def test_reader_that_goes_away_ends_it_quietly(top, waiting, go):
     top.facts_when(waiting.pids[0], others_wait)
     process = top.start(waiting.pids[0], "--interval", 0.01)
-    process.stdout.readline()
+    assert process.stdout.readline()
     process.stdout.close()
     err = process.stderr.read()
     assert (process.wait(WATCHDOG_SECS), err) == (141, "")

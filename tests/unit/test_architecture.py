@@ -1,6 +1,7 @@
 """Rules of the house that no general tool checks."""
 
 import re
+import time
 from pathlib import Path
 
 from tests import faults
@@ -35,6 +36,23 @@ def test_atomics_stand_in_one_module():
     assert users == {"atomics.py"}
 
 
+def test_kernels_look_at_clocks_that_nobody_sets():
+    kernels = sources(ROOT / "cobre_shm/kernels")
+    users = {path.name: text for path, text in kernels.items() if re.search("CLOCK|clock_", text)}
+    assert set(users) == {"system.py"}
+    text = users["system.py"]
+    assert text.count('"clock_gettime"') == 1
+    assert dict(re.findall(r"^(\w*CLOCK\w*) = (\d+)", text, re.MULTILINE)) == {
+        "_CLOCK_MONOTONIC": str(time.CLOCK_MONOTONIC),
+        # CLOCK_MONOTONIC_COARSE, which Python does not name.
+        "_CLOCK_MONOTONIC_COARSE": "6",
+    }
+    assert "_I32(clock), address]" in text
+    assert set(re.findall(r"_clock_code\((.*?)\)", text)) == {
+        *("clock: int", "_CLOCK_MONOTONIC", "_CLOCK_MONOTONIC_COARSE")
+    }
+
+
 def test_segment_and_launcher_do_not_import_numba():
     for path, text in sources(ROOT / "cobre_shm/segment", ROOT / "cobre_shm/spawn").items():
         assert not re.search(r"^\s*(from|import) (numba|cobre_shm\.kernels)", text, re.MULTILINE), (
@@ -57,4 +75,4 @@ def test_list_of_faults_names_tests_that_exist():
     assert len(listed) > 40
     for path, test in listed:
         text = (ROOT / "tests" / path).read_text()
-        assert f"def {test or 'test_'}" in text, (path, test)
+        assert (f"def {test}(" if test else "def test_") in text, (path, test)

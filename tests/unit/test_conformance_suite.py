@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -22,6 +25,14 @@ from cobre_shm.testing.conformance.payloads import (
     reductions,
     special_numbers,
 )
+
+CONFORMANCE = Path(__file__).parents[1] / "conformance"
+
+
+def test_every_topic_is_run_on_the_backends():
+    files = [path.read_text() for path in CONFORMANCE.glob("test_*.py")]
+    run = [topic for text in files for topic in re.findall(r'@every_check\("(\w+)"\)', text)]
+    assert sorted(run) == sorted({check.topic for check in CHECKS.values()})
 
 
 @pytest.mark.parametrize("dtype", ["e", "f", "d", "g", "F", "D", "G", ">f8"])

@@ -13,8 +13,9 @@ import pytest
 pytest.importorskip("posix_ipc")
 
 from cobre_shm import info, layout
+from cobre_shm.segment import leftovers
 from cobre_shm.segment.leftovers import find_segments, remove_if_dead, remove_leftovers
-from cobre_shm.segment.posix import create_object
+from cobre_shm.segment.posix import DIRECTORY, create_object
 from cobre_shm.segment.process import pid_namespace
 from cobre_shm.segment.segment import Segment
 
@@ -106,6 +107,18 @@ def test_file_that_is_no_segment_is_passed_over(name, content):
     assert not remove_if_dead(name)
 
 
+@pytest.fixture
+def nothing_else(name, monkeypatch):
+    """Have --clean see this test's segment alone: the dead of other runs are theirs."""
+
+    class Directory:
+        def iterdir(self):
+            return (path for path in DIRECTORY.iterdir() if path.name == name[1:])
+
+    monkeypatch.setattr(leftovers, "DIRECTORY", Directory())
+
+
+@pytest.mark.usefixtures("nothing_else")
 def test_clean_removes_dead_segments_and_says_so(name, dead, capsys, monkeypatch):
     monkeypatch.delenv("COBRE_COMM_BACKEND", raising=False)
     user = pwd.getpwuid(os.geteuid()).pw_name
@@ -122,10 +135,11 @@ def test_clean_removes_dead_segments_and_says_so(name, dead, capsys, monkeypatch
     assert (listed["creator_pid"], listed["user"], listed["dead"]) == (dead, user, True)
     assert info.main(["--clean", "--output-format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert name in report["removed_segments"]
-    assert name not in [segment["name"] for segment in report["segments"]]
+    assert report["removed_segments"] == [name]
+    assert report["segments"] == []
 
 
+@pytest.mark.usefixtures("nothing_else")
 def test_clean_says_to_people_what_it_removed(name, dead, capsys, monkeypatch):
     monkeypatch.delenv("COBRE_COMM_BACKEND", raising=False)
     assert info.main(["--clean"]) == 0
@@ -133,6 +147,7 @@ def test_clean_says_to_people_what_it_removed(name, dead, capsys, monkeypatch):
     assert not Path("/dev/shm", name[1:]).exists()
 
 
+@pytest.mark.usefixtures("nothing_else")
 def test_clean_leaves_living_segments(name, capsys, monkeypatch):
     monkeypatch.delenv("COBRE_COMM_BACKEND", raising=False)
     segment = Segment.create(name, 1, slot_bytes=4096)

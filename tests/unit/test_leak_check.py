@@ -4,9 +4,12 @@ import contextlib
 import mmap
 import os
 import secrets
+import select
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,7 +17,11 @@ import pytest
 
 from cobre_shm.segment.posix import create_object, remove_object
 from cobre_shm.segment.unnamed import create_unnamed
-from tests.support.residue import Residue, snapshot
+from tests.support import residue
+from tests.support.residue import Residue, is_a_run, snapshot
+
+# Only ends tests that hang.
+_WATCHDOG_SECS = 60.0
 
 
 @contextlib.contextmanager
@@ -44,10 +51,25 @@ def a_grandchild():
     code = "import subprocess; subprocess.run(['cat'])"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + _WATCHDOG_SECS
         while not children.read_text():
-            pass
+            assert time.monotonic() < deadline
         yield
         process.communicate()
+
+
+@contextlib.contextmanager
+def an_orphan():
+    """What a launcher leaves that is killed: no child of ours, nor of what we started."""
+    code = "import subprocess; print(subprocess.Popen(['sleep', '600'], stdout=2).pid)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    fd = os.pidfd_open(int(done.stdout))
+    yield
+    signal.pidfd_send_signal(fd, signal.SIGKILL)
+    # It is not ours to reap.
+    assert select.select([fd], [], [], _WATCHDOG_SECS)[0]
+    os.close(fd)
 
 
 @contextlib.contextmanager
@@ -86,6 +108,7 @@ def a_mapping(unnamed):
         (a_child, "processes", 1),
         (a_zombie, "processes", 1),
         (a_grandchild, "processes", 2),
+        (an_orphan, "processes", 1),
         (a_descriptor, "descriptors", 1),
         (a_thread, "threads", 1),
         (lambda: a_mapping(unnamed=False), "mappings", 1),
@@ -101,6 +124,35 @@ def test_each_kind_of_leak_is_noticed_and_gone_when_it_is_undone(leak, kind, cou
         assert len(getattr(left, kind)) >= count
     left = snapshot() - before
     assert not getattr(left, kind) or kind == "segments"
+
+
+def test_orphan_of_this_run_is_no_other_run_whose_segments_may_be(monkeypatch):
+    monkeypatch.setattr(residue, "is_a_run", lambda command_line: b"sleep" in command_line)
+    with an_orphan():
+        (orphan,) = residue._marked() - residue._descendants()
+        monkeypatch.setattr(residue, "_processes", lambda: [os.getpid(), orphan])
+        assert not residue._is_another_run_active()
+        # As a process of another run.
+        monkeypatch.setattr(residue, "_mark", b"")
+        assert residue._is_another_run_active()
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("python3 -m pytest tests", True),
+        ("/venv/bin/python3.11 -X dev -m pytest", True),
+        ("/venv/bin/python3 /venv/bin/pytest -q", True),
+        ("pytest", True),
+        ("python3 -m cobre_shm.spawn -n 2 -c pass", True),
+        ("vim /home/me/cobre-shm/tests/conftest.py", False),
+        ("/cobre-shm/.venv/bin/python3 -m pyright", False),
+        ("grep -rn pytest .", False),
+        ("", False),
+    ],
+)
+def test_run_is_told_by_the_program_or_module(command, expected):
+    assert is_a_run(b"\0".join(command.encode().split(b" ")) + b"\0") is expected
 
 
 def test_file_of_a_checkout_named_after_the_project_is_no_leak(tmp_path):
