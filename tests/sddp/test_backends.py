@@ -9,12 +9,12 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-BACKENDS = ("shm",)
+BACKENDS = ("shm", "tcp")
 SERIES = ("iteration", "lower_bound", "upper_bound_mean", "upper_bound_std", "gap_percent")
 
 
 def run(path, out, iterations, ranks=1, backend="local"):
-    launcher = ["-m", "cobre_shm.spawn", "-n", str(ranks)] if ranks > 1 else []
+    launcher = ["-m", "cobre_shm.spawn", "-n", str(ranks), "--backend", backend] * (ranks > 1)
     done = subprocess.run(
         [
             *(sys.executable, *launcher, "-m", "cobre_shm.sddp", str(path)),
