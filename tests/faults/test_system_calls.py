@@ -384,3 +384,29 @@ def test_regions_made_and_closed_in_a_loop_leave_nothing(cycles):
     (before, resident), (after, resident_after) = held
     assert after == before
     assert resident_after - resident < BYTES_PER_CYCLE * (cycles - cycles // 2) + (1 << 20)
+
+
+@pytest.mark.parametrize("call", ["map_shared", "boot_id"])
+def test_error_of_the_system_has_a_code_the_segment_and_its_cause(monkeypatch, call):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    name = Segment.random_name()
+    before = Held(name[1:])
+    monkeypatch.setattr(segments, call, refuse)
+    for attempt in (
+        lambda: ShmCommunicator(ShmConfig(name=name, rank=0, size=1)),
+        lambda: Segment.create_unnamed(2),
+    ):
+        with pytest.raises(InitializationFailed) as caught:
+            attempt()
+        error = caught.value
+        assert error.context["code"] == "SystemError"
+        assert error.context["segment"]
+        assert error.context["error_code"] == errno.ENOMEM
+        assert isinstance(error.__cause__, OSError)
+        assert os.strerror(errno.ENOMEM) in error.message
+    monkeypatch.undo()
+    del caught, error
+    gc.collect()
+    assert Held(name[1:]) == before

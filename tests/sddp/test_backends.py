@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,24 +10,27 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-BACKENDS = ("shm",)
+BACKENDS = ("shm", "tcp")
 SERIES = ("iteration", "lower_bound", "upper_bound_mean", "upper_bound_std", "gap_percent")
 
 
 def run(path, out, iterations, ranks=1, backend="local"):
-    launcher = ["-m", "cobre_shm.spawn", "-n", str(ranks)] if ranks > 1 else []
+    launcher = ["-m", "cobre_shm.spawn", "-n", str(ranks), "--backend", backend] * (ranks > 1)
     done = subprocess.run(
         [
-            *(sys.executable, *launcher, "-m", "cobre_shm.sddp", str(path)),
+            *(sys.executable, *(launcher if ranks > 1 else []), "-m", "cobre_shm.sddp", str(path)),
             *("--output-dir", str(out), "--iterations", str(iterations)),
-            *("--checkpoint-every", "2", "--resume", "--quiet"),
+            *("--checkpoint-every", "2", "--resume", "--output-format", "json"),
         ],
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "COBRE_COMM_BACKEND": backend},
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    *events, answer = map(json.loads, done.stdout.splitlines())
+    assert (answer["summary"]["backend"], answer["summary"]["ranks"]) == (backend, ranks)
+    return [event["iteration"] for event in events]
 
 
 def content(out):
@@ -38,8 +42,9 @@ def content(out):
 def test_bytes_are_equal_over_backends_ranks_and_pauses(random_path, tmp_path, backend):
     """Two trajectories, CVaR, random load and wind; three ranks leave one without work."""
     alone, mixed = tmp_path / "alone", tmp_path / "mixed"
-    run(random_path, alone, 5)
-    run(random_path, mixed, 2, ranks=3, backend=backend)
-    run(random_path, mixed, 3)
-    run(random_path, mixed, 5, ranks=2, backend=backend)
+    assert run(random_path, alone, 5) == [1, 2, 3, 4, 5]
+    # Those that begin anew have the same bytes as well.
+    assert run(random_path, mixed, 2, ranks=3, backend=backend) == [1, 2]
+    assert run(random_path, mixed, 3) == [3]
+    assert run(random_path, mixed, 5, ranks=2, backend=backend) == [4, 5]
     assert content(mixed) == content(alone)

@@ -193,3 +193,22 @@ def test_error_of_the_backend_as_json(random_path):
 def test_wrong_arguments_of_a_command_end_with_code_one(command, capsys):
     assert main([command, "--unknown"]) == 1
     assert capsys.readouterr().err.startswith(f"usage: python -m cobre_shm.sddp {command}")
+
+
+def test_option_begins_with_the_cuts_of_an_earlier_training(random_path, tmp_path, capsys):
+    def summary_of(*arguments):
+        assert main([str(random_path), "--output-format", "json", *map(str, arguments)]) == 0
+        *events, answer = map(json.loads, capsys.readouterr().out.splitlines())
+        return events, answer["summary"]
+
+    _, first = summary_of("--iterations", 4, "--output-dir", tmp_path / "out")
+    _, fresh = summary_of("--iterations", 1)
+    policy = tmp_path / "out" / "policy"
+    events, second = summary_of("--iterations", 1, "--warm-start", policy)
+    assert [event["iteration"] for event in events] == [1]
+    assert second["lower_bound"] >= first["lower_bound"] * (1 - 1e-12) > fresh["lower_bound"]
+
+
+def test_option_with_no_policy_is_refused_with_code_five(random_path, tmp_path, capsys):
+    assert main([str(random_path), "--warm-start", str(tmp_path / "absent")]) == 5
+    assert str(tmp_path / "absent") in capsys.readouterr().err

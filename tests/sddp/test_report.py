@@ -149,3 +149,33 @@ def test_missing_matplotlib_names_the_extra(output, monkeypatch):
     with pytest.raises(MissingDependency) as caught:
         write_report(output)
     assert caught.value.suggestion == 'pip install "cobre-shm[report]"'
+
+
+def test_command_compares_runs_and_answers_in_json(output, tmp_path, capsys):
+    others = [tmp_path / "two", tmp_path / "three"]
+    for ranks, other in enumerate(others, 2):
+        shutil.copytree(output, other)
+        file = other / "training" / "metadata.json"
+        metadata = json.loads(file.read_text())
+        file.write_text(json.dumps(metadata | {"backend": "shm", "ranks": ranks}))
+    words = ["report", str(output), "--output-format", "json", "--compare", *map(str, others)]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert (answer["command"], answer["success"], answer["exit_code"]) == ("report", True, 0)
+    assert (answer["errors"], answer["summary"], err) == ([], None, "")
+    assert answer["data"] == {"path": str(output / "report" / "index.html")}
+    page = (output / "report" / "index.html").read_text()
+    table = page[page.index(">Speed-up over ranks<") :]
+    rows = re.findall(r"<td>(local|shm)</td><td>(\d)</td>", table)
+    assert rows == [("local", "1"), ("shm", "2"), ("shm", "3")]
+
+
+def test_command_refuses_to_compare_with_what_is_no_run(output, tmp_path, capsys):
+    words = ["report", str(output), "--compare", str(tmp_path / "absent")]
+    assert main([*words, "--output-format", "json"]) == 1
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert (answer["success"], answer["data"]) == (False, None)
+    assert answer["errors"] == [json.loads(err)]
+    assert str(tmp_path / "absent") in answer["errors"][0]["message"]

@@ -55,3 +55,19 @@ def test_wheel_holds_the_packages_and_nothing_else(wheels):
     assert "cobre_shm/py.typed" in names
     assert any(name.startswith("cobre_shm/sddp/cases/") for name in names)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_source_distribution_has_whatever_git_has(sdist):
+    """A new folder at the top must be named in MANIFEST.in, and above."""
+    held, _ = sdist
+    words = ["git", "-C", str(ROOT), "ls-files", "-z", "--full-name"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no git")
+    if done.returncode or not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout")
+    known = {name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()}
+    assert "pyproject.toml" in known
+    # What tells git what to leave out is of no use without it.
+    assert sorted(known - held - {".gitignore"}) == []

@@ -290,3 +290,144 @@ def test_closed_communicator_is_refused():
 def test_functions_outside_jitted_code_say_what_to_call():
     with pytest.raises(RuntimeError, match="communicator's method"):
         jit.allreduce(0, np.zeros(1), np.zeros(1), jit.SUM)
+
+
+def test_failure_in_python_is_the_status_failed_and_is_raised_once(monkeypatch):
+    def broken(dtype, op):
+        raise OSError("no room for kernels")
+
+    send, recv = np.full(3, 2.0), np.zeros(3)
+    monkeypatch.setattr(jit_support, "reduction_address", broken)
+    with LocalCommunicator() as comm:
+        handle = jit.handle(comm)
+        assert multiplied(handle, send, recv) == jit.FAILED
+        with pytest.raises(OSError, match="no room for kernels"):
+            jit.check(comm, jit.FAILED)
+        # What was kept has been raised: for the same status nothing is left.
+        with pytest.raises(ValueError, match="status 100 is of no jitted collective"):
+            jit.check(comm, jit.FAILED)
+    assert recv.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("has_handle", [True, False])
+def test_status_of_no_collective_is_a_mistake_of_the_caller(has_handle):
+    with LocalCommunicator() as comm:
+        if has_handle:
+            jit.handle(comm)
+        jit.check(comm, jit.OK)
+        for status in (1, -1, jit.FAILED, 106):
+            with pytest.raises(ValueError, match=f"status {status} is of no jitted collective"):
+                jit.check(comm, status)
+
+
+def read_only(array):
+    array.setflags(write=False)
+    return array
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda h: reduce_once(h, np.ones(2), read_only(np.ones(2)), jit.SUM), "recv is read-only"),
+        (lambda h: broadcast_once(h, read_only(np.ones(2)), 0), "buf is read-only"),
+        (
+            lambda h: gather_once(
+                h, np.ones(1), read_only(np.ones(1)), np.ones(1, int), np.zeros(1, int)
+            ),
+            "recv is read-only",
+        ),
+        (
+            lambda h: gather_once(
+                h, np.ones(1), np.ones(1), np.ones(1, np.int32), np.zeros(1, int)
+            ),
+            "counts must be a vector of int64",
+        ),
+        (
+            lambda h: gather_once(h, np.ones(1), np.ones(1), np.ones(1, int), np.zeros(1)),
+            "displs must be a vector of int64",
+        ),
+        (
+            lambda h: gather_once(
+                h, np.ones(1), np.ones(1), np.ones((1, 1), int), np.zeros(1, int)
+            ),
+            "counts must be a vector of int64",
+        ),
+    ],
+)
+def test_compiler_says_what_is_wrong_with_an_argument(call, words):
+    with LocalCommunicator() as comm, pytest.raises(numba.TypingError, match=words):
+        call(jit.handle(comm))
+
+
+def test_what_is_only_read_may_be_read_only():
+    send = read_only(np.full(2, 3.0))
+    with LocalCommunicator() as comm:
+        recv, handle = np.zeros(2), jit.handle(comm)
+        jit.check(comm, reduce_once(handle, send, recv, jit.SUM))
+        assert recv.tolist() == [3.0, 3.0]
+        counts, displs = read_only(np.array([2])), read_only(np.array([0]))
+        jit.check(comm, gather_once(handle, send + 1, recv, counts, displs))
+        assert recv.tolist() == [4.0, 4.0]
+
+
+# Not cached: what stands beside this file would outlive a change of the rules.
+@numba.njit
+def gather_anew(handle, send, recv, counts, displs):
+    return jit.allgatherv(handle, send, recv, counts, displs)
+
+
+def told_apart(comm):
+    """Each rule that buffers must keep, broken alone, by both ranks."""
+    handle, two = jit.handle(comm), np.zeros(2)
+    negative = [2, -1] if comm.rank == 0 else [-1, 2]
+    sizes, layouts = "buffers of equal and sufficient size", "blocks in rank order inside recv"
+
+    def gathered(counts, displs, length=4):
+        return gather_anew(handle, two, np.zeros(length), np.array(counts), np.array(displs))
+
+    for status, code, words in (
+        (multiplied(handle, two, np.zeros(3)), jit.WRONG_SIZE, sizes),
+        (multiplied(handle, np.zeros(0), np.zeros(0)), jit.WRONG_SIZE, sizes),
+        (gathered([2], [0, 2]), jit.WRONG_SIZE, sizes),
+        (gathered([2, 2], [0]), jit.WRONG_SIZE, sizes),
+        (gathered([1, 1], [0, 2]), jit.WRONG_SIZE, sizes),
+        (gathered([2, 2], [0, 1]), jit.WRONG_LAYOUT, layouts),
+        (gathered([2, 2], [2, 0]), jit.WRONG_LAYOUT, layouts),
+        (gathered([2, 2], [-1, 2]), jit.WRONG_LAYOUT, layouts),
+        (gathered([2, 2], [0, 2], length=3), jit.WRONG_LAYOUT, layouts),
+        (gathered(negative, [0, 2]), jit.WRONG_LAYOUT, layouts),
+    ):
+        assert status == code
+        with pytest.raises(InvalidBufferSize) as caught:
+            jit.check(comm, status)
+        assert words in caught.value.message
+    # None of them was begun, so the peers agree on the next.
+    jit.check(comm, gathered([2, 2], [0, 2]))
+    jit.check(comm, gathered([2, 2], [1, 4], length=6))
+
+
+def test_wrong_size_is_told_from_wrong_layout():
+    results_of(run_ranks(told_apart, 2))
+
+
+def called_from_python(comm):
+    """A barrier has no types to choose by, and so is the one that Python can call."""
+    handle, one = jit.handle(comm), np.ones(1)
+    jit.check(comm, jit.barrier(handle))
+    assert jit.barrier(handle ^ 1 << 60) == jit.WRONG_BUILD
+    calls = {
+        "allreduce": lambda: jit.allreduce(handle, one, one.copy(), jit.SUM),
+        "broadcast": lambda: jit.broadcast(handle, one, 0),
+        "allgatherv": lambda: jit.allgatherv(
+            handle, one, one.copy(), np.ones(1, int), np.zeros(1, int)
+        ),
+    }
+    for name, call in calls.items():
+        with pytest.raises(RuntimeError, match=f"jit.{name} is for jitted code"):
+            call()
+    # Refused before a peer was involved.
+    comm.barrier()
+
+
+def test_barrier_alone_can_be_called_from_python():
+    results_of(run_ranks(called_from_python, 2))

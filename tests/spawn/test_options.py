@@ -403,3 +403,19 @@ def test_no_python_needs_a_command(capsys):
     assert "command" in capsys.readouterr().err
     assert main(["-n", "2", sys.executable]) == 126
     assert "--no-python" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("method", "policy"), [("zygote", "core"), ("spawn", "numa")])
+def test_ranks_run_where_the_policy_says(spawn, method, policy):
+    from cobre_shm.spawn.binding import cpus_of_ranks
+
+    code = "import os; print(os.environ['RANK'], sorted(os.sched_getaffinity(0)))"
+    done = spawn.run("-n", 2, "--start-method", method, "--bind-to", policy, "-c", code)
+    assert (done.returncode, done.stderr) == (0, b"")
+    seen = sorted(done.stdout.decode().splitlines())
+    allowed = cpus_of_ranks(policy, 2)
+    assert seen == [f"{rank} {cpus}" for rank, cpus in enumerate(allowed)]
+    if policy == "core" and allowed[0] != allowed[1]:
+        # Said by the machine, not by what deals out the cores.
+        (first, second) = (set(json.loads(line.partition(" ")[2])) for line in seen)
+        assert not first & second

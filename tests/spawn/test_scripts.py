@@ -146,3 +146,36 @@ def test_check_runs_everything_and_fails_if_one_does(checkout):
     asked = " ".join(checkout.asked())
     for part in ("ruff check .", "ruff format --check .", "-m mypy", "lint_imports"):
         assert part in asked
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("bench", [], "gates|peers|safety|jitted|report"),
+        ("bench", ["gate"], "gates|peers|safety|jitted|report"),
+        ("bench", ["--help"], "gates|peers|safety|jitted|report"),
+        ("mpi", [], "mpich|openmpi|impi N ARGUMENTS OF PYTHON"),
+        ("mpi", ["mpich", "2"], "mpich|openmpi|impi N ARGUMENTS OF PYTHON"),
+        ("mpi", ["mpick", "2", "x.py"], "mpich|openmpi|impi N ARGUMENTS OF PYTHON"),
+        ("mpi-environment", [], "mpich|openmpi|impi FOLDER PYTHON"),
+        ("mpi-environment", ["mpich", "folder"], "mpich|openmpi|impi FOLDER PYTHON"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_made(checkout, script, arguments, words):
+    shutil.rmtree(checkout.venv)
+    done = checkout.run(script, *arguments)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == f"usage: {checkout.root}/scripts/{script} {words}" + (
+        " [OPTIONS]" if script == "bench" else ""
+    )
+    assert (done.stdout, checkout.asked()) == ("", [])
+    assert not checkout.venv.exists()
+
+
+def test_mpi_that_is_none_of_ours_is_named_before_anything_is_made(checkout, tmp_path):
+    folder = tmp_path / "mpi"
+    done = checkout.run("mpi-environment", "lam", folder, checkout.base)
+    assert (done.returncode, done.stdout, checkout.asked()) == (1, "", [])
+    assert done.stderr == "There is no MPI named lam here: mpich, openmpi or impi.\n"
+    assert not folder.exists()

@@ -13,6 +13,7 @@ import pytest
 from cobre_net.tcp import TcpCommunicator, handshake
 from cobre_net.tcp.joining import join
 from cobre_net.tcp.reception import _Reception, gather
+from cobre_net.tcp.secret import read_secret
 from cobre_shm.errors import InitializationFailed
 from tests.support.backends import free_port
 from tests.tcp.joiners import SECRET, Group, config, introduce
@@ -224,3 +225,38 @@ def test_rank_that_dies_while_others_join_fails_them_at_once(known):
         for error in (group.coordinator.exception(10), two.exception(10)):
             assert type(error) is InitializationFailed
             assert "Rank 1 (pid 77 on node-9) was lost" in str(error)
+
+
+def check_refusal(error, port):
+    assert type(error) is InitializationFailed
+    context = {"code": "JoinRefused", "coordinator": f"127.0.0.1:{port}", "rank": 1}
+    assert error.to_dict()["context"].items() >= context.items()
+    assert "COBRE_TCP_SIZE" in error.suggestion
+
+
+@pytest.mark.parametrize("wrong", [{"size": 4}, {"secret": "another"}, {}])
+def test_refusal_has_a_code_a_place_and_a_rank(known, wrong):
+    with Group(3) as group:
+        group.start(1)
+        wait_until_known(known, {1})
+        odd = config(group.port, 1, **{"size": 3, **wrong})
+        check_refusal(
+            group._pool.submit(join, odd, read_secret(odd), 0.1).exception(20), group.port
+        )
+        group.join_all()
+
+
+def test_coordinator_that_ends_before_all_are_there_is_a_refusal():
+    server = handshake.Greeter(SECRET.encode(), 2, lambda rank: None)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        port = listener.getsockname()[1]
+        newcomer = pool.submit(join, config(port, 1, 2), SECRET.encode(), 0.1)
+        accepted, _ = listener.accept()
+        with accepted:
+            while server.rank is None:
+                byte = accepted.recv(1)
+                assert byte
+                accepted.sendall(server.feed(byte))
+        error = newcomer.exception(20)
+    check_refusal(error, port)
+    assert "before the group was complete" in error.message

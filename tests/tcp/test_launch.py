@@ -199,3 +199,44 @@ def test_network_options_need_the_tcp_backend():
     )
     assert done.returncode == 1
     assert "--backend tcp" in done.stderr
+
+
+def test_late_rank_is_named_after_the_seconds_of_the_option(tmp_path):
+    go = tmp_path / "go"
+    late = f"import time\n    while comm.rank and not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    with subprocess.Popen(
+        command("-n", "2", "--stall-warn", "0.3", extra=f"{late}\n    comm.barrier()"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # The option counts, where there are both.
+        env=environment(COBRE_TCP_STALL_WARN_SECS="600"),
+    ) as process:
+        try:
+            # A slow start may be told of before.
+            told = next(line for line in process.stderr if "for rank 1 (pid" in line)
+            go.touch()
+            out, err = process.communicate(timeout=360)
+        finally:
+            process.kill()
+    assert process.returncode == 0, err
+    assert "ranks have waited" in told
+    names = next(line for line in out.splitlines() if "COBRE_TCP_RANK" in line)
+    assert "COBRE_TCP_STALL_WARN_SECS" in names
+    assert "COBRE_SHM_STALL_WARN_SECS" not in names
+
+
+@pytest.mark.parametrize(
+    ("env", "is_taken"),
+    [
+        ({"COBRE_TCP_INSECURE": "1"}, True),
+        ({"COBRE_TCP_SECRET": "x"}, True),
+        ({"COBRE_TCP_INSECURE": "0"}, False),
+        ({"COBRE_TCP_INSECURE": ""}, False),
+    ],
+)
+def test_nodes_need_a_secret_unless_it_is_said_that_they_need_none(env, is_taken):
+    at = ["-n", "1", "--nnodes", "2", "--coordinator", "node-0:29500"]
+    done = run("--dry-run", *at, **env)
+    assert (done.returncode == 0) == is_taken, done.stderr
+    assert ("need a secret" in done.stderr) != is_taken

@@ -242,3 +242,34 @@ def test_unknown_variables_name_the_nearest_known():
     env = {"COBRE_COMM_BACKND": "shm", "COBRE_COLOUR": "x", "PATH": "/bin", **SHM}
     found = unknown_variables(env, [variable.name for variable in VARIABLES])
     assert found == {"COBRE_COLOUR": None, "COBRE_COMM_BACKND": "COBRE_COMM_BACKEND"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("INSECURE", "1", "insecure", True),
+        ("INSECURE", "0", "insecure", False),
+        ("INSECURE", "", "insecure", False),
+        ("STALL_WARN_SECS", "2.5", "stall_warn_secs", 2.5),
+        ("STALL_WARN_SECS", "1e2", "stall_warn_secs", 100.0),
+        ("STALL_WARN_SECS", "inf", "stall_warn_secs", float("inf")),
+    ],
+)
+def test_tcp_variable_fills_its_field(name, text, field, value):
+    config = TcpConfig.from_env({**TCP, f"COBRE_TCP_{name}": text})
+    assert getattr(config, field) == value
+    assert type(getattr(config, field)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["2", "yes", "true", "auto", "-1", "1 0"])
+def test_flag_that_is_neither_yes_nor_no_is_refused(text):
+    with pytest.raises(InitializationFailed, match="expected 1 or 0") as caught:
+        TcpConfig.from_env({**TCP, "COBRE_TCP_INSECURE": text})
+    assert caught.value.context["setting"] == "COBRE_TCP_INSECURE"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "1.2.3", "soon", "10s", "-inf"])
+def test_stall_warning_that_is_no_duration_is_refused(text):
+    with pytest.raises(InitializationFailed, match="seconds above 0, or inf") as caught:
+        TcpConfig.from_env({**TCP, "COBRE_TCP_STALL_WARN_SECS": text})
+    assert caught.value.context["setting"] == "COBRE_TCP_STALL_WARN_SECS"
