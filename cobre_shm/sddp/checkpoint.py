@@ -66,7 +66,7 @@ def encode(checkpoint: Checkpoint, case_digest: str) -> bytes:
         "history": [asdict(item) for item in checkpoint.history],
         "retries": checkpoint.retries,
     }
-    arrays: dict[str, npt.NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
         "bases": checkpoint.bases,
         "bound_bases": checkpoint.bound_bases,
@@ -76,7 +76,8 @@ def encode(checkpoint: Checkpoint, case_digest: str) -> bytes:
         stages: Sequence[Floats] = getattr(checkpoint, name)
         arrays |= {f"{name}_{t}": values for t, values in enumerate(stages)}
     archive = io.BytesIO()
-    np.savez(archive, allow_pickle=False, **arrays)
+    # Without allow_pickle, which numpy before 2.1 would store as an array of that name.
+    np.savez(archive, **arrays)
     content = archive.getvalue()
     return _MAGIC + hashlib.sha256(content).digest() + content
 

@@ -390,3 +390,13 @@ def test_damaged_policy_is_refused(random_path, tmp_path, comm, rows, words):
         write_table(policy, "cuts.parquet", names, [(*row, *np.zeros(size), 1, 0) for row in rows])
     with pytest.raises(CheckpointError, match=words):
         train(random_path, comm, iterations=1, warm_start=policy)
+
+
+def test_checkpoint_stores_arrays_by_their_names_only(random_path, tmp_path, monkeypatch):
+    """Before numpy 2.1 ``savez`` has no options: every keyword is the name of an array."""
+    kept, savez = [], np.savez
+    monkeypatch.setattr(
+        np, "savez", lambda file, **arrays: kept.append(arrays) or savez(file, **arrays)
+    )
+    train_until(random_path, tmp_path / "out", 1)
+    assert {type(values) for arrays in kept for values in arrays.values()} == {np.ndarray}
