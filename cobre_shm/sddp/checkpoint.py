@@ -12,6 +12,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -140,9 +141,10 @@ def write_checkpoint(path: Path, data: bytes) -> None:
     Raises:
         OutputError: The file cannot be written; the old one is as it was.
     """
-    for remains in path.parent.glob(f".{path.name}.*"):
-        # Of a writer that was killed.
-        remains.unlink(missing_ok=True)
+    # Of a writer that was killed. What is in the way of this shows when the new one is written.
+    with suppress(OSError):
+        for remains in path.parent.glob(f".{path.name}.*"):
+            remains.unlink(missing_ok=True)
 
     def write(file: Path) -> None:
         file.write_bytes(data)

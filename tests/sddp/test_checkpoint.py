@@ -400,3 +400,11 @@ def test_checkpoint_stores_arrays_by_their_names_only(random_path, tmp_path, mon
     )
     train_until(random_path, tmp_path / "out", 1)
     assert {type(values) for arrays in kept for values in arrays.values()} == {np.ndarray}
+
+
+def test_remains_that_cannot_be_removed_do_not_keep_a_checkpoint_from_being_written(tmp_path):
+    path = tmp_path / checkpoint.FILE_NAME
+    remains = path.with_name(f".{path.name}.12345")
+    remains.mkdir()
+    checkpoint.write_checkpoint(path, b"new")
+    assert path.read_bytes() == b"new"
