@@ -6,9 +6,10 @@ import argparse
 import sys
 from typing import NoReturn
 
-__all__ = ["BAD_ARGUMENTS", "Parser"]
+__all__ = ["BAD_ARGUMENTS", "BAD_BACKEND", "Parser"]
 
 BAD_ARGUMENTS = 1
+BAD_BACKEND = 4
 
 
 class Parser(argparse.ArgumentParser):

@@ -236,7 +236,8 @@ class WorkerError(CobreError):
         rank: The worker that failed first.
         pid: Its process id.
         exit_code: How it ended: its exit code, or minus the signal that ended it, as
-            ``subprocess`` has it; None if it had to be ended after it had raised.
+            ``subprocess`` has it; None if it had to be ended after it had raised, or if this
+            program ignores SIGCHLD, so that nobody knows.
         signal: Number of the signal that ended it, or None.
         cause: What else is known of why it died, such as a lack of memory; or None.
         inner: The exception that it raised, whose ``__cause__`` shows the traceback in the

@@ -18,7 +18,7 @@ from typing import Any
 
 import cobre_shm
 from cobre_shm import limits, machine
-from cobre_shm.command_line import Parser
+from cobre_shm.command_line import BAD_BACKEND, Parser
 from cobre_shm.cpus import cgroup_quota, count_cpus
 from cobre_shm.errors import BackendError
 from cobre_shm.selection.info import describe_selection
@@ -26,7 +26,6 @@ from cobre_shm.units import bytes_text
 
 __all__ = ["collect", "main"]
 
-_BACKEND_ERROR = 4
 _PACKAGES = (
     "numpy",
     "numba",
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if error is None:
         return 0
     print(json.dumps(error.to_dict()) if as_json else f"error: {error}", file=sys.stderr)
-    return _BACKEND_ERROR
+    return BAD_BACKEND
 
 
 def collect() -> tuple[dict[str, Any], BackendError | None]:

@@ -89,4 +89,7 @@ async def train_async(
                     future.exception()
                 raise
         finally:
+            # Also where the coroutine is dropped, when nothing can be awaited any more. After the
+            # end it does no harm.
+            cancellation.request()
             executor.shutdown()

@@ -34,7 +34,8 @@ def encode(value: object) -> bytes:
     structure = json.dumps(_describe(value, arrays), separators=(",", ":")).encode()
     buffer = io.BytesIO()
     head = np.frombuffer(structure, dtype=np.uint8)
-    np.savez(buffer, head, *arrays, allow_pickle=False)
+    # Without allow_pickle, which numpy before 2.1 would store as an array of that name.
+    np.savez(buffer, head, *arrays)
     return buffer.getvalue()
 
 
@@ -54,7 +55,7 @@ def _describe(value: object, arrays: list[npt.NDArray[Any]]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         # A numpy scalar may be a float as well; what comes back is the plain one.
         return value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
         arrays.append(np.asarray(value))
         return {"a": len(arrays) - 1}
     if isinstance(value, tuple):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,8 @@ class Session:
     def __init__(self, comm: Communicator, folders: Folders) -> None:
         self._place = Place(comm=comm)
         self._folders = folders
-        self._results: OrderedDict[str, TrainingResult | SimulationResult] = OrderedDict()
+        # Other threads may be reading it: it is replaced, never changed.
+        self._results: Mapping[str, TrainingResult | SimulationResult] = {}
         self._numbers = itertools.count(1)
 
     # Cases
@@ -268,9 +268,8 @@ class Session:
 
     def _keep(self, kind: str, result: TrainingResult | SimulationResult) -> str:
         name = f"{kind}-{next(self._numbers)}"
-        self._results[name] = result
-        while len(self._results) > _KEPT:
-            self._results.popitem(last=False)
+        kept = [*self._results.items(), (name, result)]
+        self._results = dict(kept[-_KEPT:])
         return name
 
 
@@ -300,7 +299,7 @@ def _read_convergence(path: Path) -> dict[str, Any]:
     raise ParseError(f"{path}: not a convergence table: {what}", context={"file": str(path)})
 
 
-def _unknown(name: str, known: OrderedDict[str, Any], what: str) -> OutOfRange:
+def _unknown(name: str, known: Mapping[str, Any], what: str) -> OutOfRange:
     return OutOfRange(
         f"{name!r} is not {what} of this session",
         context={"field": "result", "value": name, "expected": list(known)},

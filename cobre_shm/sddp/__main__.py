@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cobre_shm import create_communicator
+from cobre_shm.command_line import BAD_ARGUMENTS, BAD_BACKEND
 from cobre_shm.errors import BackendError, CobreError, CommError
 from cobre_shm.sddp import shipped_case_path
 from cobre_shm.sddp.envelope import envelope
@@ -31,10 +32,8 @@ if TYPE_CHECKING:
     from cobre_shm.sddp.simulation import SimulationResult
     from cobre_shm.sddp.training_result import TrainingDetails
 
-BAD_ARGUMENTS = 1
 BAD_CONFIGURATION = 2
 BAD_DATA = 3
-BAD_BACKEND = 4
 BAD_CHECKPOINT = 5
 _SIGNAL_BASE = 128
 

@@ -12,6 +12,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -66,7 +67,7 @@ def encode(checkpoint: Checkpoint, case_digest: str) -> bytes:
         "history": [asdict(item) for item in checkpoint.history],
         "retries": checkpoint.retries,
     }
-    arrays: dict[str, npt.NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
         "bases": checkpoint.bases,
         "bound_bases": checkpoint.bound_bases,
@@ -76,7 +77,8 @@ def encode(checkpoint: Checkpoint, case_digest: str) -> bytes:
         stages: Sequence[Floats] = getattr(checkpoint, name)
         arrays |= {f"{name}_{t}": values for t, values in enumerate(stages)}
     archive = io.BytesIO()
-    np.savez(archive, allow_pickle=False, **arrays)
+    # Without allow_pickle, which numpy before 2.1 would store as an array of that name.
+    np.savez(archive, **arrays)
     content = archive.getvalue()
     return _MAGIC + hashlib.sha256(content).digest() + content
 
@@ -139,9 +141,10 @@ def write_checkpoint(path: Path, data: bytes) -> None:
     Raises:
         OutputError: The file cannot be written; the old one is as it was.
     """
-    for remains in path.parent.glob(f".{path.name}.*"):
-        # Of a writer that was killed.
-        remains.unlink(missing_ok=True)
+    # Of a writer that was killed. What is in the way of this shows when the new one is written.
+    with suppress(OSError):
+        for remains in path.parent.glob(f".{path.name}.*"):
+            remains.unlink(missing_ok=True)
 
     def write(file: Path) -> None:
         file.write_bytes(data)

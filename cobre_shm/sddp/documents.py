@@ -2,8 +2,10 @@
 
 A case directory holds JSON files and Parquet tables in the format of the Cobre project,
 https://github.com/cobre-rs/cobre. The result of reading is a dictionary from the file's path
-inside the directory to its content: the JSON value, or for a table the columns as lists. JSON
-text keeps every float exactly, so the ranks that receive the dictionary build the same case.
+inside the directory to its content: the JSON value, or for a table the columns as lists, in which
+a time, a decimal or bytes stand as text: a reader that wants a number says so, and a column that
+nothing reads has no effect. JSON text keeps every float exactly, so the ranks that receive the
+dictionary build the same case.
 """
 
 from __future__ import annotations
@@ -179,13 +181,23 @@ def _read_parquet(path: Path, name: str) -> Any:
             # Without threads: Arrow's may still be starting when a rank that found a mistake ends,
             # and the C++ runtime then aborts the process.
             table = parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
-            return table.to_pydict()
+            columns = table.to_pydict()
     except (ValueError, OSError) as error:
         # pyarrow's own errors derive from these two.
         reason = str(error).splitlines()[0]
         raise ParseError(
             f"{name}: not readable as Parquet: {reason}", context={"file": name}
         ) from error
+    for field in table.schema:
+        if not _is_number(field.type):
+            columns[field.name] = json.loads(json.dumps(columns[field.name], default=str))
+    return columns
+
+
+def _is_number(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_integer(kind) or types.is_floating(kind))
 
 
 def encode(documents: Documents) -> bytes:

@@ -291,9 +291,9 @@ class Record:
                 self.findings.add(self._wrong_type(f"{key}[{i}]", item, "an object"))
         return result
 
-    def numbers(self, key: str, default: Any = _REQUIRED) -> tuple[float, ...]:
+    def numbers(self, key: str) -> tuple[float, ...]:
         """Return a list of finite floats."""
-        values = self.items(key, default)
+        values = self.items(key)
         cells = Record(
             {f"{key}[{i}]": value for i, value in enumerate(values)},
             self.file,

@@ -57,7 +57,10 @@ class NodeArrays:
         return array
 
     def opening_tree(self, case: Case) -> list[Floats]:
-        """Return what :func:`cobre_shm.sddp.scenarios.opening_tree` returns."""
+        """Return the noise of every opening: per stage float64 (openings, components).
+
+        It depends on nothing but the case: the same for any number of ranks.
+        """
         statistics, horizon = case.statistics, case.horizon
         if statistics.openings is not None:
             return list(statistics.openings)

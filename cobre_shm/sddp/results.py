@@ -17,6 +17,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         _flush(partial)
         partial.replace(path)
         _flush(path.parent)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise _output_error(path, error) from error
+    except BaseException as error:
+        # What kept it from being written may keep it from being removed.
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise _output_error(path, error) from error
+        raise
 
 
 def _flush(path: Path) -> None:

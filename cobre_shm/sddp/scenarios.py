@@ -253,21 +253,6 @@ def _parse_openings(
     return tuple(tree)
 
 
-def opening_tree(statistics: Statistics, horizon: Horizon, seed: int, hydros: int) -> list[Floats]:
-    """Return the noise of every opening: per stage float64 (openings, components).
-
-    The tree depends on nothing but its arguments, so every rank makes the same one.
-    """
-    if statistics.openings is not None:
-        return list(statistics.openings)
-    components = noise_components(statistics, hydros)
-    tree = [np.zeros((stage.openings, components)) for stage in horizon.stages]
-    for t, noise in enumerate(tree):
-        draw_noise(noise, range(len(noise)), statistics, horizon, t, seed)
-    copy_common_noise(tree, horizon)
-    return tree
-
-
 def noise_components(statistics: Statistics, hydros: int) -> int:
     """Return the length of a noise vector."""
     return hydros + len(statistics.random_buses) + len(statistics.random_sources)

@@ -7,14 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 
+from cobre_shm.command_line import BAD_BACKEND
 from cobre_shm.cpus import count_cpus
 from cobre_shm.errors import CobreError
 from cobre_shm.spawn.errors import LaunchError, ProgramNotRunnable
 from cobre_shm.spawn.options import Options, parse, wants_json
 
 __all__ = ["execute"]
-
-_BACKEND_ERROR = 4
 
 
 def execute(words: Sequence[str]) -> int:
@@ -36,7 +35,7 @@ def execute(words: Sequence[str]) -> int:
     except (CobreError, OSError) as error:
         told = error if isinstance(error, CobreError) else _refused(error)
         _show(told, as_json=wants_json(words))
-        return told.exit_code if isinstance(told, LaunchError) else _BACKEND_ERROR
+        return told.exit_code if isinstance(told, LaunchError) else BAD_BACKEND
 
 
 def _examine(options: Options) -> int:
@@ -51,7 +50,7 @@ def _examine(options: Options) -> int:
             print(to_text(check), flush=True)
     if as_json:
         print(json.dumps(to_json(checks), indent=2))
-    return 0 if has_passed(checks) else _BACKEND_ERROR
+    return 0 if has_passed(checks) else BAD_BACKEND
 
 
 def _refused(error: OSError) -> ProgramNotRunnable:

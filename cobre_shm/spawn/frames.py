@@ -83,9 +83,14 @@ class Channel:
             data = self._socket.recv(_CHUNK_BYTES)
             if not data:
                 raise EOFError("the starting process closed the connection")
+            task = None
             for kind, payload in self._reader.feed(data):
                 if kind is Frame.TASK:
-                    return payload
+                    task = payload
+                # What comes in one piece with the task: nothing else will bring it up.
+                self._is_stopping |= kind is Frame.STOP
+            if task is not None:
+                return task
 
     def send_event(self, payload: bytes) -> None:
         """Tell the starting process of progress. Waits while it is behind in reading."""

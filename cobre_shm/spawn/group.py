@@ -169,6 +169,8 @@ class Group:
         self._events.start(self, self._attempt)
         start.begin(self)
         self.loop.turn_until(lambda: start.is_done or self.is_ending)
+        # Too long a start is told as too long a run is; it may be over when that has been done.
+        self.loop.turn_until(lambda: not self._is_asking)
         if start.is_done:
             self._events.follow()
             self.loop.turn_until(lambda: not self._running and not self._is_asking)
@@ -257,7 +259,7 @@ class Group:
         if self.is_ending or self._first_failure is not None:
             return
         self._has_timed_out = self._is_asking = True
-        rows = self._table()
+        rows = self._table() if self.ranks else ["  No rank has been started yet"]
         stacks = Stacks(self.ranks, self.output)
         stacks.request()
 

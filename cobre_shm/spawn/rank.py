@@ -30,26 +30,33 @@ _LOOK_SECS = 0.0005
 
 @dataclass(frozen=True)
 class Ending:
-    """How a process ended: exactly one of the two is set."""
+    """How a process ended: at most one of the two is set; none: nobody knows."""
 
     exit_code: int | None = None
     signal: int | None = None
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether it was reaped before we looked: its pid may be somebody else's by now."""
+        return self.exit_code is None and self.signal is None
+
+    @property
     def code(self) -> int:
-        """The exit code as a shell shows it."""
+        """The exit code as a shell shows it; no success where nobody knows."""
         if self.exit_code is not None:
             return self.exit_code
         return 128 + (self.signal or 0)
 
     @property
-    def returncode(self) -> int:
-        """The exit code as ``subprocess`` shows it: minus the signal."""
-        return -self.signal if self.signal is not None else self.exit_code or 0
+    def returncode(self) -> int | None:
+        """The exit code as ``subprocess`` shows it: minus the signal; None: nobody knows."""
+        return -self.signal if self.signal is not None else self.exit_code
 
     @property
     def short(self) -> str:
         """Code or signal in a table."""
+        if self.is_unknown:
+            return "ended unseen"
         if self.signal is None:
             return f"exit code {self.exit_code}"
         return self._signal_name or f"signal {self.signal}"
@@ -62,6 +69,8 @@ class Ending:
             return ""
 
     def __str__(self) -> str:
+        if self.is_unknown:
+            return "ended unseen: SIGCHLD is ignored, or something else has reaped it"
         if self.signal is None:
             return f"ended with exit code {self.exit_code}"
         name = f" ({self._signal_name})" if self._signal_name else ""
@@ -70,7 +79,11 @@ class Ending:
 
 def look_at(pid: int) -> Ending | None:
     """Return how a child has ended, or None while it runs. It stays to be reaped."""
-    result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    try:
+        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        # SIGCHLD is ignored, or somebody else has reaped it.
+        return Ending()
     if result is None:
         return None
     if result.si_code == os.CLD_EXITED:
@@ -135,6 +148,8 @@ class Rank:
 
     def send(self, number: int) -> None:
         """Signal the whole process group, which may have members left after the rank's end."""
+        if self.ending is not None and self.ending.is_unknown:
+            return
         if self.ending is None and number in (signal.SIGTERM, signal.SIGKILL):
             self.was_stopped = True
         # A rank that runs a program of another user cannot be signalled.
@@ -148,8 +163,7 @@ class Rank:
 
     def reap(self, deadline: float) -> None:
         """Take the process, which was killed, out of the process table if it ends in time."""
-        with contextlib.suppress(ChildProcessError):
-            self.look()
+        self.look()
         reap(self.pid, deadline - time.monotonic())
 
 

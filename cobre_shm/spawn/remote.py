@@ -75,7 +75,8 @@ def _plain_arguments(error: BaseException) -> dict[str, Any] | None:
     """What JSON can say of an exception, or None if that is not all of it."""
     cls = type(error)
     if isinstance(error, CobreError) and cls.__module__.partition(".")[0] in _OWN:
-        state = {key: value for key, value in vars(error).items() if key != "source"}
+        # What is underneath is told by the traceback.
+        state = {k: None if k == "source" else value for k, value in vars(error).items()}
         found = {"args": list(error.args), "state": state}
     elif cls.__module__ == "builtins":
         reduced = error.__reduce__()

@@ -125,7 +125,8 @@ class _Worker:
             return False
         if self.error is not None:
             return True
-        return self.ending is not None and (self.ending.returncode != 0 or self.result is None)
+        # Of an end that nobody saw, the result says that all was well.
+        return self.ending is not None and (bool(self.ending.returncode) or self.result is None)
 
     def has_ended(self) -> bool:
         """Look whether it has ended."""
@@ -135,6 +136,10 @@ class _Worker:
 
     def signal(self, number: int) -> None:
         """Signal its process group, which may have members left after its own end."""
+        ending = self.ending or look_at(self.pid)
+        if ending is not None and ending.is_unknown:
+            # Once it is reaped, its number may be another's.
+            return
         if self.ending is None:
             self.was_stopped = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -408,7 +413,7 @@ class WorkerGroup:
         code = None if ending is None or first.was_stopped else ending.returncode
         if error is not None:
             what = f"raised {type(error).__name__}: {error}"
-        elif code:
+        elif code or (ending is not None and ending.is_unknown):
             what = f"{ending}: {first.cause}" if first.cause else str(ending)
         else:
             what = "ended without a result"

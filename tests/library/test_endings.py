@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,30 @@ def test_what_a_check_raises_ends_a_simulation(case_path, alone):
             sddp.simulate(case, alone.policy.all_cuts(), comm, 1000, check=check)
         # The communicator is as good as before.
         sddp.simulate(case, alone.policy.all_cuts(), comm, 1)
+
+
+def test_asynchronous_training_that_is_dropped_ends(case_path):
+    """As by a loop that is shut down: the coroutine is closed, and can await nothing."""
+    events, started, closing = [], threading.Event(), threading.Event()
+
+    def tell(event):
+        events.append(event)
+        started.set()
+        closing.wait()
+
+    async def main():
+        training = cobre_shm.train_async(
+            case_path, config_overrides=limit(30), progress_callback=tell
+        )
+        training.send(None)
+        await asyncio.to_thread(started.wait)
+        asyncio.get_running_loop().run_in_executor(None, release)
+        training.close()
+
+    def release():
+        # After the close has begun.
+        time.sleep(0.2)
+        closing.set()
+
+    asyncio.run(main())
+    assert len(events) < 30

@@ -54,7 +54,10 @@ def test_dataclasses_of_this_project_come_back():
     assert found.coefficients.tolist() == cuts.coefficients.tolist()
 
 
-@pytest.mark.parametrize("value", [object(), {1}, b"bytes", lambda: 1, [1, {"x": 1j}]])
+@pytest.mark.parametrize(
+    "value",
+    [object(), {1}, b"bytes", lambda: 1, [1, {"x": 1j}], np.array([{1}], dtype=object)],
+)
 def test_other_values_are_refused(value):
     with pytest.raises(TypeError, match="not plain data"):
         encode(value)
@@ -80,3 +83,16 @@ def test_pickled_arrays_are_refused():
         decode(message({"a": 0}, np.array([mean_and_std], dtype=object)))
     with pytest.raises(ValueError, match="pickle"):
         decode(pickle.dumps([1]))
+
+
+def test_oldest_numpy_stores_nothing_beside_the_arrays(monkeypatch):
+    """Before numpy 2.1 ``savez`` has no options: every keyword is the name of an array."""
+    savez = np.savez
+    monkeypatch.setattr(
+        np, "savez", lambda file, *args, **named: savez(file, *args, **renamed(named))
+    )
+    assert decode(encode({"a": np.ones(2)}))["a"].tolist() == [1.0, 1.0]
+
+
+def renamed(named):
+    return {f"named_{name}": values for name, values in named.items()}

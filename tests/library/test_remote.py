@@ -1,6 +1,7 @@
 """Messages between a worker and who started it."""
 
 import json
+import socket
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from cobre_shm import errors
 from cobre_shm.sddp.errors import OutOfRange
-from cobre_shm.spawn.frames import Frame, FrameReader, encode_frame
+from cobre_shm.spawn.frames import Channel, Frame, FrameReader, encode_frame
 from cobre_shm.spawn.remote import RemoteError, decode_exception, encode_exception
 
 
@@ -76,3 +77,18 @@ def test_exception_that_cannot_be_made_again_keeps_its_name_and_text():
 def test_only_exceptions_are_made(name):
     described = {"class": name, "text": "t", "traceback": "", "plain": {"args": ["true"]}}
     assert type(decode_exception(json.dumps(described).encode())) is RemoteError
+
+
+def test_wish_to_stop_that_comes_with_the_task_is_heard():
+    ours, theirs = socket.socketpair()
+    channel = Channel(theirs.detach())
+    with ours:
+        ours.sendall(encode_frame(Frame.TASK, b"task") + encode_frame(Frame.STOP))
+        assert channel.receive_task() == b"task"
+        assert channel.is_stopping()
+    channel.close()
+
+
+def test_error_without_what_is_underneath_has_the_attribute_for_it():
+    error = errors.InitializationFailed("shm", "detail", source=OSError(13, "refused"))
+    assert decode_exception(encode_exception(error)).source is None

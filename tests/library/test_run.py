@@ -305,3 +305,34 @@ def test_worker_out_of_memory_is_told_with_peak_and_limit(limited_group):
     assert "a limit of 300 MiB" in starved[2]
     assert starved[2] in starved[3]
     assert killed[2] == "None"
+
+
+REAPED = """
+import math, os, signal
+from cobre_shm import WorkerError, spawn
+from tests.library import programs
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+killpg, groups = os.killpg, []
+os.killpg = lambda *words: groups.append(words) or killpg(*words)
+print(spawn.run(math.hypot, 2, (3.0, 4.0)), len(groups))
+for how in ("raise", "exit", "kill"):
+    try:
+        spawn.run(programs.end, 1, (0, how))
+    except WorkerError as error:
+        print(error.exit_code, error.signal, type(error.inner).__name__, len(groups), error.message)
+"""
+
+
+def test_workers_of_a_program_that_ignores_sigchld():
+    """Their ends leave no trace, and their pids may come to mean others at once."""
+    done = python("-c", REAPED)
+    assert done.returncode == 0, done.stderr
+    result, *failures = done.stdout.splitlines()
+    assert result == "[5.0, 5.0] 0"
+    assert [line.split()[:4] for line in failures] == [
+        ["None", "None", "ValueError", "0"],
+        ["None", "None", "SystemExit", "0"],
+        ["None", "None", "NoneType", "0"],
+    ]
+    assert "ended unseen: SIGCHLD is ignored" in failures[-1]

@@ -1,6 +1,7 @@
 """The tools and resources, through the SDK's own client, over both transports."""
 
 import json
+from pathlib import Path
 
 import anyio
 import mcp
@@ -234,3 +235,20 @@ def test_report_that_nobody_takes_does_not_hold_a_training_up(allowed, monkeypat
 
     assert anyio.run(use)["iterations"] == 3
     assert len(begun) == 3
+
+
+def test_results_can_be_listed_while_another_is_kept(allowed):
+    session = Session(LocalCommunicator(), Folders([allowed]))
+
+    class Result:
+        """Has another one kept while it is looked at, as a worker's thread may."""
+
+        @property
+        def case(self):
+            session._keep("simulate", Result())
+            return Path("case")
+
+    for _ in range(20):
+        session._keep("simulate", Result())
+    names = [f"simulate-{number}" for number in range(5, 21)]
+    assert [each["result"] for each in session.names()] == names

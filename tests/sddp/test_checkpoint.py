@@ -381,3 +381,21 @@ def test_damaged_policy_is_refused(random_path, tmp_path, comm, rows, words):
         write_table(policy, "cuts.parquet", names, [(*row, *np.zeros(size), 1, 0) for row in rows])
     with pytest.raises(CheckpointError, match=words):
         train(random_path, comm, iterations=1, warm_start=policy)
+
+
+def test_checkpoint_stores_arrays_by_their_names_only(random_path, tmp_path, monkeypatch):
+    """Before numpy 2.1 ``savez`` has no options: every keyword is the name of an array."""
+    kept, savez = [], np.savez
+    monkeypatch.setattr(
+        np, "savez", lambda file, **arrays: kept.append(arrays) or savez(file, **arrays)
+    )
+    train_until(random_path, tmp_path / "out", 1)
+    assert {type(values) for arrays in kept for values in arrays.values()} == {np.ndarray}
+
+
+def test_remains_that_cannot_be_removed_do_not_keep_a_checkpoint_from_being_written(tmp_path):
+    path = tmp_path / checkpoint.FILE_NAME
+    remains = path.with_name(f".{path.name}.12345")
+    remains.mkdir()
+    checkpoint.write_checkpoint(path, b"new")
+    assert path.read_bytes() == b"new"

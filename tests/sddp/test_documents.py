@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cobre_shm.sddp import (
@@ -12,14 +16,23 @@ from cobre_shm.sddp import (
     OutOfRange,
     ParseError,
     SchemaViolation,
+    TypeMismatch,
     Unsupported,
     load_case,
     shipped_case_path,
 )
+from cobre_shm.sddp.__main__ import main
 from cobre_shm.sddp.documents import REQUIRED, decode, encode, read_documents
 from cobre_shm.sddp.findings import Findings
 from tests.sddp.editing import write_json, write_table
 from tests.sddp.test_case import _COUNT_THREADS
+
+OTHER_VALUES = {
+    "time": datetime.datetime(2030, 1, 1, 12),
+    "decimal": decimal.Decimal("1.5"),
+    "bytes": b"x",
+    "list": [datetime.date(2030, 1, 1)],
+}
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -123,3 +136,25 @@ def test_documents_survive_the_way_to_other_ranks():
 def test_reading_starts_no_threads():
     """A process that ends while a foreign thread pool starts is aborted by the C++ runtime."""
     assert subprocess.run([sys.executable, "-c", _COUNT_THREADS], check=False).returncode == 0
+
+
+def test_column_that_nothing_reads_may_hold_anything(shipped_copy):
+    file = shipped_copy / "scenarios" / "load_seasonal_stats.parquet"
+    table = pq.read_table(file)
+    rows = len(table)
+    for name, value in OTHER_VALUES.items():
+        table = table.append_column(name, pa.array([value] * rows))
+    pq.write_table(table, file)
+    assert main(["validate", str(shipped_copy)]) == 0
+    documents = read_documents(shipped_copy, Findings())
+    assert decode(encode(documents)) == documents
+
+
+@pytest.mark.parametrize("value", OTHER_VALUES.values(), ids=OTHER_VALUES)
+def test_column_of_no_numbers_is_refused_where_it_is_read(shipped_copy, value):
+    file = shipped_copy / "scenarios" / "load_seasonal_stats.parquet"
+    table = pq.read_table(file)
+    column = table.column_names.index("mean_mw")
+    pq.write_table(table.set_column(column, "mean_mw", pa.array([value] * len(table))), file)
+    with pytest.raises(TypeMismatch, match=r"mean_mw.* must be a number"):
+        load_case(shipped_copy)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cobre_shm.local import LocalCommunicator
 from cobre_shm.sddp import load_case, series_digest, train
-from cobre_shm.sddp.scenarios import opening_tree
+from cobre_shm.sddp.node_arrays import NodeArrays
 from tests.sddp.editing import edit, hydro_plant, small_case, write_json, write_table
 from tests.sddp.equivalent import Equivalent
 from tests.sddp.threads import run_ranks
@@ -193,7 +193,7 @@ def check(system):
     with tempfile.TemporaryDirectory() as directory:
         path = write_system(Path(directory) / "case", system)
         case = load_case(path)
-        tree = opening_tree(case.statistics, case.horizon, case.config.tree_seed, len(case.hydros))
+        tree = NodeArrays(LocalCommunicator()).opening_tree(case)
         optimum = Equivalent(path, tree).optimum()
     result = train(case, LocalCommunicator(), iterations=25)
     bounds, size = result.lower_bound, max(1.0, abs(optimum))

@@ -12,8 +12,8 @@ import pytest
 from cobre_shm.local import LocalCommunicator
 from cobre_shm.sddp import SolverError, load_case, series_digest, simulate, train, training
 from cobre_shm.sddp.__main__ import main
+from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise_bounds import noise_bounds
-from cobre_shm.sddp.scenarios import opening_tree
 from cobre_shm.sddp.solver import Place, StageSolver
 from cobre_shm.sddp.stage_lp import build_stage
 from tests.sddp.editing import edit, write_table
@@ -95,7 +95,7 @@ def test_insoluble_simulation_is_named_and_kept(random_path, tmp_path, comm):
 
 def stage_solver(path, t=0, change=lambda lp: lp):
     case = load_case(path)
-    tree = opening_tree(case.statistics, case.horizon, case.config.tree_seed, len(case.hydros))
+    tree = NodeArrays(LocalCommunicator()).opening_tree(case)
     lp = change(build_stage(case, t, 1e3))
     return case, StageSolver(lp, noise_bounds(case, lp, tree[t]))
 

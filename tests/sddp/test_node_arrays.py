@@ -11,7 +11,6 @@ from cobre_shm.sddp.cut_store import CutStore
 from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise_bounds import noise_bounds
 from cobre_shm.sddp.passes import Passes
-from cobre_shm.sddp.scenarios import opening_tree
 from cobre_shm.sddp.stage_lp import build_stage, cost_scale
 from tests.sddp.editing import edit, write_table
 from tests.support.ranks import results_of, run_ranks
@@ -50,7 +49,7 @@ def private_and_writable(comm, arrays):
 
 def made_alone(path):
     case = load_case(path)
-    tree = opening_tree(case.statistics, case.horizon, case.config.tree_seed, len(case.hydros))
+    tree = NodeArrays(LocalCommunicator()).opening_tree(case)
     made = [*tree]
     for t, noise in enumerate(tree):
         for mean_load in (False, True):

@@ -165,3 +165,22 @@ def test_simulation_tables_agree_with_the_result(trained, comm):
     summary = json.loads((root / "simulation" / "summary.json").read_text())
     assert summary["scenarios"] == 5
     assert summary["mean"] == pytest.approx(simulation.total_cost.mean())
+
+
+def test_place_that_cannot_be_written_is_an_output_error(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    for path in (file / "table", tmp_path / ("long" * 100)):
+        with pytest.raises(OutputError):
+            write_atomically(path, lambda partial: partial.write_text("all"))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_interrupted_write_leaves_nothing(tmp_path, error):
+    def fail(partial):
+        partial.write_text("half")
+        raise error
+
+    with pytest.raises(error):
+        write_atomically(tmp_path / "table", fail)
+    assert list(tmp_path.iterdir()) == []

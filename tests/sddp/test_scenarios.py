@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cobre_shm.sddp import load_case, series_digest, simulate, train
-from cobre_shm.sddp.scenarios import draw_opening, inflow_model, opening_tree
+from cobre_shm.sddp.node_arrays import NodeArrays
+from cobre_shm.sddp.scenarios import draw_opening, inflow_model
 from tests.sddp.editing import (
     constant_load,
     edit,
@@ -35,7 +36,7 @@ def test_truncation_leaves_no_negative_inflow(random_path, comm):
     assert (inflow < 1e-9).any()
 
 
-def test_stages_of_one_season_and_year_share_their_noise(random_path):
+def test_stages_of_one_season_and_year_share_their_noise(random_path, comm):
     (random_path / "scenarios" / "inflow_ar_coefficients.parquet").unlink()
 
     def change(content):
@@ -44,7 +45,7 @@ def test_stages_of_one_season_and_year_share_their_noise(random_path):
 
     edit(random_path, "stages.json", change)
     case = load_case(random_path)
-    tree = opening_tree(case.statistics, case.horizon, 42, len(case.hydros))
+    tree = NodeArrays(comm).opening_tree(case)
     assert tree[1][:4].tolist() == tree[0].tolist()
     assert not tree[1][4:].any()
     assert tree[2].tolist() != tree[0].tolist()
@@ -66,13 +67,13 @@ def test_given_tree_is_taken_as_it_is(random_path, comm):
     assert series_digest(train(random_path, comm, iterations=3)) == series_digest(first)
 
 
-def test_correlated_noise_has_the_given_correlation(random_path):
+def test_correlated_noise_has_the_given_correlation(random_path, comm):
     def change(content):
         content["stages"][0]["num_scenarios"] = 3000
 
     edit(random_path, "stages.json", change)
     case = load_case(random_path)
-    tree = opening_tree(case.statistics, case.horizon, 42, len(case.hydros))
+    tree = NodeArrays(comm).opening_tree(case)
     correlation = np.corrcoef(tree[0].T)
     np.testing.assert_allclose(correlation[:3, :3], 0.6 + 0.4 * np.eye(3), atol=0.05)
     assert abs(correlation[:3, 3:]).max() < 0.07

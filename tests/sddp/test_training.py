@@ -8,11 +8,12 @@ import highspy._core as highs
 import numpy as np
 import pytest
 
+from cobre_shm.local import LocalCommunicator
 from cobre_shm.sddp import load_case, series_digest, simulate, train
 from cobre_shm.sddp.config import StoppingRule
 from cobre_shm.sddp.cuts import average_cut, opening_weights
+from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.noise_bounds import noise_bounds
-from cobre_shm.sddp.scenarios import opening_tree
 from cobre_shm.sddp.stage_lp import build_stage
 from cobre_shm.sddp.stages import RiskMeasure
 from cobre_shm.sddp.stopping import stop_reason
@@ -28,7 +29,7 @@ def extensive_form(case):
     Independent of cuts, duals and solver state: the stage problems are laid side by side, and
     what begins a stage is tied to what ends the one before by equations.
     """
-    tree = opening_tree(case.statistics, case.horizon, case.config.tree_seed, len(case.hydros))
+    tree = NodeArrays(LocalCommunicator()).opening_tree(case)
     lps = [build_stage(case, t, 1.0) for t in range(case.stages)]
     cost, lower, upper, rows = [], [], [], []
 

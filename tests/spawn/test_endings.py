@@ -1,13 +1,14 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from cobre_shm.spawn.rank import Ending
+from cobre_shm.spawn.rank import Ending, Rank
 from cobre_shm.spawn.report import judge
 
 # The first lines of a program: ``ready`` waits until all ranks have come here, ``gone`` until
@@ -246,3 +247,13 @@ def test_poison_names_the_rank_that_decides(ranks, first, blamed, abort, rank, c
         assert verdict is None
     else:
         assert (verdict.rank.number, verdict.code) == (rank, code)
+
+
+def test_end_that_nobody_saw_is_no_success_and_its_pid_is_left_alone(monkeypatch):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    monkeypatch.setattr(os, "killpg", lambda *words: pytest.fail("somebody else's group"))
+    rank = Rank(0, process.pid)
+    assert rank.look() == Ending()
+    assert rank.ending.code != 0
+    rank.send(signal.SIGKILL)

@@ -180,3 +180,12 @@ def test_zygote_that_cannot_be_reaped_is_left(spawn, zygote, monkeypatch):
         zygote.release(0)
         assert zygote._process.returncode is None
     assert zygote._process.wait() == -signal.SIGKILL
+
+
+def test_start_that_takes_too_long_says_so(spawn):
+    spawn.write("slow.py", "import time\ntime.sleep(600)")
+    paths = {"PYTHONPATH": os.pathsep.join([spawn.environment()["PYTHONPATH"], str(spawn.folder)])}
+    limits = ("--timeout", 0.05, "--preload", "slow")
+    done = spawn.run("-n", 2, *limits, "-c", "pass", env=paths)
+    assert done.returncode == 124
+    assert b"longer than 0.05 s (--timeout)\n  No rank has been started yet" in done.stderr
