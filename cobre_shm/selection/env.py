@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cobre_shm.errors import InitializationFailed, MissingConfiguration
-from cobre_shm.selection.values import Secret
+from cobre_shm.selection.values import Explained, Secret
 from cobre_shm.selection.variables import PREFIX, VARIABLES, Variable
 
 __all__ = ["check_value", "read_settings", "unknown_variables"]
@@ -30,6 +30,8 @@ def check_value(variable: Variable, value: Any, setting: str, given: Any) -> Any
     """
     try:
         return variable.type.check(value)
+    except Explained as error:
+        raise _refusal(variable, given, setting, str(error)) from None
     except ValueError:
         raise _refusal(variable, given, setting) from None
 
@@ -77,7 +79,9 @@ def _parse(variable: Variable, text: str) -> Any:
         raise _refusal(variable, text, variable.name) from None
 
 
-def _refusal(variable: Variable, value: Any, setting: str) -> InitializationFailed:
+def _refusal(
+    variable: Variable, value: Any, setting: str, reason: str = ""
+) -> InitializationFailed:
     expected = variable.type.expected
     # Bytes, say, tell it as well as a text does.
     is_secret = isinstance(variable.type, Secret)
@@ -87,7 +91,7 @@ def _refusal(variable: Variable, value: Any, setting: str) -> InitializationFail
         pasted = f"{variable.field}={variable.type.parse(variable.example)!r}"
     return InitializationFailed(
         variable.backend,
-        f"{setting}={quoted} is not valid: expected {expected}",
+        f"{setting}={quoted} is not valid: {reason or f'expected {expected}'}",
         operation="configure",
         context={"setting": setting, "value": text, "expected": expected},
         suggestion=f"Example: {pasted}",

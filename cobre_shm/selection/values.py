@@ -22,6 +22,7 @@ __all__ = [
     "BindAddress",
     "Coordinator",
     "Descriptor",
+    "Explained",
     "Failpoint",
     "Flag",
     "Integer",
@@ -35,6 +36,10 @@ __all__ = [
     "join_address",
     "split_address",
 ]
+
+
+class Explained(ValueError):
+    """A value that is none for a reason that ``expected`` does not give."""
 
 
 class ValueType(Protocol):
@@ -79,7 +84,10 @@ class TuningFile(_Text):
 
     def check(self, value: Any) -> str:
         """Return the name of a file that can be read."""
-        tuning.load_tuning(str(value))
+        try:
+            tuning.load_tuning(str(value))
+        except ValueError as error:
+            raise Explained(str(error)) from error
         return str(value)
 
 

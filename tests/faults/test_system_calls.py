@@ -26,6 +26,7 @@ from cobre_shm.segment.posix import DIRECTORY
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
+from tests.support.memory import resident_bytes
 from tests.support.ranks import results_of, run_ranks
 
 ERRORS = (errno.EMFILE, errno.EROFS, errno.ENOMEM, errno.EACCES)
@@ -366,10 +367,6 @@ def cycle_regions(comm, cycles):
         region.array[0] = cycle
         region.close()
     return held
-
-
-def resident_bytes():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 # A leak of one page, descriptor or mapping per cycle would be far above.

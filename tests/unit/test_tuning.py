@@ -51,6 +51,7 @@ def test_file_that_is_none_is_refused_with_its_name(file, content, words):
     with pytest.raises(InitializationFailed, match="COBRE_SHM_TUNING") as refused:
         ShmConfig.from_env({**SHM, "COBRE_SHM_TUNING": str(file)})
     assert refused.value.context["value"] == str(file)
+    assert str(caught.value) in str(refused.value)
 
 
 def test_file_that_cannot_be_read_is_refused_with_its_name(tmp_path):
