@@ -29,16 +29,30 @@ def check_shape(
     """Check the shape and dtype of a new array; return them in their normal form.
 
     Raises:
-        InvalidBufferSize: The shape is not one or more non-negative integers.
-        InvalidDatatype: Elements of the dtype have no fixed size.
+        InvalidBufferSize: The shape is not one or more non-negative integers, or none that an
+            array can have.
+        InvalidDatatype: It is none, elements of it have no fixed size, or are arrays themselves,
+            which would add their extents to the shape.
     """
-    element = np.dtype(dtype)
+    try:
+        element = np.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise InvalidDatatype(operation, f"dtype {dtype!r}: {error}") from error
     if not is_movable(element):
         raise InvalidDatatype(operation, f"dtype {element}: only fixed-size elements can be shared")
+    if element.subdtype is not None:
+        raise InvalidDatatype(operation, f"dtype {element}: give its extents as part of the shape")
     extents = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     for extent in extents:
         if not isinstance(extent, int | np.integer) or isinstance(extent, bool) or extent < 0:
             raise InvalidBufferSize(operation, "non-negative integers", repr(shape), what="shape")
+    try:
+        # Too much memory is another error. An array without elements takes none, but cannot have
+        # any shape for that.
+        np.empty(extents if 0 in extents else (0,) * len(extents), element)
+    except (ValueError, OverflowError) as error:
+        what = "what numpy can express"
+        raise InvalidBufferSize(operation, what, repr(shape), what="shape") from error
     return tuple(int(extent) for extent in extents), element
 
 

@@ -125,7 +125,9 @@ def _segments() -> list[dict[str, Any]] | None:
     """Segments of the shm backend; None where they cannot be read."""
     try:
         from cobre_shm.segment.leftovers import find_segments
-    except ImportError:
+
+        found = find_segments()
+    except (ImportError, OSError):
         return None
     return [
         {
@@ -137,7 +139,7 @@ def _segments() -> list[dict[str, Any]] | None:
             "dead": segment.is_dead,
             "problem": segment.problem,
         }
-        for segment in find_segments()
+        for segment in found
     ]
 
 
@@ -153,7 +155,7 @@ def _clean() -> list[str]:
 def _suggestions(report: dict[str, Any]) -> Iterator[str]:
     """What would help here, each with a command to be pasted."""
     shared, cache, segments = report["shared_memory"], report["kernel_cache"], report["segments"]
-    # Where they cannot be read there is no shm backend to suffer from either.
+    # Where they cannot be read there is no shm backend, or no /dev/shm, to suffer from.
     if segments is None:
         return
     free = shared["free_bytes"]
@@ -256,7 +258,7 @@ def _machine_lines(report: dict[str, Any]) -> Iterator[str]:
 
 def _segment_lines(segments: list[dict[str, Any]] | None) -> Iterator[str]:
     if segments is None:
-        yield "  not looked at: the shm backend is not available"
+        yield "  not looked at: the shm backend is not available, or /dev/shm cannot be read"
     elif not segments:
         yield "  none"
     for segment in segments or ():

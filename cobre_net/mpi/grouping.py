@@ -7,12 +7,16 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cobre_net.mpi.flat import Flat
 from cobre_net.mpi.library import MPI
 from cobre_net.mpi.nodes import find_nodes
 from cobre_shm.communicator import Communicator
 from cobre_shm.errors import CobreError, InitializationFailed
 from cobre_shm.segment.handover import new_unnamed_segment
+from cobre_shm.segment.refusal import system_error
+from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import MpiConfig, ShmConfig
 
 if TYPE_CHECKING:
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
     from cobre_shm.shm import ShmCommunicator
 
 __all__ = ["Grouping"]
+
+# What ranks tell each other of a reason.
+_TEXT_BYTES = 1024
 
 
 class Grouping:
@@ -85,25 +92,28 @@ class Grouping:
 
     def _form_groups(self, firsts: list[int]) -> str:
         """Form the shm group of this node; return why some node could not, or nothing."""
-        error: CobreError | None = None
-        try:
-            self._group = self._form_group(several=len(firsts) > 1)
-        except CobreError as refused:
-            error = refused
-        failures = [text for text in self._flat.comm.allgather(error and error.message) if text]
-        if failures and self._group is not None:
+        why = ""
+        # Nobody leaves the block by an exception: that would count as a failure of this rank.
+        with self._split() as node:
+            try:
+                self._group = self._form_group(node, several=len(firsts) > 1)
+            except CobreError as error:
+                why = error.message
+        why = _first_text(self._flat.comm, why)
+        if why and self._group is not None:
             self._group.close()
             self._group = None
-        return f"a node could not form a group: {failures[0]}" if failures else ""
+        return f"a node could not form a group: {why}" if why else ""
 
-    def _form_group(self, *, several: bool) -> ShmCommunicator:
+    def _form_group(self, node: Communicator, *, several: bool) -> ShmCommunicator:
         from cobre_shm.shm import ShmCommunicator
 
         slot_bytes = ShmConfig.slot_bytes
-        with self._split() as node, new_unnamed_segment(node, slot_bytes) as name:
-            # As MPI waits: a leader may be in a collective of the leaders for any time.
-            return ShmCommunicator(
-                ShmConfig(
+        with new_unnamed_segment(node, slot_bytes) as name:
+            segment, why = None, ""
+            try:
+                # As MPI waits: a leader may be in a collective of the leaders for any time.
+                config = ShmConfig(
                     name=name,
                     rank=node.rank,
                     size=node.size,
@@ -114,7 +124,18 @@ class Grouping:
                     numa_interleave=self._config.numa_interleave,
                     tuning=self._config.tuning,
                 )
-            )
+                segment = Segment.inherit(name)
+            except CobreError as error:
+                why = error.message
+            except OSError as error:
+                why = system_error(name, error).message
+            # Those that join would wait for ever for one that cannot.
+            why = _first_text(self.node, why)
+            if segment is None or why:
+                if segment is not None:
+                    segment.close()
+                raise InitializationFailed("mpi", why)
+            return ShmCommunicator(config, made=segment)
 
     def _two_levels(self, firsts: list[int]) -> TwoLevel:
         from cobre_net.mpi.levels import TwoLevel
@@ -132,7 +153,8 @@ class Grouping:
         """Return a flat communicator of the ranks of this node."""
         from cobre_net.mpi.communicator import MpiCommunicator
 
-        config = replace(self._config, comm=self.node, hierarchical=False, node=None)
+        # What is checked again must not fail on one rank alone, as a file may.
+        config = replace(self._config, comm=self.node, hierarchical=False, node=None, tuning=None)
         return MpiCommunicator(config)
 
     def split(self) -> Communicator:
@@ -157,3 +179,20 @@ class Grouping:
                 if comm is not None:
                     comm.Free()
         self._leaders = None
+
+
+def _first_text(comm: Any, text: str) -> str:
+    """Return the text of the first rank of ``comm`` that has one, or nothing. Collective.
+
+    Args:
+        comm: Of mpi4py. By its buffers: its objects are pickled.
+        text: Of this rank.
+    """
+    rank, size = comm.Get_rank(), comm.Get_size()
+    first = np.array([rank if text else size], np.int64)
+    comm.Allreduce(MPI.IN_PLACE, first, MPI.MIN)
+    if first[0] == size:
+        return ""
+    told = bytearray(text.encode("utf-8", "replace")[:_TEXT_BYTES].ljust(_TEXT_BYTES))
+    comm.Bcast([told, MPI.BYTE], int(first[0]))
+    return told.rstrip().decode("utf-8", "ignore")

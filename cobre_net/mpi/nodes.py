@@ -51,7 +51,9 @@ def find_nodes(comm: Any, node: int | None) -> Nodes:
     """
     rank = comm.Get_rank()
     local = comm.Split_type(MPI.COMM_TYPE_SHARED, rank)
-    if comm.allreduce(node is not None, MPI.LOR):
+    is_divided = np.array([node is not None], np.int32)
+    comm.Allreduce(MPI.IN_PLACE, is_divided, MPI.MAX)
+    if is_divided[0]:
         # A rank without a number is in a group of those without.
         machine, local = local, local.Split(0 if node is None else node + 1, rank)
         machine.Free()

@@ -21,32 +21,19 @@ from cobre_shm.arrays import bytes_of, bytes_of_shape
 from cobre_shm.communicator import Array, Communicator, SharedRegion
 from cobre_shm.errors import AllocationFailed
 from cobre_shm.limits import available_bytes, shared_memory_bytes
+from cobre_shm.segment.mapping import array_at
 
 __all__ = ["MpiRegion", "free_windows"]
 
 
 class _Memory:
-    """The memory of a window, as numpy takes it; arrays keep it, and it keeps the window held."""
+    """The memory of a window: arrays keep it, and it keeps the window held."""
 
-    def __init__(self, address: int, nbytes: int) -> None:
-        self.address, self.nbytes = address, nbytes
+    def __init__(self, address: int) -> None:
+        self._address = address
 
     def show(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, writable: bool) -> Array:
-        view = _View(self, bytes_of_shape(shape, dtype), writable)
-        return np.asarray(view).view(dtype).reshape(shape)
-
-
-class _View:
-    """One way to look at a memory. Made read-only, no array over it can be made writable."""
-
-    def __init__(self, memory: _Memory, nbytes: int, writable: bool) -> None:
-        self._memory = memory
-        self.__array_interface__ = {
-            "version": 3,
-            "typestr": "|u1",
-            "shape": (nbytes,),
-            "data": (memory.address, not writable),
-        }
+        return array_at(self._address, shape, dtype, self, writable=writable)
 
 
 @dataclass
@@ -112,7 +99,7 @@ class MpiRegion(SharedRegion):
             raise error or AllocationFailed(nbytes, "refused on another node")
         self._window = window
         window.Lock_all(MPI.MODE_NOCHECK)
-        memory = _Memory(window.Shared_query(0)[0].address, nbytes)
+        memory = _Memory(window.Shared_query(0)[0].address)
         windows.append(_Window(window, weakref.ref(memory)))
         self._memory: _Memory | None = memory
         self.array = memory.show(shape, dtype, writable=True)

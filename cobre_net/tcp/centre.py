@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from cobre_net.tcp.call import Call
 from cobre_net.tcp.failure import Failure, Lost
 from cobre_net.tcp.flows import Different, Spoke, look_for_word
-from cobre_net.tcp.link import HANGUP, Ended, FrameBuffer, Link
+from cobre_net.tcp.link import HANGUP, Ended, Link
 from cobre_net.tcp.patience import Patience
+from cobre_net.tcp.star import Star
 from cobre_net.tcp.wire import HEAD_BYTES, SEND, BadFrame
 
 __all__ = ["Centre"]
@@ -17,29 +18,17 @@ __all__ = ["Centre"]
 _SEND_TAGS = range(SEND, SEND + 16)
 
 
-class Centre:
+class Centre(Star):
     """The centre of the star, without any collective.
 
     Args:
         links: The connections, of rank 1 first.
         timeout: Seconds that nothing may move.
         stall_warn: Seconds after which a late rank is named.
-
-    Attributes:
-        sequence: Of the last collective begun.
-        finished: Of the last collective done.
-        last: What that was; None before the first.
-        out: The frame buffer of small results; its payload is where rank 0's part goes first.
-        links: See above.
     """
 
     def __init__(self, links: Sequence[Link], timeout: float, stall_warn: float) -> None:
-        self.links = list(links)
-        self.sequence = self.finished = 0
-        self.out = FrameBuffer()
-        self._timeout, self._stall_warn = timeout, stall_warn
-        self._call = Call(0)
-        self.last: Call | None = None
+        super().__init__(0, links, timeout, stall_warn)
         self._has_agreed: Callable[[int], bool] = _nobody
         # Connections that may still hold a part of a large result.
         self._unsettled: list[Link] = []
@@ -95,22 +84,6 @@ class Centre:
         ]
 
     # What went wrong
-
-    def describe(self, rank: int) -> str:
-        """A rank in words."""
-        if rank == 0:
-            return "rank 0"
-        peer = self.links[rank - 1].peer
-        return f"rank {rank} (pid {peer.pid} on {peer.host}; it {self.did()})"
-
-    def _patience(self) -> Patience:
-        return Patience(0, self._timeout, self._stall_warn, self.describe)
-
-    def did(self) -> str:
-        """What every rank of the group has done last."""
-        if self.last is None:
-            return "had called nothing yet"
-        return f"finished collective {self.finished}, {self.last}"
 
     def _blamed(self, link: Link) -> _Blame:
         return _Blame(self, link)

@@ -9,46 +9,24 @@ from cobre_net.tcp.centre import Centre
 from cobre_net.tcp.flows import Different, look_for_word
 from cobre_net.tcp.link import PAYLOAD, START, Link
 from cobre_net.tcp.patience import Patience
+from cobre_net.tcp.star import Prepared
 from cobre_net.tcp.wire import HEAD_BYTES, RESULT, SEND
 
-__all__ = ["Prepared", "SmallRounds"]
-
-
-class Prepared:
-    """A round with small payloads of equal length, ready to be done again and again.
-
-    Args:
-        star: Whose rounds.
-        call: What this rank calls.
-        part_bytes: Of the payload of every other rank.
-        result_bytes: Of the payload that every rank gets.
-        combine: Called for each rank in turn when its part is in ``link.buffer``.
-    """
-
-    def __init__(
-        self,
-        star: SmallRounds,
-        call: Call,
-        part_bytes: int,
-        result_bytes: int,
-        combine: Callable[[Link], object],
-    ) -> None:
-        self.call, self.combine = call, combine
-        self.send_begin, self.send_end = call.template(SEND, part_bytes)
-        self.result_begin, self.result_end = call.template(RESULT, result_bytes)
-        self.send_bytes = HEAD_BYTES + part_bytes
-        self.result_bytes = HEAD_BYTES + result_bytes
-        self.result_frame = star.out.frame[: self.result_bytes]
+__all__ = ["SmallRounds"]
 
 
 class SmallRounds(Centre):
     """The centre of the star in rounds with small payloads."""
 
-    def exchange_prepared(self, plan: Prepared) -> None:
+    def exchange_prepared(self, plan: Prepared, combine: Callable[[Link], object]) -> None:
         """Do a round of ``plan``, whose parts are all of one length: the short road.
 
         Everything is done beforehand that can be: for a few bytes, what Python does around the
         system calls is a large part of the time.
+
+        Args:
+            plan: The round.
+            combine: Called for each rank in turn when its part is in ``link.buffer``.
         """
         self._call = plan.call
         self.sequence = sequence = self.sequence + 1
@@ -56,7 +34,7 @@ class SmallRounds(Centre):
             self._settle()
         number = sequence.to_bytes(8)
         expected = plan.send_begin + number + plan.send_end
-        total, combine = plan.send_bytes, plan.combine
+        total = plan.send_bytes
         for link in self.links:
             buffer = link.buffer
             try:
@@ -88,7 +66,7 @@ class SmallRounds(Centre):
             result_bytes: Of the payload that every rank gets.
             combine: Called for each rank in turn when its part is in ``link.buffer``.
         """
-        self.exchange_prepared(Prepared(self, call, part_bytes, result_bytes, combine))
+        self.exchange_prepared(Prepared(self, call, part_bytes, result_bytes), combine)
 
     def exchange_parts(
         self,

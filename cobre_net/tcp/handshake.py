@@ -208,9 +208,6 @@ class Applicant:
         coordinator: Its process once the group is complete, else None.
     """
 
-    # The largest frame that the coordinator sends.
-    _LIMIT = PREFIX_BYTES + 1 + _REASON_BYTES
-
     def __init__(self, key: bytes, rank: int, size: int, identity: Identity) -> None:
         self._key, self._rank, self._size = key, rank, size
         self._identity = identity

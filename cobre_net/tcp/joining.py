@@ -37,21 +37,20 @@ def join(config: TcpConfig, key: bytes, slice_secs: float) -> Link:
     """
     seconds = config.connect_timeout_ms / 1000
     deadline = time.monotonic() + seconds
-    pause, last = _FIRST_PAUSE_SECS, ""
-    source: OSError | None = None
+    pause = _FIRST_PAUSE_SECS
     while True:
+        source: OSError | None = None
         try:
-            sock = _connect(config, deadline)
-        except OSError as error:
-            last, source = error.strerror or str(error), error
-        else:
             with contextlib.ExitStack() as stack:
-                stack.callback(sock.close)
-                check_exposure(config, key, sock.getpeername()[0], "The coordinator")
+                sock = stack.enter_context(_connect(config, deadline))
+                check_exposure(config, key, _peer_of(sock), "The coordinator")
                 last, peer = _introduce(config, key, sock, deadline, seconds)
                 if peer is not None:
+                    link = Link(sock, 0, peer, slice_secs)
                     stack.pop_all()
-                    return Link(sock, 0, peer, slice_secs)
+                    return link
+        except OSError as error:
+            last, source = error.strerror or str(error), error
         if time.monotonic() + pause > deadline:
             _not_there(config, last, source)
         time.sleep(pause * random.uniform(0.5, 1.0))
@@ -61,12 +60,16 @@ def join(config: TcpConfig, key: bytes, slice_secs: float) -> Link:
 def _connect(config: TcpConfig, deadline: float) -> socket.socket:
     left = max(0.001, min(_ATTEMPT_SECS, deadline - time.monotonic()))
     assert config.port is not None
-    sock = socket.create_connection((config.coordinator, config.port), timeout=left)
-    if sock.getsockname() == sock.getpeername():
+    return socket.create_connection((config.coordinator, config.port), timeout=left)
+
+
+def _peer_of(sock: socket.socket) -> str:
+    """The address of who is there."""
+    address = sock.getpeername()
+    if sock.getsockname() == address:
         # TCP lets a socket find itself when nobody listens on a port of the ephemeral range.
-        sock.close()
         raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-    return sock
+    return str(address[0])
 
 
 def _introduce(
@@ -97,7 +100,7 @@ def _introduce(
     except OSError as error:
         if applicant.is_known:
             _refused(config, f"the connection was lost before the group was complete: {error}")
-        return error.strerror or str(error), None
+        raise
     return "", applicant.coordinator
 
 

@@ -283,10 +283,11 @@ def tune(sock: socket.socket) -> None:
     }
     for option, value in tcp.items():
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    if sock.getpeername()[0] == sock.getsockname()[0]:
-        # Nothing is lost and nothing queues inside one host. The kernel's choice may be BBR, which
-        # paces what it sends by timers, and they cost more than the bytes.
-        with contextlib.suppress(OSError):
+    # A connection that was reset has no peer; who uses it next finds that out, and says who it was.
+    with contextlib.suppress(OSError):
+        if sock.getpeername()[0] == sock.getsockname()[0]:
+            # Nothing is lost and nothing queues inside one host. The kernel's choice may be BBR,
+            # which paces what it sends by timers, and they cost more than the bytes.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 

@@ -227,9 +227,10 @@ class _Reception:
         links = []
         for rank in range(1, self._config.size):
             caller = ready[rank]
-            del self._callers[caller.sock.fileno()]
             assert caller.greeter.peer is not None
             links.append(Link(caller.sock, rank, caller.greeter.peer, slice_secs))
+        for link in links:
+            del self._callers[link.sock.fileno()]
         return links
 
     def _tell_all(self, frame: bytes) -> None:

@@ -17,58 +17,27 @@ from collections.abc import Mapping
 from cobre_net.tcp.call import Call
 from cobre_net.tcp.failure import Failure, Lost
 from cobre_net.tcp.flows import Block, Different, Inflow, Outflow, Spoke, look_for_word
-from cobre_net.tcp.link import PAYLOAD, START, Ended, FrameBuffer, Link
+from cobre_net.tcp.link import PAYLOAD, START, Ended, Link
 from cobre_net.tcp.patience import Patience
+from cobre_net.tcp.star import Prepared, Star
 from cobre_net.tcp.wire import HEAD_BYTES, PREFIX_BYTES, RESULT, SEND, BadFrame
 
 __all__ = ["Worker"]
 
 
-class Prepared:
-    """A round with small payloads, ready to be done again and again.
-
-    Args:
-        star: Whose rounds.
-        call: What this rank calls.
-        part_bytes: Of the payload that this rank sends.
-        result_bytes: Of the payload that it gets.
-    """
-
-    def __init__(self, star: Worker, call: Call, part_bytes: int, result_bytes: int) -> None:
-        self.call = call
-        self.send_begin, self.send_end = call.template(SEND, part_bytes)
-        self.result_begin, self.result_end = call.template(RESULT, result_bytes)
-        self.send_bytes = HEAD_BYTES + part_bytes
-        self.result_bytes = HEAD_BYTES + result_bytes
-        self.send_frame = star.out.frame[: self.send_bytes]
-
-
-class Worker:
-    """A point of the star.
+class Worker(Star):
+    """A point of the star, whose results come in ``link.buffer``.
 
     Args:
         rank: Of this process.
         link: The connection to the coordinator.
         timeout: Seconds that nothing may come from it.
         stall_warn: Seconds after which it is named as late.
-
-    Attributes:
-        sequence: Of the last collective begun.
-        finished: Of the last collective done.
-        last: What that was; None before the first.
-        out: The frame buffer whose payload is this rank's small part; results come in
-            ``link.buffer``.
-        links: The one connection.
     """
 
     def __init__(self, rank: int, link: Link, timeout: float, stall_warn: float) -> None:
-        self.links = [link]
-        self.sequence = self.finished = 0
-        self.out = FrameBuffer()
-        self._rank, self._link = rank, link
-        self._timeout, self._stall_warn = timeout, stall_warn
-        self._call = Call(0)
-        self.last: Call | None = None
+        super().__init__(rank, [link], timeout, stall_warn)
+        self._link = link
 
     def exchange(self, call: Call, part_bytes: int, result_bytes: int) -> None:
         """Do a round with a small payload, which stands in ``out``."""
@@ -199,22 +168,6 @@ class Worker:
         patience.look([0], str(self._call), warns=self._rank == 1)
         if self._link.is_silent():
             raise Ended("its host does not answer")
-
-    def _patience(self) -> Patience:
-        return Patience(self._rank, self._timeout, self._stall_warn, self.describe)
-
-    # What went wrong
-
-    def describe(self, rank: int) -> str:
-        """A rank in words: the coordinator, the only one that this rank knows."""
-        peer = self._link.peer
-        return f"rank {rank} (pid {peer.pid} on {peer.host}; it {self.did()})"
-
-    def did(self) -> str:
-        """What every rank of the group has done last."""
-        if self.last is None:
-            return "had called nothing yet"
-        return f"finished collective {self.finished}, {self.last}"
 
     def _failure(self, error: Exception) -> Failure:
         peer, kind, text = self._link.peer, "damaged", str(error)

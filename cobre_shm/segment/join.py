@@ -106,7 +106,10 @@ def _enter(
     try:
         segment.check_whole()
         _claim(segment, rank, size)
-    except BaseException:
+    except BaseException as error:
+        # The others would wait for it as long as its process lives.
+        if not isinstance(error, InitializationFailed | CutOff):
+            poison(segment, layout.INTERRUPTED, rank)
         _abandon(segment, is_ours)
         raise
     try:

@@ -121,7 +121,8 @@ def make_read_only(address: int, nbytes: int) -> None:
     Raises:
         OSError: The system refuses.
     """
-    _check(_LIBC.mprotect(address, _round_up(nbytes, layout.PAGE_BYTES), _PROT_READ))
+    whole_pages = -(-nbytes // layout.PAGE_BYTES) * layout.PAGE_BYTES
+    _check(_LIBC.mprotect(address, whole_pages, _PROT_READ))
 
 
 def share_of(nbytes: int, rank: int, size: int) -> tuple[int, int]:
@@ -183,7 +184,3 @@ def _check(code: int) -> None:
     if code:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-def _round_up(nbytes: int, unit: int) -> int:
-    return -(-nbytes // unit) * unit

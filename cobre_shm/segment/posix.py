@@ -29,6 +29,10 @@ __all__ = [
 
 DIRECTORY = Path("/dev/shm")
 
+# What the system says of a name behind which there is no object of ours. What else it says, that
+# descriptors ran out for instance, is of this process, and not of the object.
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
+
 
 class UntrustedObject(OSError):
     """The object of this name is not one that we could have made."""
@@ -79,7 +83,8 @@ def open_object(name: str, minimum_bytes: int) -> tuple[int, int]:
 
     Raises:
         FileNotFoundError: There is no such object.
-        UntrustedObject: Not a regular file, another user's, open to others, or too small.
+        UntrustedObject: Not a regular file, another user's, or open to others.
+        OSError: The system refused for another reason.
     """
     try:
         fd = posix_ipc.SharedMemory(name).fd  # shm_open: O_NOFOLLOW, O_CLOEXEC
@@ -87,6 +92,8 @@ def open_object(name: str, minimum_bytes: int) -> tuple[int, int]:
         raise FileNotFoundError(f"there is no shared memory object {name}") from error
     except (posix_ipc.PermissionsError, OSError, ValueError) as error:
         # ValueError: the C library says EINVAL of a directory.
+        if isinstance(error, OSError) and error.errno not in _NOT_OURS:
+            raise
         raise UntrustedObject(f"shared memory object {name} cannot be opened: {error}") from error
     try:
         status = os.fstat(fd)

@@ -17,7 +17,7 @@ blocks that were allocated last, whether this rank has dropped it.
   later is found when nothing free fits: then the ranks agree on all blocks, and only then grow.
 * Growth is by a quarter, so there are few chunks, and few agreements on all blocks.
 * A rank whose replica may be torn, because an exception came in between, says so at the next
-  allocation, and everybody raises.
+  allocation, and everybody raises. So does one that could not reserve again what it had mapped.
 
 After ``close`` nothing can be allocated. The range goes with the last array of it.
 """
@@ -102,6 +102,7 @@ class SharedHeap:
         self._live: dict[int, int] = {}  # bytes by offset, in the order of allocation
         self._dropped: set[int] = set()  # private: what this rank no longer needs
         self._turn = 0  # of the next allocation; -1 while one is under way
+        self._is_torn = False  # whether addresses of the range may be somebody else's now
         self._mapping, largest = _reserve(areas)
         agreed = comm.allreduce(np.array([largest], dtype=np.int64), op=ReduceOp.MIN)
         self.stride: int = int(agreed[0])
@@ -124,11 +125,12 @@ class SharedHeap:
         Raises:
             AllocationFailed: The memory is not there; on every rank, nothing has changed.
             InvalidCommunicator: The heap is closed, or an exception (KeyboardInterrupt) has come
-                between a rank's earlier allocation and its end; on every rank.
+                between a rank's earlier allocation and its end, or what one had mapped in vain
+                could not be undone; on every rank.
         """
         if self._mapping is None:
             raise InvalidCommunicator("The communicator is closed")
-        turn, self._turn = self._turn, -1
+        turn, self._turn = -1 if self._is_torn else self._turn, -1
         needed, recent = self._agree(min(nbytes, _TOO_MANY_BYTES), turn)
         for offset in recent:
             self._release(offset)
@@ -175,8 +177,8 @@ class SharedHeap:
         wanted, least, most, *dropped = self._comm.allreduce(words, op=ReduceOp.MIN).tolist()
         if least != -most or least < 0:
             raise InvalidCommunicator(
-                "An exception came into an earlier allocation of shared memory on some rank: "
-                "nothing can be allocated any more",
+                "An earlier allocation of shared memory was broken off on some rank, by an "
+                "exception or for want of memory: nothing can be allocated any more",
                 context={"rank": self._comm.rank, "turn": turn},
             )
         needed = max(_ALIGNMENT, _round_up(-wanted, _ALIGNMENT))
@@ -231,7 +233,14 @@ class SharedHeap:
             self._source.share(self.areas * nbytes, lambda fd: self._map(fd, nbytes))
         except BaseException:
             for area in range(self.areas):
-                reserve(nbytes, at=self.address(area, self.nbytes))
+                try:
+                    reserve(nbytes, at=self.address(area, self.nbytes))
+                except OSError:
+                    # A hole may be left, and what comes to lie there is not ours to map over, nor
+                    # to unmap: the range stays until the process ends.
+                    self._is_torn = True
+                    if self._mapping is not None:
+                        self._mapping.release.detach()
             raise
         self._free.add(self.nbytes, nbytes)
         self.nbytes += nbytes

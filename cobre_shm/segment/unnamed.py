@@ -131,6 +131,7 @@ def open_inherited(fd: int, minimum_bytes: int) -> tuple[int, int]:
     Raises:
         UntrustedObject: It is not open, or not memory that :func:`create_unnamed` made for this
             user. It is left as it was.
+        OSError: The system refused for another reason.
     """
     path = Path(f"/proc/self/fd/{fd}")
     try:
@@ -141,9 +142,11 @@ def open_inherited(fd: int, minimum_bytes: int) -> tuple[int, int]:
             raise UntrustedObject(f"{path} is not open for reading and writing")
         os.set_inheritable(fd, False)
         own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    except UntrustedObject:
-        raise
+    except FileNotFoundError as error:
+        raise UntrustedObject(f"descriptor {fd}: {error}") from error
     except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
         raise UntrustedObject(f"descriptor {fd}: {error}") from error
     return own, status.st_size
 

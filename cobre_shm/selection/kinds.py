@@ -189,10 +189,7 @@ class ShmConfig:
     tuning: str | None = None
 
     def __post_init__(self) -> None:
-        values = _values(self)
-        if self.tuning is None:
-            del values["tuning"]
-        _store(self, _checked("shm", values, _field_of(self)))
+        _store(self, _checked("shm", _values(self), _field_of(self)))
         slots = Integer(layout.PAGE_BYTES, layout.MAX_SLOT_BYTES)
         try:
             object.__setattr__(self, "slot_bytes", slots.check(self.slot_bytes))
@@ -266,8 +263,7 @@ class TcpConfig:
     report: str | None = None
 
     def __post_init__(self) -> None:
-        values = {name: value for name, value in _values(self).items() if value is not None}
-        checked = _checked("tcp", values, _field_of(self))
+        checked = _checked("tcp", _values(self), _field_of(self))
         host, port_inside = split_address(checked["coordinator"])
         port = checked.get("port", port_inside or DEFAULT_TCP_PORT)
         if port_inside not in (None, port):
@@ -328,7 +324,11 @@ def _field_of(config: ShmConfig | TcpConfig) -> _Quote:
 
 
 def _values(config: ShmConfig | TcpConfig) -> dict[str, Any]:
-    return {each.name: getattr(config, each.name) for each in fields(config)}
+    """The fields that are set: None means that one is not where it is the default, only there."""
+    values = ((each, getattr(config, each.name)) for each in fields(config))
+    return {
+        each.name: value for each, value in values if value is not None or each.default is not None
+    }
 
 
 def _store(config: ShmConfig | TcpConfig, values: Mapping[str, Any]) -> None:

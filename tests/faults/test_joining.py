@@ -1,5 +1,7 @@
 """Groups that do not come together: everybody is told why, and nothing is left."""
 
+import errno
+import math
 import os
 import re
 import secrets
@@ -14,6 +16,7 @@ import pytest
 
 from cobre_shm import layout
 from cobre_shm.errors import InitializationFailed
+from cobre_shm.segment import join
 from cobre_shm.segment.posix import DIRECTORY
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
@@ -338,3 +341,27 @@ def test_all_ranks_killed_at_once_while_joining_are_replaced_at_the_next_start(n
         outcomes = outcomes_of(Join(name, 0, 2), Join(name, 1, 2))
         assert results_of(outcomes) == [(0, 2), (1, 2)]
         assert f"left by a dead run (pid {dead[0].pid})" in outcomes[0].output
+
+
+class FailToClaim(Join):
+    """The same in a process that the system refuses something, and that lives on."""
+
+    def __call__(self):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(join, "offer_stack", self.refuse)
+            try:
+                return super().__call__()
+            finally:
+                time.sleep(2.0)
+
+    def refuse(self, *args):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+def test_rank_that_fails_while_it_claims_its_place_fails_the_others_while_it_lives(name):
+    first, second = outcomes_of(
+        Join(name, 0, 2, timeout=math.inf), FailToClaim(name, 1, 2, timeout=math.inf)
+    )
+    assert second.error.context["code"] == "SystemError"
+    assert first.error.context["code"] == "RankFailed"
+    assert "interrupted" in first.error.message

@@ -4,19 +4,21 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cobre_net.tcp import TcpCommunicator, handshake
+from cobre_net.tcp import TcpCommunicator, handshake, joining, reception
 from cobre_net.tcp.joining import join
+from cobre_net.tcp.link import Ended
 from cobre_net.tcp.reception import _Reception, gather
 from cobre_net.tcp.secret import read_secret
 from cobre_shm.errors import InitializationFailed
 from tests.support.backends import free_port
-from tests.tcp.joiners import SECRET, Group, config, introduce
+from tests.tcp.joiners import SECRET, Group, config, introduce, is_closed
 
 
 def test_workers_may_come_long_before_the_coordinator():
@@ -260,3 +262,88 @@ def test_coordinator_that_ends_before_all_are_there_is_a_refusal():
         error = newcomer.exception(20)
     check_refusal(error, port)
     assert "before the group was complete" in error.message
+
+
+# What happens at the wrong moment
+
+
+def reset(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def test_attempt_that_ends_otherwise_does_not_carry_the_error_of_an_earlier_one():
+    port = free_port()
+    with ThreadPoolExecutor(1) as pool:
+        settings = config(port, 1, 2, connect_timeout_ms=1000)
+        worker = pool.submit(join, settings, SECRET.encode(), 0.1)
+        time.sleep(0.3)  # it was refused
+        with socket.create_server(("127.0.0.1", port)) as listener:
+            listener.settimeout(0.1)
+            while not worker.done():
+                try:
+                    sock, _ = listener.accept()
+                except TimeoutError:
+                    continue
+                with sock:
+                    sock.recv(1000)
+        error = worker.exception()
+    assert "1000 ms: it closed the connection" in error.message
+    assert error.context["error_code"] == 0
+    assert error.__cause__ is None
+
+
+def test_connection_that_was_reset_at_once_is_tried_again(monkeypatch):
+    connect, dead = joining._connect, []
+
+    def reset_the_first(*args):
+        if dead:
+            return connect(*args)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            dead.append(socket.create_connection(listener.getsockname()))
+            reset(listener.accept()[0])
+        return dead[0]
+
+    monkeypatch.setattr(joining, "_connect", reset_the_first)
+    with Group(2) as group:
+        group.join_all()
+    assert dead[0].fileno() < 0
+
+
+def test_rank_that_dies_when_all_have_come_is_found_by_who_uses_its_connection(monkeypatch):
+    go = reception.go
+
+    def go_after_its_death(identity):
+        reset(sock)
+        return go(identity)
+
+    monkeypatch.setattr(reception, "go", go_after_its_death)
+    with Group(2) as group:
+        client = handshake.Applicant(SECRET.encode(), 1, 2, handshake.Identity(77, "node-9"))
+        sock = group.knock()
+        introduce(sock, client)
+        (link,) = group.coordinator.result(20)
+        assert (link.rank, link.peer.pid) == (1, 77)
+        with pytest.raises(Ended):
+            link.take(memoryview(bytearray(8)))
+
+
+def test_coordinator_that_cannot_keep_a_connection_closes_all(monkeypatch):
+    make = reception.Link
+
+    def fail_for_the_second(sock, rank, *args):
+        if rank == 2:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        return make(sock, rank, *args)
+
+    monkeypatch.setattr(reception, "Link", fail_for_the_second)
+    with Group(3) as group:
+        socks = []
+        for rank in (1, 2):
+            client = handshake.Applicant(SECRET.encode(), rank, 3, handshake.Identity(77, "x"))
+            socks.append(group.knock())
+            introduce(socks[-1], client)
+        assert isinstance(group.coordinator.exception(20), OSError)
+        for sock in socks:
+            assert is_closed(sock, 2)
+            sock.close()

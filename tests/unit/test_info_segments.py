@@ -237,3 +237,10 @@ def test_leftover_that_was_never_made_is_removed_when_it_is_old_and_nobody_has_i
     assert [what for what, path in paths.items() if path.exists()] == ["open", "new"]
     for path in paths.values():
         path.unlink(missing_ok=True)
+
+
+def test_machine_without_shared_memory_is_reported_and_not_a_crash(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(leftovers, "DIRECTORY", tmp_path / "shm")
+    info.main(["--clean"])
+    assert "not looked at" in capsys.readouterr().out
+    assert info.collect()[0]["segments"] is None

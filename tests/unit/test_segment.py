@@ -1,7 +1,9 @@
 """Creating and opening segments: nothing foreign is trusted, followed, or removed."""
 
+import contextlib
 import os
 import re
+import resource
 import struct
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from cobre_shm import layout
 from cobre_shm.errors import AllocationFailed, InitializationFailed
+from cobre_shm.segment.join import join
 from cobre_shm.segment.posix import (
     DIRECTORY,
     create_object,
@@ -193,3 +196,26 @@ def test_words_are_signed_64_bit_and_independent(segment):
     for i, value in enumerate(values):
         words.store(segment.control(i % 3) + layout.EXIT_CODE, int(value))
         assert words.load(segment.control(i % 3) + layout.EXIT_CODE) == value
+
+
+@contextlib.contextmanager
+def without_descriptors():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_process_without_descriptors_is_not_told_that_the_segment_is_at_fault(segment, is_named):
+    """Nor to remove it: it is that of a group that lives."""
+    made = segment if is_named else Segment.create_unnamed(3, slot_bytes=SLOT)
+    with without_descriptors(), pytest.raises(InitializationFailed) as caught:
+        join(made.name, 1, 3, SLOT, 1.0)
+    assert caught.value.context["code"] == "SystemError"
+    assert "the operating system refused" in caught.value.message
+    assert "rm " not in str(caught.value)
+    if not is_named:
+        made.close()

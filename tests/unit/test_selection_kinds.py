@@ -116,3 +116,22 @@ def test_config_documents_every_field_and_its_unit(config):
         for suffix, unit in units.items():
             if field.name.endswith(suffix):
                 assert told[1].startswith(unit), field.name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TcpConfig("host", 0, 2, secret="s" * 32),
+        TcpConfig("host", 0, 2, secret_file="fd:7", report="fd:8"),
+        ShmConfig("run", 0, 2),
+    ],
+)
+def test_none_is_a_value_only_of_fields_whose_default_it_is(config):
+    kind = type(config)
+    for field in dataclasses.fields(config):
+        if field.default is None:
+            dataclasses.replace(config, **{field.name: None})
+            continue
+        with pytest.raises(InitializationFailed) as caught:
+            dataclasses.replace(config, **{field.name: None})
+        assert f"{kind.__name__}.{field.name}=None" in caught.value.message

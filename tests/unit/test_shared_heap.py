@@ -296,3 +296,29 @@ def test_death_while_the_heap_grows_is_told_and_leaves_no_name(victim):
             rank, prefix = outcome.result
             assert rank == victim
             assert not list(Path("/dev/shm").glob(f"{prefix.lstrip('/')}*"))
+
+
+def fail_to_undo(comm, victim):
+    """The growth that one rank can neither do nor undo."""
+    kept = comm.full(10, comm.rank, "i8")
+    with pytest.MonkeyPatch.context() as patch:
+        if comm.rank == victim:
+            patch.setattr(shared_heap, "map_shared", _refuse)
+            reserve = shared_heap.reserve
+            patch.setattr(
+                shared_heap,
+                "reserve",
+                lambda nbytes, at=None: reserve(nbytes) if at is None else _refuse(),
+            )
+        with pytest.raises(AllocationFailed):
+            comm.empty(50 << 20, "u1")
+    for _ in range(2):
+        with pytest.raises(InvalidCommunicator, match="broken off"):
+            comm.empty(10)
+    assert comm._heap._mapping.release.alive == (comm.rank != victim)
+    assert (kept == comm.rank).all()
+    return comm.allreduce(np.ones(1))[0]
+
+
+def test_growth_that_one_rank_cannot_undo_is_the_same_error_on_all():
+    assert results_of(run_ranks(fail_to_undo, 2, "shm", 1)) == [2, 2]

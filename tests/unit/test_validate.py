@@ -318,7 +318,24 @@ def test_check_region_malformed_shape_refused(shape):
     json.dumps(caught.value.to_dict())
 
 
-@pytest.mark.parametrize("dtype", [object, "S0", [("a", "O")]])
+@pytest.mark.parametrize("shape", [(0, 2**63), (2**70, 0), (0, 2**62, 8), (1,) * 99])
+def test_check_region_shape_that_no_array_can_have_refused(shape):
+    with pytest.raises(InvalidBufferSize, match="what numpy can express"):
+        check_region(shape, "f8")
+
+
+@pytest.mark.parametrize("shape", [2**63, (2**40, 2**40)])
+def test_check_region_shape_of_too_much_memory_left_to_its_allocation(shape):
+    check_region(shape, "f8")
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *(object, "S0", [("a", "O")], np.dtype(("f8", 3))),
+        *("nonsense", 3, "(1,2", [("a", "f8"), ("a", "f8")]),
+    ],
+)
 def test_check_region_dtype_that_cannot_be_shared_refused(dtype):
     with pytest.raises(InvalidDatatype):
         check_region(3, dtype)

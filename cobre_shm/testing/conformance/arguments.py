@@ -328,12 +328,12 @@ def check_broadcast_wrong_types_refused(comm: Communicator) -> None:
 
 @conformance_check()
 def check_create_shared_region_wrong_arguments_refused(comm: Communicator) -> None:
-    """The extents are non-negative integers, the dtype is movable."""
-    shapes: tuple[Any, ...] = (-1, (3, -1), (2.5,), 2.5, (True,), ("3",))
+    """The extents are non-negative integers and make a shape, the dtype is movable."""
+    shapes: tuple[Any, ...] = (-1, (3, -1), (2.5,), 2.5, (True,), ("3",), (0, 2**63), (1,) * 99)
     for shape in shapes:
         what = f"region of shape {shape!r}"
         assert_refused(comm, InvalidBufferSize, what, comm.create_shared_region, shape)
-    for dtype in (object, [("thing", "O")], "S0"):
+    for dtype in (object, [("thing", "O")], "S0", "nonsense", np.dtype(("f8", 3))):
         what = f"region of {dtype!r}"
         assert_refused(comm, InvalidDatatype, what, comm.create_shared_region, 3, dtype)
 

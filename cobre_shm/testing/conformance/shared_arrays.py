@@ -167,9 +167,10 @@ def check_shared_array_too_large_refused(comm: Communicator) -> None:
 def check_shared_array_mistakes_refused(comm: Communicator) -> None:
     """A wrong shape, dtype or value is found before any peer is involved."""
     for call in (comm.empty, comm.zeros):
-        for shape in (-1, (2, -1), 2.5, (True,), "3"):
+        for shape in (-1, (2, -1), 2.5, (True,), "3", (0, 2**63), (1,) * 99):
             assert_refused(comm, InvalidBufferSize, f"shape {shape!r}", call, shape)
-        assert_refused(comm, InvalidDatatype, "object dtype", call, 3, object)
+        for dtype in (object, "nonsense", np.dtype(("f8", 3))):
+            assert_refused(comm, InvalidDatatype, f"dtype {dtype!r}", call, 3, dtype)
     assert_refused(comm, ValueError, "full of a word", comm.full, 3, "word", "f8")
     assert_refused(comm, ValueError, "full of two values", comm.full, 3, [1.0, 2.0])
 

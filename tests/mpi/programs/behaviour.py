@@ -1,6 +1,7 @@
 """What is this backend's alone: levels, order, windows, pieces, MPI's own reduction, forks."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from cobre_shm import InitializationFailed, MpiConfig, ReduceOp, create_communic
 from cobre_shm.communicator import Communicator
 from cobre_shm.errors import CollectiveFailed, CommError, InvalidCommunicator, RankFailed
 from cobre_shm.kernels import mpi_words
+from cobre_shm.segment.segment import Segment
 from cobre_shm.shm import ShmCommunicator
 from cobre_shm.testing.conformance.expect import expect_error
 
@@ -158,6 +160,31 @@ def check_groups_of_the_nodes_take_their_settings():
             assert (taken.hugepages, taken.numa_interleave) == ("never", True)
             assert taken.tuning == str(tuning)
             assert comm.allreduce(np.ones(3)).tolist() == [SIZE] * 3
+
+
+def check_rank_that_cannot_join_its_node_is_told_to_all():
+    """Its peers would wait for it in the segment, for ever."""
+    refused = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    for node in (None, 2 * RANK // SIZE):
+        with contextlib.ExitStack() as stack:
+            if RANK == 1:
+                stack.enter_context(mock.patch.object(Segment, "inherit", side_effect=refused))
+            comm = make(node=node)
+        with comm:
+            assert comm.levels.startswith("flat: a node could not form a group: "), comm.levels
+            assert os.strerror(errno.EMFILE) in comm.levels
+            assert comm.allreduce(np.ones(3)).tolist() == [SIZE] * 3
+    with tempfile.TemporaryDirectory() as folder:
+        tuning = Path(folder, "tuning.json")
+        tuning.write_text("{}")
+        config = MpiConfig(tuning=str(tuning))
+        if RANK == 1:
+            tuning.unlink()
+        with create_communicator(config) as comm:
+            assert str(tuning) in comm.levels or RANK != 1, comm.levels
+            assert comm.levels.startswith("flat: a node could not form a group: "), comm.levels
+    # A job may end as long as it likes after that.
+    assert not ending._left
 
 
 def check_communicators_are_given_back():
