@@ -64,9 +64,13 @@ def process_state(pid: int, start: int) -> str:
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the third, the state, on."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        return _read_stat(pid)
     except OSError:
         return ["X"]
+
+
+def _read_stat(pid: int) -> list[str]:
+    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     # The second field is the name in parentheses and may hold anything, parentheses included.
     return stat[stat.rindex(")") + 2 :].split()
 
@@ -76,8 +80,30 @@ _STATES = {"R": "running", "S": "sleeping", "D": "in the kernel", "T": "stopped"
 
 
 def is_alive(pid: int, start: int) -> bool:
-    """Whether the process with this pid and start time still runs."""
-    return start != 0 and start_time(pid) == start
+    """Whether the process with this pid and start time still runs.
+
+    Where that cannot be read, for want of descriptors for instance, any process with this pid
+    counts: to call a living one dead would fail its group.
+    """
+    if start == 0:
+        return False
+    try:
+        fields = _read_stat(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return _exists(pid)
+    return fields[0] not in _ENDED and int(fields[19]) == start
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def is_dying(pid: int) -> bool:

@@ -1,7 +1,9 @@
 """Facts about processes."""
 
+import errno
 import os
 import signal
+from pathlib import Path
 
 from cobre_shm.segment.process import is_alive, is_dying, start_time
 from tests.support.processes import started
@@ -19,3 +21,16 @@ def test_process_is_dying_from_when_its_memory_goes_until_it_is_reaped():
         assert is_dying(process.pid)
         assert not is_alive(process.pid, start)
     assert not is_dying(process.pid)
+
+
+def test_process_that_cannot_be_looked_at_counts_as_alive_while_there_is_one(monkeypatch):
+    """To call a living peer dead, for want of a descriptor, would fail the group."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with started(["sleep", "600"]) as process:
+        start = start_time(process.pid)
+        monkeypatch.setattr(Path, "read_text", refuse)
+        assert is_alive(process.pid, start)
+    assert not is_alive(process.pid, start)
