@@ -29,10 +29,10 @@ def check_shape(
     """Check the shape and dtype of a new array; return them in their normal form.
 
     Raises:
-        InvalidBufferSize: The shape is not one or more non-negative integers, or none that an
+        InvalidBufferSize: The shape is not one or more non-negative integers, or not one that an
             array can have.
-        InvalidDatatype: It is none, elements of it have no fixed size, or are arrays themselves,
-            which would add their extents to the shape.
+        InvalidDatatype: It is not a dtype, or its elements have no fixed size or are arrays
+            themselves, which would add their extents to the shape.
     """
     try:
         element = np.dtype(dtype)

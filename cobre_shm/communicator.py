@@ -319,9 +319,11 @@ class Communicator(ABC):
         """As :meth:`empty`, every element ``fill_value``; ``dtype`` None is that of the value.
 
         Raises:
-            ValueError, TypeError: The value is none of that dtype, or does not fill that shape;
+            ValueError, TypeError: The value is not one of that dtype, or does not fill that shape;
                 found before any peer is involved.
         """
+        if dtype is not None:
+            _, dtype = check_shape("full", shape, dtype)
         value = np.asarray(fill_value, dtype)
         extents, element = check_shape("full", shape, value.dtype)
         # A scalar fills any shape, also one of more bytes than numpy can say.
@@ -356,6 +358,9 @@ class Communicator(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release segments, sockets and windows. Idempotent; not collective.
+
+        One that is dropped instead is lost to its peers as well: those that wait for it raise
+        ``RankFailed``, on shm and tcp.
 
         A collective after it raises ``InvalidCommunicator``.
         """

@@ -43,7 +43,7 @@ Control block of a rank, in cache lines of 64 bytes:
     296  pid            u64   the rank
     304  start          u64   the rank: start time of its process
     312  guarded        u64   the rank: 1 when ``death`` is held
-    320  exited         u64   the launcher: 1 when it has reaped the rank
+    320  exited         u64   the launcher: TOLD, with the code, or UNSEEN
     328  exit_code      i64   the launcher: exit code, or -signal
     384  state          u64   the rank: ABSENT, ATTACHED, CLOSED
     392  stack_signal   u64   the rank: the signal on which it prints its Python stack; 0: none
@@ -108,6 +108,8 @@ STACK_SIGNAL = 392
 RECORDED = 448
 
 ABSENT, ATTACHED, CLOSED = 0, 1, 2
+# Of EXITED: it was reaped by the launcher, or by somebody else, so that nobody knows the code.
+TOLD, UNSEEN = 1, 2
 
 RECORDER_ENTRIES = 256
 ENTRY_BYTES = 64

@@ -46,15 +46,20 @@ def join(config: TcpConfig, key: bytes, slice_secs: float) -> Link:
                 check_exposure(config, key, _peer_of(sock), "The coordinator")
                 last, peer = _introduce(config, key, sock, deadline, seconds)
                 if peer is not None:
-                    link = Link(sock, 0, peer, slice_secs)
                     stack.pop_all()
-                    return link
+                    break
         except OSError as error:
             last, source = error.strerror or str(error), error
         if time.monotonic() + pause > deadline:
             _not_there(config, last, source)
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, _LAST_PAUSE_SECS)
+    # The group is complete: nothing of this can be tried again.
+    try:
+        return Link(sock, 0, peer, slice_secs)
+    except OSError as error:
+        sock.close()
+        _refused(config, f"the connection was lost: {error}")
 
 
 def _connect(config: TcpConfig, deadline: float) -> socket.socket:

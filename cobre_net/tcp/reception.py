@@ -43,6 +43,14 @@ def gather(config: TcpConfig, key: bytes, slice_secs: float) -> list[Link]:
     try:
         check_exposure(config, key, listener.getsockname()[0], "The coordinator's address")
         return _Reception(config, key, listener).run(slice_secs)
+    except OSError as error:
+        # Not a rank's doing, as that is told by its name.
+        raise InitializationFailed(
+            "tcp",
+            f"The coordinator lost the use of a connection: {error.strerror or error}",
+            operation="join",
+            source=error,
+        ) from error
     finally:
         listener.close()
 

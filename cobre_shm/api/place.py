@@ -113,11 +113,11 @@ def find_place(
         missing = [key for key, value in member.items() if value is None]
         if coordinator is None or rank is None or size is None:
             raise _refuse(f"a rank of a tcp group also needs {', '.join(missing)}", missing[0])
-        return Place(config=_member(coordinator, rank, size))
+        return Place(config=_rank_of_group(coordinator, rank, size))
     return Place(config=_single(name))
 
 
-def _member(coordinator: str, rank: int, size: int) -> TcpConfig:
+def _rank_of_group(coordinator: str, rank: int, size: int) -> TcpConfig:
     """Configuration of one rank of a tcp group; what is no argument is the environment's."""
     # Checked by itself first, so that a mistake in an argument is not blamed on a variable.
     given = TcpConfig(coordinator, rank, size)

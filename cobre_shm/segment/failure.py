@@ -113,11 +113,11 @@ def _exit_status(segment: Segment, rank: int) -> int | None:
     """What the launcher says of a dead rank; it may learn of the death later than its peers."""
     block = segment.control(rank)
     deadline = time.monotonic() + _EXIT_REPORT_SECS
-    while not segment.words.load(block + layout.EXITED):  # <SYNC exited>
+    while not (exited := segment.words.load(block + layout.EXITED)):  # <SYNC exited>
         if not segment.launched or not is_alive(*segment.creator) or time.monotonic() > deadline:
             return None
         time.sleep(0.001)
-    return segment.words.load(block + layout.EXIT_CODE)
+    return segment.words.load(block + layout.EXIT_CODE) if exited == layout.TOLD else None
 
 
 def _signal_name(number: int) -> str:

@@ -172,10 +172,11 @@ def _claim(segment: Segment, rank: int, size: int) -> None:
             suggestion="Give all ranks the same COBRE_SHM_SIZE.",
         )
     block = segment.control(rank)
+    start = start_time(os.getpid())
     with segment.control_lock():
         owner = words.load(block + layout.PID)
         if owner == 0:
-            words.store(block + layout.START, start_time(os.getpid()))
+            words.store(block + layout.START, start)
             words.store(block + layout.PID, os.getpid())
     if owner == os.getpid() and segment.is_unnamed:
         raise InitializationFailed(

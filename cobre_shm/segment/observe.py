@@ -184,7 +184,7 @@ def _look_at(segment: Segment, rank: int, *, is_late: bool) -> RankFacts:
         rank=rank,
         pid=pid or None,
         state=state,
-        exit_code=words.load(block + layout.EXIT_CODE) if exited else None,
+        exit_code=words.load(block + layout.EXIT_CODE) if exited == layout.TOLD else None,
         is_late=is_late,
         epoch=segment.arrived(rank),
         sequence=last.sequence if last else 0,

@@ -35,8 +35,14 @@ def start_time(pid: int) -> int:
 
     With the pid it names a process for the whole boot: pids are used again, pairs are not. A
     zombie has ended: 0.
+
+    Raises:
+        OSError: It cannot be read, for want of descriptors for instance.
     """
-    fields = _stat(pid)
+    try:
+        fields = _read_stat(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
     return 0 if fields[0] in _ENDED else int(fields[19])
 
 
@@ -82,18 +88,15 @@ _STATES = {"R": "running", "S": "sleeping", "D": "in the kernel", "T": "stopped"
 def is_alive(pid: int, start: int) -> bool:
     """Whether the process with this pid and start time still runs.
 
-    Where that cannot be read, for want of descriptors for instance, any process with this pid
-    counts: to call a living one dead would fail its group.
+    Where that cannot be read any process with this pid counts: to call a living one dead would
+    fail its group.
     """
     if start == 0:
         return False
     try:
-        fields = _read_stat(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+        return start_time(pid) == start
     except OSError:
         return _exists(pid)
-    return fields[0] not in _ENDED and int(fields[19]) == start
 
 
 def _exists(pid: int) -> bool:

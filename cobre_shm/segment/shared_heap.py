@@ -24,6 +24,8 @@ After ``close`` nothing can be allocated. The range goes with the last array of 
 
 from __future__ import annotations
 
+import errno
+import os
 from itertools import islice
 from typing import Any
 
@@ -232,20 +234,27 @@ class SharedHeap:
         try:
             self._source.share(self.areas * nbytes, lambda fd: self._map(fd, nbytes))
         except BaseException:
-            for area in range(self.areas):
-                try:
-                    reserve(nbytes, at=self.address(area, self.nbytes))
-                except OSError:
-                    # A hole may be left, and what comes to lie there is not ours to map over, nor
-                    # to unmap: the range stays until the process ends.
-                    self._is_torn = True
-                    if self._mapping is not None:
-                        self._mapping.release.detach()
+            if not self._is_torn:
+                self._reserve_again(nbytes)
             raise
         self._free.add(self.nbytes, nbytes)
         self.nbytes += nbytes
 
+    def _reserve_again(self, nbytes: int) -> None:
+        """Undo what has been mapped of a chunk that not all ranks have."""
+        for area in range(self.areas):
+            try:
+                reserve(nbytes, at=self.address(area, self.nbytes))
+            except OSError:
+                # A hole may be left, and what comes to lie there is not ours to map over, nor to
+                # unmap: the range stays until the process ends.
+                self._is_torn = True
+                if self._mapping is not None:
+                    self._mapping.release.detach()
+
     def _map(self, fd: int, nbytes: int) -> None:
+        if self._is_torn:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         pages = self._source.pages
         for area in range(self.areas):
             address = self.address(area, self.nbytes)

@@ -19,14 +19,16 @@ class WatchedSegment(Segment):
     def report_exit(self, rank: int, *, exit_code: int | None, signal: int | None) -> None:
         """Say how a rank ended, as soon as it has been reaped.
 
-        One of ``exit_code`` and ``signal`` is given. The group fails unless the rank had closed
-        its communicator and ended with code 0: whoever waits for it must know.
+        One of ``exit_code`` and ``signal`` is given, or none where nobody knows. The group fails
+        unless the rank had closed its communicator and ended with code 0, as far as anybody knows:
+        whoever waits for it must know.
         """
         block = self.control(rank)
-        code = -signal if signal is not None else exit_code or 0
-        self.words.store(block + layout.EXIT_CODE, code)
-        self.words.store(block + layout.EXITED, 1)  # <SYNC exited>: the code is there
-        if code != 0 or self.words.load(block + layout.STATE) != layout.CLOSED:
+        code = -signal if signal is not None else exit_code
+        self.words.store(block + layout.EXIT_CODE, code or 0)
+        told = layout.TOLD if code is not None else layout.UNSEEN
+        self.words.store(block + layout.EXITED, told)  # <SYNC exited>: the code is there
+        if code or self.words.load(block + layout.STATE) != layout.CLOSED:
             poison(self, layout.DIED, rank)
 
     def unlink(self) -> None:

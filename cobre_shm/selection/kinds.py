@@ -324,7 +324,7 @@ def _field_of(config: ShmConfig | TcpConfig) -> _Quote:
 
 
 def _values(config: ShmConfig | TcpConfig) -> dict[str, Any]:
-    """The fields that are set: None means that one is not where it is the default, only there."""
+    """The fields that are set. None means not set only where it is the default."""
     values = ((each, getattr(config, each.name)) for each in fields(config))
     return {
         each.name: value for each, value in values if value is not None or each.default is not None

@@ -39,7 +39,7 @@ __all__ = [
 
 
 class Explained(ValueError):
-    """A value that is none for a reason that ``expected`` does not give."""
+    """A value that is not valid for a reason that ``expected`` does not give."""
 
 
 class ValueType(Protocol):

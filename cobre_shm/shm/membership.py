@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import sys
 import time
 import warnings
 import weakref
@@ -46,15 +46,6 @@ def _abandoner(ref: weakref.ref[Membership]) -> Callable[[], None]:
     return abandon
 
 
-def _leave_behind(segment: Segment, rank: int, thread: int, text: str) -> None:
-    """Close what was dropped without ``close()``, as far as this thread may."""
-    if threading.get_ident() == thread:
-        leave(segment, rank)
-    else:
-        segment.close_descriptor()
-    warnings.warn(text, ResourceWarning, stacklevel=2)
-
-
 class Membership(fastcall.ContextFirst, Member):
     """A communicator as far as it belongs to a group, without any operation.
 
@@ -96,8 +87,9 @@ class Membership(fastcall.ContextFirst, Member):
         except BaseException:
             # Nobody could close this, and the peers would wait for it.
             poison(self._segment, layout.INTERRUPTED, self.rank)
-            leave(self._segment, self.rank)
+            self._retire()
             self._context = UNJOINED
+            leave(self._segment, self.rank)
             raise
 
     def _furnish(self) -> None:
@@ -125,13 +117,21 @@ class Membership(fastcall.ContextFirst, Member):
         self._context = state
         self._open_to_peers()
         self._unusable = None
-        text = f"unclosed {self!r}"
-        self._finalizer = weakref.finalize(
-            self, _leave_behind, self._segment, self.rank, threading.get_ident(), text
-        )
-        # A rank whose process ends without close() has failed.
-        self._finalizer.atexit = False
         self._enlist()
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Close what was dropped: peers see a rank that has left.
+
+        Not at the end of the process: a rank that ends without ``close()`` has failed. Not by a
+        weak reference: what else is collected with this may still call it, and must find it closed.
+        """
+        if self._context is UNJOINED or self._is_over() or is_finalizing():
+            return
+        text = f"unclosed {self!r}"
+        self._retire()
+        self._context[context.BUSY] = 1
+        leave(self._segment, self.rank, stay_mapped=self._is_occupied)
+        warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def _open_to_peers(self) -> None:
         """Let the ranks of a launcher read this one's memory, if they ever would."""
@@ -154,7 +154,6 @@ class Membership(fastcall.ContextFirst, Member):
         if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
             raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
         self._retire()
-        self._finalizer.detach()
         self._give_back()
         leave(self._segment, self.rank, stay_mapped=self._is_occupied)
 
@@ -167,7 +166,6 @@ class Membership(fastcall.ContextFirst, Member):
         self._unusable = self._failure(poison(self._segment, layout.RAISED, self.rank))
 
     def _disown(self) -> None:
-        self._finalizer.detach()
         self._context[context.BUSY] = 1
 
     def _bar(self) -> None:

@@ -42,7 +42,7 @@ class Ending:
 
     @property
     def code(self) -> int:
-        """The exit code as a shell shows it; no success where nobody knows."""
+        """The exit code as a shell shows it; 128 where nobody knows."""
         if self.exit_code is not None:
             return self.exit_code
         return 128 + (self.signal or 0)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from cobre_shm.sddp.errors import (
     SolverError,
 )
 from cobre_shm.sddp.solver import StageSolver
+from cobre_shm.spawn.workers import Cancellation
 from tests.library.conftest import limit
 from tests.sddp.editing import hydro_plant, small_case
 from tests.sddp.test_stage_lp import hydros
@@ -205,14 +205,14 @@ def test_what_a_check_raises_ends_a_simulation(case_path, alone):
         sddp.simulate(case, alone.policy.all_cuts(), comm, 1)
 
 
-def test_asynchronous_training_that_is_dropped_ends(case_path):
+def test_asynchronous_training_that_is_dropped_ends(case_path, monkeypatch):
     """As by a loop that is shut down: the coroutine is closed, and can await nothing."""
     events, started, closing = [], threading.Event(), threading.Event()
 
     def tell(event):
         events.append(event)
         started.set()
-        closing.wait()
+        closing.wait(5)
 
     async def main():
         training = cobre_shm.train_async(
@@ -220,13 +220,14 @@ def test_asynchronous_training_that_is_dropped_ends(case_path):
         )
         training.send(None)
         await asyncio.to_thread(started.wait)
-        asyncio.get_running_loop().run_in_executor(None, release)
         training.close()
 
-    def release():
-        # After the close has begun.
-        time.sleep(0.2)
+    request = Cancellation.request
+
+    def request_and_go_on(self):
+        request(self)
         closing.set()
 
+    monkeypatch.setattr(Cancellation, "request", request_and_go_on)
     asyncio.run(main())
     assert len(events) < 30

@@ -15,7 +15,7 @@ SERIES = ("iteration", "lower_bound", "upper_bound_mean", "upper_bound_std", "ga
 
 
 def run(path, out, iterations, ranks=1, backend="local"):
-    launcher = ["-m", "cobre_shm.spawn", "-n", str(ranks), "--backend", backend] * (ranks > 1)
+    launcher = ["-m", "cobre_shm.spawn", "-n", str(ranks), "--backend", backend]
     done = subprocess.run(
         [
             *(sys.executable, *(launcher if ranks > 1 else []), "-m", "cobre_shm.sddp", str(path)),

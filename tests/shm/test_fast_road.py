@@ -1,6 +1,5 @@
 """What a program calls in a loop reaches its kernel without Python code."""
 
-import gc
 import secrets
 import sys
 from pathlib import Path
@@ -79,32 +78,3 @@ def test_dtype_is_known_again_after_many_others(comm):
     call = lambda: comm.allreduce(np.ones(1), recv)  # noqa: E731 - as in CALLS
     call()
     assert own_python_calls(call) == []
-
-
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def drop_one(name):
-    ShmCommunicator(ShmConfig(name=name, rank=0, size=1))
-    gc.collect()
-
-
-def test_dropped_communicator_gives_back_what_it_holds():
-    name = f"/cobre-test-{secrets.token_hex(8)}"
-    before = descriptors()
-    with pytest.warns(ResourceWarning, match="unclosed <ShmCommunicator rank 0 of 1>"):
-        drop_one(name)
-    assert descriptors() == before
-    assert name not in Path("/proc/self/maps").read_text()
-
-
-def test_rank_that_fails_behind_the_door_gives_its_place_back(monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("cobre_shm.shm.membership.let_sleep", interrupt)
-    before = descriptors()
-    with pytest.raises(KeyboardInterrupt):
-        drop_one(f"/cobre-test-{secrets.token_hex(8)}")
-    assert descriptors() == before

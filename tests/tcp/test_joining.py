@@ -343,7 +343,9 @@ def test_coordinator_that_cannot_keep_a_connection_closes_all(monkeypatch):
             client = handshake.Applicant(SECRET.encode(), rank, 3, handshake.Identity(77, "x"))
             socks.append(group.knock())
             introduce(socks[-1], client)
-        assert isinstance(group.coordinator.exception(20), OSError)
+        error = group.coordinator.exception(20)
+        assert isinstance(error, InitializationFailed)
+        assert error.source.errno == errno.ENOBUFS
         for sock in socks:
             assert is_closed(sock, 2)
             sock.close()

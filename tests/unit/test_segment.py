@@ -11,7 +11,9 @@ import pytest
 
 from cobre_shm import layout
 from cobre_shm.errors import AllocationFailed, InitializationFailed
+from cobre_shm.segment.failure import failure
 from cobre_shm.segment.join import join
+from cobre_shm.segment.poison import read_poison
 from cobre_shm.segment.posix import (
     DIRECTORY,
     create_object,
@@ -20,6 +22,7 @@ from cobre_shm.segment.posix import (
     unlink_object,
 )
 from cobre_shm.segment.segment import Segment
+from cobre_shm.segment.watch import WatchedSegment
 
 SLOT = 4096
 
@@ -219,3 +222,16 @@ def test_process_without_descriptors_is_not_told_that_the_segment_is_at_fault(se
     assert "rm " not in str(caught.value)
     if not is_named:
         made.close()
+
+
+@pytest.mark.parametrize(("code", "number"), [(None, None), (0, None), (3, None), (None, 9)])
+def test_end_of_a_rank_is_told_as_it_was_seen(name, code, number):
+    """An end that nobody saw is not one with code 0."""
+    segment = WatchedSegment.create(name, 2, slot_bytes=SLOT, launched=True)
+    try:
+        segment.report_exit(1, exit_code=code, signal=number)
+        error = failure(segment, read_poison(segment), 1.0)
+        assert (error.rank, error.exit_code, error.signal) == (1, code, number)
+    finally:
+        segment.unlink()
+        segment.close()

@@ -298,12 +298,18 @@ def test_death_while_the_heap_grows_is_told_and_leaves_no_name(victim):
             assert not list(Path("/dev/shm").glob(f"{prefix.lstrip('/')}*"))
 
 
-def fail_to_undo(comm, victim):
-    """The growth that one rank can neither do nor undo."""
+def fail_to_undo(comm, victim, nbytes):
+    """The growth that one rank can neither do nor undo; it could do a second one."""
+    refusals = iter([_refuse])
     kept = comm.full(10, comm.rank, "i8")
     with pytest.MonkeyPatch.context() as patch:
         if comm.rank == victim:
-            patch.setattr(shared_heap, "map_shared", _refuse)
+            make = shared_heap.map_shared
+            patch.setattr(
+                shared_heap,
+                "map_shared",
+                lambda *args, **kwargs: next(refusals, make)(*args, **kwargs),
+            )
             reserve = shared_heap.reserve
             patch.setattr(
                 shared_heap,
@@ -311,7 +317,7 @@ def fail_to_undo(comm, victim):
                 lambda nbytes, at=None: reserve(nbytes) if at is None else _refuse(),
             )
         with pytest.raises(AllocationFailed):
-            comm.empty(50 << 20, "u1")
+            comm.empty(nbytes, "u1")
     for _ in range(2):
         with pytest.raises(InvalidCommunicator, match="broken off"):
             comm.empty(10)
@@ -320,5 +326,7 @@ def fail_to_undo(comm, victim):
     return comm.allreduce(np.ones(1))[0]
 
 
-def test_growth_that_one_rank_cannot_undo_is_the_same_error_on_all():
-    assert results_of(run_ranks(fail_to_undo, 2, "shm", 1)) == [2, 2]
+# Of the smaller one less would do than is asked for first.
+@pytest.mark.parametrize("nbytes", [50 << 20, 9 << 19])
+def test_growth_that_one_rank_cannot_undo_is_the_same_error_on_all(nbytes):
+    assert results_of(run_ranks(fail_to_undo, 2, "shm", 1, nbytes)) == [2, 2]

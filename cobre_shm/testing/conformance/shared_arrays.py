@@ -171,6 +171,8 @@ def check_shared_array_mistakes_refused(comm: Communicator) -> None:
             assert_refused(comm, InvalidBufferSize, f"shape {shape!r}", call, shape)
         for dtype in (object, "nonsense", np.dtype(("f8", 3))):
             assert_refused(comm, InvalidDatatype, f"dtype {dtype!r}", call, 3, dtype)
+    for dtype in (object, "nonsense", np.dtype(("f8", 3))):
+        assert_refused(comm, InvalidDatatype, f"full of {dtype!r}", comm.full, 3, 1, dtype)
     assert_refused(comm, ValueError, "full of a word", comm.full, 3, "word", "f8")
     assert_refused(comm, ValueError, "full of two values", comm.full, 3, [1.0, 2.0])
 
