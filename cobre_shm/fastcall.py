@@ -93,7 +93,7 @@ class Known:
         self.table: Any = np.zeros((known.ENTRIES, known.BYTES // 8), dtype=np.int64)
         self._state = state
         # By what the table knows them; kept, so that an address is that of no other.
-        self._kept: dict[tuple[int, int], Any] = {}
+        self._kept: dict[tuple[int, int], tuple[Any, Any, int]] = {}
         state[context.KNOWN] = self.table.ctypes.data
 
     def add(

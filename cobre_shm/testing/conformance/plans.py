@@ -117,9 +117,10 @@ def check_shared_result_is_that_of_allreduce(comm: Communicator) -> None:
             assert_same_bytes(result, expected, f"shared result of {length}")
         expect_error(ValueError, "writing to a shared result", result.fill, 0.0)
         # On some ranks of the last result, whose memory may be that of the next.
-        mine = result if comm.rank % 2 else send
-        expected = comm.allreduce(mine.copy())
-        assert_same_bytes(comm.allreduce_shared(mine), expected, f"result of a result of {length}")
+        turned = result if comm.rank % 2 else send
+        expected = comm.allreduce(turned.copy())
+        again = comm.allreduce_shared(turned)
+        assert_same_bytes(again, expected, f"result of a result of {length}")
     for shape in (2, 3), (300, 200):
         assert comm.allreduce_shared(np.ones(shape, np.int32), "max").shape == shape
     mine: Any = array.array("d", [comm.rank]) if comm.rank else np.zeros(1)
