@@ -17,7 +17,8 @@ def call_text(operation: int, reduction: int, root: int, hashed: int, tag: int, 
         operation: One of ``cobre_shm.layout.OPERATIONS``.
         reduction: Of an allreduce.
         root: Of a broadcast.
-        hashed: Of the counts of an allgatherv, of the shape of a region: they have any length.
+        hashed: Of the counts of an allgatherv, of the shape of a region: they have any length; of
+            an allreduce_shared whether its result is new.
         tag: Of the element type.
         count: Number of elements.
     """
@@ -25,7 +26,9 @@ def call_text(operation: int, reduction: int, root: int, hashed: int, tag: int, 
     if operation in WITHOUT_ELEMENTS:
         return name
     parts = [f"{count} x {tag_text(tag)}"]
-    if operation in (layout.ALLREDUCE, layout.ALLREDUCE_SHARED):
+    if operation == layout.ALLREDUCE_SHARED and hashed == layout.NEW_RESULT:
+        parts.append("a new result")
+    elif operation in (layout.ALLREDUCE, layout.ALLREDUCE_SHARED):
         parts.append(ReduceOp(reduction).name if reduction in list(ReduceOp) else str(reduction))
     elif operation == layout.BROADCAST:
         parts.append(f"root {root}")

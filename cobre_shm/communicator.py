@@ -182,7 +182,9 @@ class Communicator(ABC):
             send: At least one element, of an integer, unsigned or floating dtype; complex for
                 SUM and PROD; bool for MIN and MAX (logical and, or).
             recv: Destination of the same size and dtype; may be ``send`` (in place), any other
-                overlap is refused. None: a new array of ``send``'s shape.
+                overlap is refused. No memory that another rank writes meanwhile, so not one
+                shared region on several ranks: that is :meth:`allreduce_shared`. None: a new
+                array of ``send``'s shape.
             op: A :class:`ReduceOp` or its name.
 
         Returns:

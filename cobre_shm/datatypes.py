@@ -86,9 +86,20 @@ def dtype_tag(dtype: np.dtype[Any]) -> int:
         # Only now: it loads a library of cryptography, and hardly anybody needs it here.
         import hashlib
 
-        digest = hashlib.blake2s(repr(dtype).encode(), digest_size=4).hexdigest()
+        digest = hashlib.blake2s(repr(_form(dtype)).encode(), digest_size=4).hexdigest()
         text = b"V" + digest[:7].encode("ascii")
     return int.from_bytes(text.ljust(8, b"\0"), "little", signed=True)
+
+
+def _form(dtype: np.dtype[Any]) -> Any:
+    """What two dtypes that are equal have in common: not whether they were made by alignment."""
+    if dtype.subdtype is not None:
+        element, shape = dtype.subdtype
+        return _form(element), shape
+    if dtype.fields is None:
+        return dtype.str
+    named = [(name, dtype.fields[name]) for name in dtype.names or ()]
+    return dtype.itemsize, [(name, _form(field), *place) for name, (field, *place) in named]
 
 
 def tag_text(tag: int) -> str:

@@ -135,6 +135,8 @@ MAX_SLOT_BYTES = 1 << 30
 BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV, COUNTS, REGION, SPLIT = 1, 2, 3, 4, 5, 6, 7
 ARRAY = 8
 ALLREDUCE_SHARED = 9
+# In the place of a hash: not the reduction, but the barrier before room for its result is made.
+NEW_RESULT = 1
 OPERATIONS = {
     BARRIER: "barrier",
     BROADCAST: "broadcast",

@@ -11,7 +11,7 @@ from typing import Any
 
 from cobre_shm import layout
 from cobre_shm.kernels import context
-from cobre_shm.kernels.atomics import load_plain
+from cobre_shm.kernels.atomics import load_plain, store_plain
 from cobre_shm.kernels.choices import copy_out, deposit, do_not_measure
 from cobre_shm.kernels.copying import copy_bytes, move_bytes
 from cobre_shm.kernels.failing import COPY_IN, COPY_OUT, copy_or_fail, fail_at
@@ -34,7 +34,7 @@ from cobre_shm.kernels.sharing import (
     fetch_from,
     probe,
 )
-from cobre_shm.kernels.switches import PIECE_BYTES, gather_chunk, is_probing, is_streaming
+from cobre_shm.kernels.switches import PIECE_BYTES, begins_with_probe, gather_chunk, is_streaming
 from cobre_shm.kernels.waiting import arrival_line
 
 __all__ = ["allgatherv"]
@@ -48,6 +48,15 @@ def _hash_of(counts: int, size: int) -> int:
         value = (value ^ load_plain(counts + 8 * rank)) * 0x2545F4914F6CDD1D
         value ^= (value >> 29) & 0x7FFFFFFFF
     return value & 0xFFFFFFFF
+
+
+@inlined
+def _pack(counts: int, displs: int, size: int) -> None:
+    """Write where blocks begin that follow each other."""
+    start = 0
+    for rank in range(size):
+        store_plain(displs + 8 * rank, start)
+        start += load_plain(counts + 8 * rank)
 
 
 @inlined
@@ -65,7 +74,8 @@ def allgatherv(
 ) -> int:
     """Copy rank r's ``counts[r]`` elements to element ``displs[r]`` of ``recv``.
 
-    ``counts`` and ``displs`` are addresses of ``size`` 64-bit integers.
+    ``counts`` and ``displs`` are addresses of ``size`` 64-bit integers; ``displs`` 0: the packed
+    layout.
     """
     size = ctx[context.SIZE]
     rank = ctx[context.RANK]
@@ -75,6 +85,11 @@ def allgatherv(
         status = begin(ctx, what, tag, count, count * item_bytes)
         if status != context.READY:
             return status
+    if displs == 0:
+        # Room of the communicator, which is this collective's alone from ``begin`` on.
+        displs = ctx[context.DISPLS]
+        if not resume:
+            _pack(counts, displs, size)
     largest = 0
     for r in range(size):
         largest = max(largest, load_plain(counts + 8 * r) * item_bytes)
@@ -82,7 +97,7 @@ def allgatherv(
     own_bytes = load_plain(counts + 8 * rank) * item_bytes
     if largest <= layout.INLINE_BYTES:
         return _inline(ctx, send, recv, own, own_bytes, counts, displs, item_bytes)
-    if is_probing(ctx, what, count * item_bytes):
+    if begins_with_probe(ctx, what, count * item_bytes):
         status = probe(ctx, what, count * item_bytes, send, 0)
         if status != context.READY:
             return status

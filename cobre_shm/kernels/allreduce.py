@@ -47,10 +47,10 @@ from cobre_shm.kernels.sharing import (
 )
 from cobre_shm.kernels.switches import (
     PIECE_BYTES,
+    begins_with_probe,
     direct_chunk,
     is_chain,
     is_direct,
-    is_probing,
     is_streaming,
     scatter_chunk,
     streams_directly,
@@ -83,7 +83,7 @@ def allreduce(
             return status
     if nbytes <= layout.INLINE_BYTES:
         return _inline(ctx, send, recv, count, item_bytes, reduction)
-    if is_probing(ctx, what, nbytes):
+    if begins_with_probe(ctx, what, nbytes):
         status = probe(ctx, what, nbytes, send, recv)
         if status != context.READY:
             return status

@@ -31,7 +31,7 @@ from cobre_shm.kernels.sharing import (
     is_readable,
     probe,
 )
-from cobre_shm.kernels.switches import broadcast_chunk, is_probing, is_streaming
+from cobre_shm.kernels.switches import begins_with_probe, broadcast_chunk, is_streaming
 from cobre_shm.kernels.waiting import arrival_line
 
 __all__ = ["broadcast"]
@@ -47,7 +47,7 @@ def broadcast(
         if status != context.READY:
             return status
     is_root = ctx[context.RANK] == root
-    if is_probing(ctx, what, nbytes):
+    if begins_with_probe(ctx, what, nbytes):
         status = probe(ctx, what, nbytes, buf if is_root else 0, 0)
         if status != context.READY:
             return status

@@ -29,7 +29,7 @@ from cobre_shm.kernels.rounds import (
     take_slots,
 )
 from cobre_shm.kernels.sharing import SENDS_READABLE, ending_round, probe, reduce_from
-from cobre_shm.kernels.switches import is_probing, is_streaming, scatter_chunk
+from cobre_shm.kernels.switches import begins_with_probe, is_streaming, scatter_chunk
 
 __all__ = ["allreduce_common"]
 
@@ -54,7 +54,7 @@ def allreduce_common(
         status = begin(ctx, what, tag, count, nbytes)
         if status != context.READY:
             return status
-    if is_probing(ctx, what, nbytes):
+    if begins_with_probe(ctx, what, nbytes):
         status = probe(ctx, what, nbytes, send, 0)
         if status != context.READY:
             return status

@@ -63,6 +63,7 @@ from cobre_shm.kernels.road import (
     is_plain,
     known_entry,
     overlap,
+    own_start,
 )
 from cobre_shm.kernels.rows import reduce_rows
 
@@ -264,23 +265,20 @@ def allgatherv_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         return call_with_self(method, instance, args, nargs, kwnames)
     size, room = ctx[context.SIZE], element_count(recv)
     counts = _integers(ctx, load_plain(args + 16), ctx[COUNTS])
-    displs = ctx[context.DISPLS]
+    displs = 0
     if nargs == 4 and load_plain(args + 24) != ctx[context.NONE]:
         displs = _integers(ctx, load_plain(args + 24), ctx[COUNTS] + 8 * size)
+        if displs == 0:
+            return call_with_self(method, instance, args, nargs, kwnames)
     entry = known_entry(ctx, load_plain(send + ARRAY_DESCR), 0)
-    if (
-        counts == 0
-        or displs == 0
-        or entry == 0
-        or not is_layout(ctx, counts, displs, element_count(send), room)
-    ):
+    if counts == 0 or entry == 0 or not is_layout(ctx, counts, displs, element_count(send), room):
         return call_with_self(method, instance, args, nargs, kwnames)
     item_bytes = load_plain(entry + known.ITEM_BYTES)
     lengths, starts = ctx[LENGTHS], ctx[LENGTHS] + 4 * size
     end = 0
     for rank in range(size):
         length = load_plain(counts + 8 * rank) * item_bytes
-        start = load_plain(displs + 8 * rank) * item_bytes
+        start = load_plain(displs + 8 * rank) * item_bytes if displs != 0 else end
         store_i32(lengths + 4 * rank, length)
         store_i32(starts + 4 * rank, start)
         end = start + length
@@ -290,7 +288,7 @@ def allgatherv_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
     own = ctx[context.RANK]
     source, target = load_plain(send + ARRAY_DATA), load_plain(recv + ARRAY_DATA)
     own_bytes = load_plain(counts + 8 * own) * item_bytes
-    if own_bytes > 0 and source == target + load_plain(displs + 8 * own) * item_bytes:
+    if own_bytes > 0 and source == target + own_start(ctx, counts, displs) * item_bytes:
         source = ctx[IN_PLACE]
     elif source < target + room * item_bytes and target < source + own_bytes:
         return call_with_self(method, instance, args, nargs, kwnames)

@@ -300,22 +300,32 @@ def is_integers(ctx: Any, obj: int) -> bool:
 
 @inlined
 def is_layout(ctx: Any, counts: int, displs: int, send: int, recv: int) -> bool:
-    """Whether the blocks lie in ``recv`` in rank order without an overlap; fills packed ones.
+    """Whether the blocks lie in ``recv`` in rank order without an overlap.
 
-    ``counts`` and ``displs`` are addresses of integers, ``send`` and ``recv`` numbers of elements.
+    ``counts`` and ``displs`` are addresses of integers, ``displs`` 0 where blocks follow each
+    other; ``send`` and ``recv`` numbers of elements.
     """
     size = ctx[context.SIZE]
-    packed = displs == ctx[context.DISPLS]
     end = 0
     for rank in range(size):
         count = load_plain(counts + 8 * rank)
-        if packed:
-            store_plain(displs + 8 * rank, end)
-        start = load_plain(displs + 8 * rank)
+        start = load_plain(displs + 8 * rank) if displs != 0 else end
         if count < 0 or count > recv or start < end or start > recv - count:
             return False
         end = start + count
     return load_plain(counts + 8 * ctx[context.RANK]) == send
+
+
+@inlined
+def own_start(ctx: Any, counts: int, displs: int) -> int:
+    """Where this rank's block begins in ``recv``, in elements; arguments as of ``is_layout``."""
+    rank = ctx[context.RANK]
+    if displs != 0:
+        return load_plain(displs + 8 * rank)
+    start = 0
+    for before in range(rank):
+        start += load_plain(counts + 8 * before)
+    return start
 
 
 @inlined
@@ -333,7 +343,7 @@ def allgatherv_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         or not is_integers(ctx, lengths)
     ):
         return call_with_self(method, instance, args, nargs, kwnames)
-    displs = ctx[context.DISPLS]
+    displs = 0
     if nargs == 4 and load_plain(args + 24) != ctx[context.NONE]:
         if not is_integers(ctx, load_plain(args + 24)):
             return call_with_self(method, instance, args, nargs, kwnames)
@@ -345,9 +355,8 @@ def allgatherv_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         return call_with_self(method, instance, args, nargs, kwnames)
     item_bytes = load_plain(entry + known.ITEM_BYTES)
     source, target = load_plain(send + ARRAY_DATA), load_plain(recv + ARRAY_DATA)
-    rank = ctx[context.RANK]
-    own_bytes = load_plain(counts + 8 * rank) * item_bytes
-    is_in_place = source == target + load_plain(displs + 8 * rank) * item_bytes
+    own_bytes = load_plain(counts + 8 * ctx[context.RANK]) * item_bytes
+    is_in_place = source == target + own_start(ctx, counts, displs) * item_bytes
     if not is_in_place and source < target + room * item_bytes and target < source + own_bytes:
         return call_with_self(method, instance, args, nargs, kwnames)
     count = 0

@@ -17,6 +17,7 @@ __all__ = [
     "NOT_ALLOWED",
     "PIECE_BYTES",
     "UNTRIED",
+    "begins_with_probe",
     "broadcast_chunk",
     "chain_chunk",
     "direct_chunk",
@@ -81,10 +82,19 @@ def may_read_peers(ctx: Any, what: int, nbytes: int) -> bool:
 
 @inlined
 def is_probing(ctx: Any, what: int, nbytes: int) -> bool:
-    """Whether a collective of ``nbytes`` begins with a probe; ``what``: its first call word."""
+    """Whether a collective of ``nbytes`` would begin with a probe; ``what``: its first call word.
+
+    The first probe may find out that nothing can be read, and then this changes.
+    """
     if ctx[context.HEAP] != 0 and _to_spare(what, nbytes) >= _word(ctx, tuning.SHARE_BYTES):
         return True
     return may_read_peers(ctx, what, nbytes)
+
+
+@inlined
+def begins_with_probe(ctx: Any, what: int, nbytes: int) -> bool:
+    """Whether a collective that has begun does; also when it goes on, whatever it has found."""
+    return ctx[context.PROBED] != 0 or is_probing(ctx, what, nbytes)
 
 
 @inlined

@@ -151,10 +151,9 @@ class Collectives(Membership):
             send.itemsize,
             reduction,
         )
-        if isinstance(op, ReduceOp):
-            self._known.add(
-                send.dtype, op, layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), reduction
-            )
+        self._known.add(
+            send.dtype, op, layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), reduction
+        )
         return recv
 
     def _reduce_with_numpy(self, send: Array, recv: Array, op: ReduceOp) -> None:
@@ -165,23 +164,31 @@ class Collectives(Membership):
         displs = np.arange(self.size) * per_block
         # The exchange of blocks says which reduction they are for, and of what total length.
         call = layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), send.size
-        for start in range(0, send.size, per_block):
-            count = min(per_block, send.size - start)
-            counts = np.full(self.size, count)
-            self._run(
-                ALLGATHERV,
-                0,
-                *call,
-                address_of(source[start:]),
-                address_of(blocks),
-                address_of(counts),
-                address_of(displs),
-                send.itemsize,
-            )
-            accumulator = blocks[0, :count]
-            for rank in range(1, self.size):
-                reduce_with_numpy(op, accumulator, blocks[rank, :count])
-            target[start : start + count] = accumulator
+        exchanged = 0
+        try:
+            for start in range(0, send.size, per_block):
+                count = min(per_block, send.size - start)
+                counts = np.full(self.size, count)
+                self._run(
+                    ALLGATHERV,
+                    0,
+                    *call,
+                    address_of(source[start:]),
+                    address_of(blocks),
+                    address_of(counts),
+                    address_of(displs),
+                    send.itemsize,
+                )
+                exchanged += count
+                accumulator = blocks[0, :count]
+                for rank in range(1, self.size):
+                    reduce_with_numpy(op, accumulator, blocks[rank, :count])
+                target[start : start + count] = accumulator
+        except BaseException:
+            # Between two blocks no kernel is inside a collective, but this rank is.
+            if 0 < exchanged < send.size:
+                self._abandon()
+            raise
 
     def broadcast(self, buf: Array, root: int = 0) -> Array:
         """See :meth:`Communicator.broadcast`."""

@@ -165,15 +165,19 @@ class ShmCommunicator(Collectives):
         the same ones.
         """
         key = dtype_tag(source.dtype), source.size
-        found = self._results.pop(key, None)
+        found = self._results.get(key)
         if found is None:
-            self._run(BARRIER, 0, layout.ALLREDUCE_SHARED, *key)
+            # In another word than the reduction that follows: a rank that has the result already
+            # is in a mismatch.
+            self._run(BARRIER, 0, layout.ALLREDUCE_SHARED | layout.NEW_RESULT << 32, *key)
             if self._common is None:
                 self._common = self._new_heap(1)
             if len(self._results) == _RESULTS:
                 del self._results[next(iter(self._results))]
             found = self._common.array((source.size,), source.dtype)
             found.flags.writeable = False
+        # Behind the others: the first is the one that was used longest ago.
+        self._results.pop(key, None)
         self._results[key] = found
         return found
 

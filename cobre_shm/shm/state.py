@@ -75,7 +75,8 @@ def new_context(segment: Segment, rank: int, scratch: Array) -> Array:
     if directive is not None and directive.rank == rank:
         state[context.FAIL_PHASE] = directive.phase
         state[context.FAIL_SEQUENCE] = directive.sequence
-    state[context.SPIN_LIMIT] = state[context.TUNING + SPIN_PAUSES]
+    # While it spins a rank looks at nothing else.
+    state[context.SPIN_LIMIT] = min(state[context.TUNING + SPIN_PAUSES], _SPIN_LIMIT_MAX)
     return state
 
 

@@ -24,6 +24,7 @@ from cobre_shm.segment.poison import read_poison
 from cobre_shm.segment.segment import Segment
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.shm import ShmCommunicator
+from cobre_shm.tuning import NEVER
 from tests.faults import programs, refusing
 from tests.support.ranks import results_of, run_ranks
 
@@ -204,6 +205,24 @@ def test_no_rank_reads_another_where_one_of_them_may_not(refused):
     if None in results:
         pytest.skip(_NOT_PERMITTED)
     assert results == [NOT_ALLOWED] * 3
+
+
+def reduce_without_slots(comm):
+    """More than a kernel does at once: it comes back after its probe has tried to read."""
+    permitted = refused_or_skipped(["process_vm_readv"], errno.EPERM)
+    if comm.allreduce(np.array([int(permitted)]))[0] < comm.size:
+        return None
+    comm.use_switch_points({"share_bytes": NEVER, "read_bytes": 4096})
+    array = comm.full(17 << 20, comm.rank + 1.0)
+    comm.allreduce(array, array)
+    return np.unique(array).tolist()
+
+
+def test_collective_goes_on_as_it_began_where_its_probe_finds_that_nobody_may_read():
+    results = results_of(run_ranks(reduce_without_slots, 2, "shm"))
+    if None in results:
+        pytest.skip(_NOT_PERMITTED)
+    assert results == [[3.0]] * 2
 
 
 _READS = """

@@ -103,3 +103,40 @@ def test_tag_text_record_recognisable():
 def test_tag_text_any_word_readable(tag):
     # A message about a damaged segment must not fail itself.
     assert isinstance(tag_text(tag), str)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_tags_of_equal_records_are_equal(first):
+    """Whether one was made by alignment says nothing, nor which of them was met before."""
+    fields = [("key", "i1"), ("inner", [("point", "f4", (2, 2))]), ("value", "f8")]
+    aligned = np.dtype(fields, align=True)
+    plain = np.dtype(
+        {
+            "names": list(aligned.names),
+            "formats": [aligned[name] for name in aligned.names],
+            "offsets": [aligned.fields[name][1] for name in aligned.names],
+            "itemsize": aligned.itemsize,
+        }
+    )
+    assert aligned == plain
+    assert repr(aligned) != repr(plain)
+    dtype_tag.cache_clear()
+    pair = (aligned, plain) if first else (plain, aligned)
+    tags = []
+    for dtype in pair:
+        tags.append(dtype_tag(dtype))
+        dtype_tag.cache_clear()
+    assert tags[0] == tags[1] != dtype_tag(np.dtype(fields))
+
+
+def test_tags_of_records_differ_in_every_part():
+    parts = [
+        [("a", "f8"), ("b", "f8")],
+        [("a", "f8"), ("c", "f8")],
+        [("a", "f8"), ("b", "i8")],
+        [("a", "f8"), ("b", "f8", (1,))],
+        [("a", "f8"), (("title", "b"), "f8")],
+        {"names": ["a", "b"], "formats": ["f8", "f8"], "offsets": [8, 0]},
+        {"names": ["a", "b"], "formats": ["f8", "f8"], "itemsize": 24},
+    ]
+    assert len({dtype_tag(np.dtype(part)) for part in parts}) == len(parts)
