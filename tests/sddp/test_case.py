@@ -246,6 +246,18 @@ def test_shipped_case_is_valid():
         ),
         (
             "system/hydros.json",
+            set_path("hydros", 1, "diversion", value={"downstream_id": 1, "max_flow_m3s": 5.0}),
+            OutOfRange,
+            "hydros[1].diversion.downstream_id",
+        ),
+        (
+            "system/hydros.json",
+            set_path("hydros", 3, "diversion", value={"downstream_id": 0, "max_flow_m3s": 5.0}),
+            OutOfRange,
+            "hydros[3].diversion.downstream_id",
+        ),
+        (
+            "system/hydros.json",
             set_path("hydros", 1, "generation", "model", value="fpha"),
             Unsupported,
             "hydros[1].generation.model",
