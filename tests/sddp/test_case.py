@@ -404,6 +404,29 @@ def test_unreadable_expression_is_reported(shipped_copy, expression, error, word
         load_case(shipped_copy)
 
 
+@pytest.mark.parametrize(("stage", "is_wrong"), [(0, False), (1, True)])
+def test_block_of_a_term_must_be_one_of_each_bounded_stage(random_path, stage, is_wrong):
+    def change(content):
+        content["stages"][1]["blocks"] = [{"id": 0, "name": "ALL", "hours": 100.0}]
+
+    edit(random_path, "stages.json", change)
+    (random_path / "scenarios" / "load_factors.json").unlink()
+    expression = "hydro_turbined(0, 0) + thermal_generation(0, 1)"
+    constraint = {"id": 0, "name": "C", "expression": expression, "sense": "<="}
+    write_json(random_path, "constraints/generic_constraints.json", {"constraints": [constraint]})
+    write_table(
+        random_path,
+        "constraints/generic_constraint_bounds.parquet",
+        ["constraint_id", "stage_id", "bound"],
+        [(0, stage, 5.0)],
+    )
+    if not is_wrong:
+        assert load_case(random_path).constraints[0].terms[1].block == 1
+        return
+    with pytest.raises(OutOfRange, match=r"expression .*no block 1 at stage 1"):
+        load_case(random_path)
+
+
 _COUNT_THREADS = """
 import os, sys
 import pyarrow.parquet
