@@ -202,6 +202,13 @@ def test_shipped_case_is_valid():
             "stages[2].risk_measure.cvar.alpha",
         ),
         ("stages.json", set_path("stages", 2, "id", value=1), DuplicateId, "stages[2].id"),
+        ("stages.json", set_path("stages", 11, "id", value=2**31), OutOfRange, "stages[11].id"),
+        (
+            "system/hydros.json",
+            set_path("hydros", 3, "id", value=-(2**31) - 1),
+            OutOfRange,
+            "hydros[3].id",
+        ),
         (
             "penalties.json",
             delete_path("hydro", "spillage_cost"),
