@@ -152,7 +152,11 @@ class Record:
             return value  # type: ignore[no-any-return]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong_type(key, value, "a number")
-        result = float(value)
+        try:
+            result = float(value)
+        except OverflowError:
+            # An integer of more than 308 digits.
+            result = math.inf if value > 0 else -math.inf
         expected = None
         if not math.isfinite(result):
             expected = "a finite number"

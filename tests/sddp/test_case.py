@@ -235,6 +235,12 @@ def test_shipped_case_is_valid():
         ),
         (
             "system/thermals.json",
+            set_path("thermals", 0, "cost_per_mwh", value=10**400),
+            OutOfRange,
+            "thermals[0].cost_per_mwh",
+        ),
+        (
+            "system/thermals.json",
             set_path("thermals", 0, "generation", "max_mw", value=1.0),
             OutOfRange,
             "thermals[0].generation.max_mw",
