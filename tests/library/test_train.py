@@ -99,6 +99,20 @@ def test_policy_is_the_highest_cut(alone):
         policy.evaluate(0, [1.0] * 50)
 
 
+def test_policy_is_at_least_zero(alone):
+    """As the future cost is in a stage's problem."""
+    cuts, size = alone.policy.cuts(0), len(alone.policy.components)
+    low = replace(
+        cuts,
+        intercept=np.array([-5.0]),
+        coefficients=np.zeros((1, size)),
+        iteration=cuts.iteration[:1],
+        scenario=cuts.scenario[:1],
+    )
+    policy = cobre_shm.Policy([0], [low], alone.policy.components)
+    assert policy.evaluate(0, np.zeros(size)) == 0.0
+
+
 def test_policy_is_saved_and_loaded(case_path, alone, tmp_path):
     alone.policy.save(tmp_path / "saved")
     cobre_shm.train(case_path, config_overrides=limit(3), output_dir=tmp_path / "out")
