@@ -71,8 +71,9 @@ class Policy:
     def evaluate(self, stage: int, state: npt.ArrayLike) -> float:
         """Return the cost of all stages after ``stage`` as the policy sees it, in $.
 
-        That is the highest of the stage's cuts at ``state``, discounted to the end of the stage;
-        0 where there are no cuts, as after the last stage.
+        That is the highest of the stage's cuts at ``state``, discounted to the end of the stage,
+        and at least 0, as in the stage's problem; 0 as well where there are no cuts, as after the
+        last stage.
 
         Args:
             stage: Its id.
@@ -92,9 +93,7 @@ class Policy:
                     "expected": len(self.components),
                 },
             )
-        if not len(cuts):
-            return 0.0
-        return float(np.max(cuts.intercept + cuts.coefficients @ values))
+        return float(np.max(cuts.intercept + cuts.coefficients @ values, initial=0.0))
 
     def save(self, directory: str | Path) -> None:
         """Write ``cuts.parquet`` and ``state.json``, as the output of a training has them.

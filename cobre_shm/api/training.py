@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from cobre_shm import sddp
 from cobre_shm.api.place import Place, find_place
-from cobre_shm.api.plain import decode
+from cobre_shm.api.plain import decode, encode
 from cobre_shm.api.policy import Policy
 from cobre_shm.api.result import ProgressEvent, TrainingResult, worker_infos
 from cobre_shm.api.worker import SimulationTask, TrainingTask
@@ -123,7 +123,7 @@ def simulate(
     Args:
         case: As for :func:`train`.
         policy: A training's result, its ``policy``, the cuts of all stages, or the folder
-            ``policy`` of a training's output.
+            ``policy`` of a training's output, which only rank 0 needs to see.
         scenarios: Number of trajectories; by default what the case asks for.
         backend: As for :func:`train`, like all that follow.
         num_workers: Number of processes to start, or 1 for this one.
@@ -214,7 +214,8 @@ def simulate_at(
         return result
     with place.communicator() as own:
         loaded = load(case, overrides, own)
-        result = sddp.simulate(loaded, _cuts_of(policy, loaded), own, scenarios, check=check)
+        cuts = _shared_cuts(policy, loaded, own)
+        result = sddp.simulate(loaded, cuts, own, scenarios, check=check)
         if output_dir is not None:
             on_rank_zero(lambda: write_simulation(result, Path(output_dir)), own)
     return result
@@ -304,6 +305,15 @@ def _train_here(
             **options,
         )
     return TrainingResult(details)
+
+
+def _shared_cuts(policy: PolicySource, case: Case, comm: Communicator) -> Sequence[StageCuts]:
+    """Return the cuts of a policy; a folder is read on rank 0 for all. Collective."""
+    if not isinstance(policy, str | Path):
+        return _cuts_of(policy, case)
+    data = on_rank_zero(lambda: encode(tuple(_cuts_of(policy, case))), comm)
+    cuts: tuple[StageCuts, ...] = decode(data)
+    return cuts
 
 
 def _cuts_of(policy: PolicySource, case: Case) -> Sequence[StageCuts]:

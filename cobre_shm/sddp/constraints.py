@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cobre_shm.sddp.case_files import CaseFiles
-from cobre_shm.sddp.errors import MissingReference, SchemaViolation, Unsupported
+from cobre_shm.sddp.errors import MissingReference, OutOfRange, SchemaViolation, Unsupported
 from cobre_shm.sddp.fields import Positions, Record, identified
-from cobre_shm.sddp.stages import Horizon
+from cobre_shm.sddp.stages import Horizon, Stage
 
 CONSTRAINTS = "constraints/generic_constraints.json"
 BOUNDS = "constraints/generic_constraint_bounds.parquet"
@@ -97,22 +97,41 @@ def parse_constraints(
         by_stage = bounds.setdefault(constraint, {})
         by_stage.setdefault(t, []).append((block, row.number("bound")))
     return tuple(
-        _parse_constraint(record, bounds.get(i, {}), positions) for i, record in enumerate(records)
+        _parse_constraint(record, bounds.get(i, {}), horizon, positions)
+        for i, record in enumerate(records)
     )
 
 
 def _parse_constraint(
     record: Record,
     bounds: Mapping[int, list[tuple[int | None, float]]],
+    horizon: Horizon,
     positions: Mapping[str, Positions],
 ) -> GenericConstraint:
     slack = record.record("slack", required=False)
+    terms = _parse_expression(record, positions)
+    _check_blocks(record, terms, [horizon.stages[t] for t in sorted(bounds)])
     return GenericConstraint(
-        terms=_parse_expression(record, positions),
+        terms=terms,
         sense=record.choice("sense", ("<=", ">=", "==")),
         penalty=slack.number("penalty", above=0.0) if slack.boolean("enabled", False) else None,
         bounds={t: tuple(items) for t, items in bounds.items()},
     )
+
+
+def _check_blocks(record: Record, terms: tuple[Term, ...], stages: list[Stage]) -> None:
+    """Report a block that a stage lacks to which the constraint applies."""
+    block = max((term.block for term in terms if term.block is not None), default=0)
+    for stage in stages:
+        if stage.last_block is not None and block > stage.last_block:
+            record.report(
+                OutOfRange,
+                "expression",
+                f"there is no block {block} at stage {stage.id}",
+                value=record.data["expression"],
+                expected=f"blocks of at most {stage.last_block}",
+            )
+            break
 
 
 def _parse_expression(record: Record, positions: Mapping[str, Positions]) -> tuple[Term, ...]:

@@ -17,6 +17,7 @@ from cobre_shm.sddp.case_files import CaseFiles
 from cobre_shm.sddp.errors import OutOfRange, SchemaViolation
 from cobre_shm.sddp.fields import Positions, Record
 from cobre_shm.sddp.stages import Horizon
+from cobre_shm.sddp.symmetric_root import symmetric_root
 
 Floats = npt.NDArray[np.float64]
 Groups = tuple[tuple[tuple[int, ...], Floats], ...]
@@ -114,7 +115,7 @@ def _parse_groups(
         kept = [i for i, at in enumerate(found) if at in offsets[kinds[i]]]
         if kept:
             members = tuple(offsets[kinds[i]][found[i]] for i in kept)
-            groups.append((members, _square_root(matrix[np.ix_(kept, kept)])))
+            groups.append((members, symmetric_root(matrix[np.ix_(kept, kept)])))
     return tuple(groups)
 
 
@@ -149,9 +150,3 @@ def _parse_matrix(group: Record, size: int) -> Floats:
             expected="a correlation matrix",
         )
     return matrix
-
-
-def _square_root(matrix: Floats) -> Floats:
-    values, vectors = np.linalg.eigh(matrix)
-    root: Floats = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    return root

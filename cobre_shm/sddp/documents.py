@@ -173,6 +173,7 @@ def _read_json(path: Path, name: str) -> Any:
 
 def _read_parquet(path: Path, name: str) -> Any:
     try:
+        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise require("pyarrow") from error
@@ -182,8 +183,8 @@ def _read_parquet(path: Path, name: str) -> Any:
             # and the C++ runtime then aborts the process.
             table = parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
             columns = table.to_pydict()
-    except (ValueError, OSError) as error:
-        # pyarrow's own errors derive from these two.
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        # Only some of pyarrow's own errors derive from the other two.
         reason = str(error).splitlines()[0]
         raise ParseError(
             f"{name}: not readable as Parquet: {reason}", context={"file": name}

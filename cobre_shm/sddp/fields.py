@@ -152,7 +152,11 @@ class Record:
             return value  # type: ignore[no-any-return]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong_type(key, value, "a number")
-        result = float(value)
+        try:
+            result = float(value)
+        except OverflowError:
+            # An integer of more than 308 digits.
+            result = math.inf if value > 0 else -math.inf
         expected = None
         if not math.isfinite(result):
             expected = "a finite number"
@@ -322,12 +326,13 @@ class Record:
 def identified(document: Record, key: str) -> tuple[list[Record], Positions]:
     """Return the objects of list ``key`` sorted by their ``id``, and the position of each id.
 
-    Objects without an id of their own are noted and left out.
+    Objects without an id of their own are noted and left out. An id has 32 bits, as in the tables
+    that a training writes.
     """
     before = len(document.findings)
     records = document.records(key)
     for record in records:
-        record.entity_id = record.integer("id")
+        record.entity_id = record.integer("id", minimum=-(2**31), maximum=2**31 - 1)
     complete = len(document.findings) == before
     by_id: dict[int, Record] = {}
     for record in records:

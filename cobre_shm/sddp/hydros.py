@@ -29,6 +29,8 @@ def parse_hydros(
                 expected="a path that ends",
             )
             break
+    else:
+        _check_diversions(hydros, records)
     return hydros, positions
 
 
@@ -40,6 +42,35 @@ def _is_in_circle(hydros: tuple[Hydro, ...], start: int) -> bool:
             return False
         below = hydros[below].downstream
     return True
+
+
+def _check_diversions(hydros: tuple[Hydro, ...], records: list[Record]) -> None:
+    """Report a diversion whose water comes back: each round would give its energy once more."""
+    for h, record in enumerate(records):
+        target = hydros[h].diversion_target
+        if target is not None and h in _reached(hydros, target):
+            diversion = record.record("diversion")
+            diversion.report(
+                OutOfRange,
+                "downstream_id",
+                "the diverted water runs in a circle",
+                value=diversion.data["downstream_id"],
+                expected="a plant from which no water comes back",
+            )
+            break
+
+
+def _reached(hydros: tuple[Hydro, ...], start: int) -> set[int]:
+    """Return the plants that the water of one reaches, that one included."""
+    reached: set[int] = set()
+    ahead: list[int | None] = [start]
+    while ahead:
+        h = ahead.pop()
+        # Minus one stands for a plant that does not exist.
+        if h is not None and h >= 0 and h not in reached:
+            reached.add(h)
+            ahead += (hydros[h].downstream, hydros[h].diversion_target)
+    return reached
 
 
 def _parse_hydro(

@@ -139,7 +139,7 @@ def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
             table = arrow.parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except FileNotFoundError as error:
         raise MissingFile(f"{path}: there is no such file", context=context) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, arrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise ParseError(f"{path}: not readable: {reason}", context=context) from error
     return {name: table[name].to_numpy() for name in table.column_names}

@@ -20,6 +20,7 @@ from cobre_shm.sddp.errors import (
     TypeMismatch,
 )
 from tests.library.conftest import limit
+from tests.sddp.threads import run_ranks
 
 pytestmark = pytest.mark.usefixtures("nothing_global_is_changed")
 
@@ -99,6 +100,20 @@ def test_policy_is_the_highest_cut(alone):
         policy.evaluate(0, [1.0] * 50)
 
 
+def test_policy_is_at_least_zero(alone):
+    """As the future cost is in a stage's problem."""
+    cuts, size = alone.policy.cuts(0), len(alone.policy.components)
+    low = replace(
+        cuts,
+        intercept=np.array([-5.0]),
+        coefficients=np.zeros((1, size)),
+        iteration=cuts.iteration[:1],
+        scenario=cuts.scenario[:1],
+    )
+    policy = cobre_shm.Policy([0], [low], alone.policy.components)
+    assert policy.evaluate(0, np.zeros(size)) == 0.0
+
+
 def test_policy_is_saved_and_loaded(case_path, alone, tmp_path):
     alone.policy.save(tmp_path / "saved")
     cobre_shm.train(case_path, config_overrides=limit(3), output_dir=tmp_path / "out")
@@ -133,6 +148,25 @@ def test_simulation_is_the_same_on_workers(case_path, alone, tmp_path):
     )
     assert one.total_cost.tobytes() == other.total_cost.tobytes()
     assert (tmp_path / "out" / "simulation" / "costs.parquet").is_file()
+
+
+def test_only_rank_zero_needs_to_see_a_policy(case_path, alone, tmp_path):
+    alone.policy.save(tmp_path / "saved")
+    one = cobre_shm.simulate(case_path, alone, scenarios=5)
+
+    def simulate(comm, seeing):
+        folder = tmp_path / ("saved" if comm.rank == seeing else "absent")
+        return cobre_shm.simulate(case_path, folder, scenarios=5, comm=comm)
+
+    for result in run_ranks(3, lambda comm: simulate(comm, 0)):
+        assert result.total_cost.tobytes() == one.total_cost.tobytes()
+    for error in run_ranks(3, lambda comm: simulate(comm, 1)):
+        assert isinstance(error, MissingFile)
+    shipped = sddp.shipped_case_path()
+    for error in run_ranks(
+        2, lambda comm: cobre_shm.simulate(shipped, tmp_path / "saved", scenarios=1, comm=comm)
+    ):
+        assert isinstance(error, CheckpointError)
 
 
 def test_result_shows_itself(case_path, alone):

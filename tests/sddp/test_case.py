@@ -202,6 +202,13 @@ def test_shipped_case_is_valid():
             "stages[2].risk_measure.cvar.alpha",
         ),
         ("stages.json", set_path("stages", 2, "id", value=1), DuplicateId, "stages[2].id"),
+        ("stages.json", set_path("stages", 11, "id", value=2**31), OutOfRange, "stages[11].id"),
+        (
+            "system/hydros.json",
+            set_path("hydros", 3, "id", value=-(2**31) - 1),
+            OutOfRange,
+            "hydros[3].id",
+        ),
         (
             "penalties.json",
             delete_path("hydro", "spillage_cost"),
@@ -228,6 +235,12 @@ def test_shipped_case_is_valid():
         ),
         (
             "system/thermals.json",
+            set_path("thermals", 0, "cost_per_mwh", value=10**400),
+            OutOfRange,
+            "thermals[0].cost_per_mwh",
+        ),
+        (
+            "system/thermals.json",
             set_path("thermals", 0, "generation", "max_mw", value=1.0),
             OutOfRange,
             "thermals[0].generation.max_mw",
@@ -243,6 +256,18 @@ def test_shipped_case_is_valid():
             set_path("hydros", 3, "downstream_id", value=0),
             OutOfRange,
             "hydros[0].downstream_id",
+        ),
+        (
+            "system/hydros.json",
+            set_path("hydros", 1, "diversion", value={"downstream_id": 1, "max_flow_m3s": 5.0}),
+            OutOfRange,
+            "hydros[1].diversion.downstream_id",
+        ),
+        (
+            "system/hydros.json",
+            set_path("hydros", 3, "diversion", value={"downstream_id": 0, "max_flow_m3s": 5.0}),
+            OutOfRange,
+            "hydros[3].diversion.downstream_id",
         ),
         (
             "system/hydros.json",
@@ -390,6 +415,29 @@ def test_unreadable_expression_is_reported(shipped_copy, expression, error, word
     write_json(shipped_copy, "constraints/generic_constraints.json", {"constraints": [constraint]})
     with pytest.raises(error, match=words):
         load_case(shipped_copy)
+
+
+@pytest.mark.parametrize(("stage", "is_wrong"), [(0, False), (1, True)])
+def test_block_of_a_term_must_be_one_of_each_bounded_stage(random_path, stage, is_wrong):
+    def change(content):
+        content["stages"][1]["blocks"] = [{"id": 0, "name": "ALL", "hours": 100.0}]
+
+    edit(random_path, "stages.json", change)
+    (random_path / "scenarios" / "load_factors.json").unlink()
+    expression = "hydro_turbined(0, 0) + thermal_generation(0, 1)"
+    constraint = {"id": 0, "name": "C", "expression": expression, "sense": "<="}
+    write_json(random_path, "constraints/generic_constraints.json", {"constraints": [constraint]})
+    write_table(
+        random_path,
+        "constraints/generic_constraint_bounds.parquet",
+        ["constraint_id", "stage_id", "bound"],
+        [(0, stage, 5.0)],
+    )
+    if not is_wrong:
+        assert load_case(random_path).constraints[0].terms[1].block == 1
+        return
+    with pytest.raises(OutOfRange, match=r"expression .*no block 1 at stage 1"):
+        load_case(random_path)
 
 
 _COUNT_THREADS = """

@@ -24,6 +24,7 @@ from cobre_shm.sddp import (
 from cobre_shm.sddp.__main__ import main
 from cobre_shm.sddp.documents import REQUIRED, decode, encode, read_documents
 from cobre_shm.sddp.findings import Findings
+from cobre_shm.sddp.results import read_table
 from tests.sddp.editing import write_json, write_table
 from tests.sddp.test_case import _COUNT_THREADS
 
@@ -63,6 +64,21 @@ def test_unreadable_file_is_named(shipped_copy, name, content):
     with pytest.raises(ParseError) as caught:
         load_case(shipped_copy)
     assert caught.value.context["file"] == name
+
+
+@pytest.mark.parametrize(
+    "cls", [pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowCapacityError, pa.ArrowKeyError]
+)
+def test_table_that_pyarrow_refuses_is_named(shipped_copy, monkeypatch, cls):
+    def refuse(*_args, **_options):
+        raise cls("Integers with less than 8 bits not implemented")
+
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
+    name = "scenarios/load_seasonal_stats.parquet"
+    with pytest.raises(ParseError, match="less than 8 bits"):
+        load_case(shipped_copy)
+    with pytest.raises(ParseError, match="less than 8 bits"):
+        read_table(shipped_copy / name)
 
 
 @pytest.mark.parametrize(
