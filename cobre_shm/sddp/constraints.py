@@ -37,7 +37,7 @@ QUANTITIES = {
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?"
 _TERM = re.compile(
     rf"\s*(?P<sign>[-+])?\s*(?:(?P<factor>{_NUMBER})\s*\*\s*)?"
-    r"(?P<name>[a-z_]+)\s*\(\s*(?P<entity>\d+)\s*(?:,\s*(?P<block>\d+)\s*)?\)\s*"
+    r"(?P<name>[a-z_]+)\s*\(\s*(?P<entity>\d{1,18})\s*(?:,\s*(?P<block>\d{1,18})\s*)?\)\s*"
 )
 
 
@@ -160,6 +160,15 @@ def _parse_term(
     record: Record, text: str, match: re.Match[str], positions: Mapping[str, Positions]
 ) -> Term:
     name, entity = match["name"], int(match["entity"])
+    factor = float(match["factor"] or 1.0)
+    if not math.isfinite(factor):
+        record.report(
+            OutOfRange,
+            "expression",
+            f"the factor {match['factor']} is too large",
+            value=text,
+            expected="a finite number",
+        )
     position = -1
     if name not in QUANTITIES:
         record.report(
@@ -182,7 +191,7 @@ def _parse_term(
                 expected=f"the id of a {what}",
             )
     return Term(
-        factor=float(match["factor"] or 1.0) * (-1.0 if match["sign"] == "-" else 1.0),
+        factor=-factor if match["sign"] == "-" else factor,
         quantity=name,
         entity=position,
         block=None if match["block"] is None else int(match["block"]),

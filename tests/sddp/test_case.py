@@ -407,6 +407,8 @@ def test_correlation_matrix_must_be_one(random_path):
         ("2 * * hydro_turbined(0)", SchemaViolation, "not readable"),
         ("hydro_turbined(0) +", SchemaViolation, "not readable"),
         ("hydro_turbined(99)", MissingReference, "hydro with id 99"),
+        ("1e999 * hydro_turbined(0)", OutOfRange, "1e999 is too large"),
+        (f"hydro_turbined({'9' * 5000})", SchemaViolation, "not readable"),
         ("hydro_evaporation(0)", Unsupported, "hydro_evaporation"),
     ],
 )
