@@ -45,14 +45,7 @@ class SmallRounds(Centre):
                 self._receive_slowly(link, count, expected, total)
             combine(link)
         self.out.memory[START:PAYLOAD] = plan.result_begin + number + plan.result_end
-        frame = plan.result_frame
-        for link in self.links:
-            try:
-                count = link.send(frame)
-            except OSError:
-                count = 0
-            if count != plan.result_bytes:
-                self._send_slowly(link, frame[count:])
+        self._send_to_all(plan.result_frame)
         self.finished, self.last = sequence, plan.call
 
     def exchange_equal(
@@ -89,15 +82,23 @@ class SmallRounds(Centre):
         out = self.out
         total = HEAD_BYTES + result_bytes
         out.memory[START:PAYLOAD] = call.head(RESULT, self.sequence, result_bytes)
-        frame = out.frame[:total]
+        self._send_to_all((out.frame[:total],))
+        self._end()
+
+    def _send_to_all(self, frame: tuple[memoryview]) -> None:
+        (whole,) = frame
+        total = len(whole)
         for link in self.links:
+            # As begin() and send_on() do.
+            sent: list[int] = []
+            link.sent, link.frame = sent, frame
             try:
-                count = link.sock.send(frame)
+                sent.extend(map(link.send, frame))
+                count = sent[0]
             except OSError:
                 count = 0
             if count != total:
-                self._send_slowly(link, frame[count:])
-        self._end()
+                self._send_slowly(link, whole[count:])
 
     def _receive_slowly(self, link: Link, count: int, expected: bytes, total: int) -> None:
         """Receive the rest of a part that did not come whole, or find out what came instead."""
@@ -122,12 +123,10 @@ class SmallRounds(Centre):
     def _send_slowly(self, link: Link, rest: memoryview) -> None:
         patience = self._patience()
         while rest:
-            link.unsent = len(rest)
             with self._blamed(link):
-                count = link.put([rest])
+                count = link.send_on([rest])
             rest = rest[count:]
             if count:
                 patience.moved()
             else:
                 patience.look([link.rank], str(self._call))
-        link.unsent = 0

@@ -135,7 +135,6 @@ class Outflow:
         self._link, self._call, self._kind, self._sequence = link, call, kind, sequence
         self._blocks = [(block, 0) for block in blocks]
         self._buffers: list[memoryview] = []
-        self._is_begun = False
         self.may_end = kind != RESULT
         # A SEND has at least one frame, which says what is called; a RESULT ends with an empty one.
         self._owes_frame = kind == RESULT or not any(len(block.view) for block in blocks)
@@ -149,9 +148,7 @@ class Outflow:
         """Send what there is room for; return how many bytes that was."""
         if not self.has_work():
             return 0
-        # An interrupt in here leaves it unknown how much was sent.
-        self._link.unsent = -1
-        count = sent = self._link.put(self._buffers, socket.MSG_DONTWAIT)
+        count = sent = self._link.send_on(self._buffers, socket.MSG_DONTWAIT)
         while count:
             first = self._buffers[0]
             if count < len(first):
@@ -159,11 +156,9 @@ class Outflow:
                 break
             count -= len(first)
             del self._buffers[0]
-        # A frame of which nothing was sent has not been begun.
-        if sent:
-            self._is_begun = bool(self._buffers)
-        self._link.unsent = sum(map(len, self._buffers)) if self._is_begun else 0
         if not self._buffers:
+            # It is the user's memory.
+            self._link.begin(())
             self.is_done = not self._blocks and not self._owes_frame
         return sent
 
@@ -187,6 +182,7 @@ class Outflow:
     def _frame(self, count: int, block: int, *payload: memoryview) -> None:
         head = self._call.head(self._kind, self._sequence, count, block)
         self._buffers = [memoryview(head), *payload]
+        self._link.begin(tuple(self._buffers))
 
 
 class Inflow:

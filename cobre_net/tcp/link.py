@@ -129,7 +129,8 @@ class Link:
         peer: Its process.
         sock: The socket.
         buffer: Where its small frames and the heads of its large ones arrive.
-        unsent: Bytes of a frame that has been begun and is not sent whole; -1: not known.
+        frame: The last frame that was to be sent, in pieces; empty if nothing of it is kept.
+        sent: How much of it the kernel took, call by call.
         unread: Bytes of the payload being received that have not come yet.
     """
 
@@ -138,7 +139,8 @@ class Link:
         self.buffer = FrameBuffer()
         # Without the wrapping of take() and put(), for the shortest road.
         self.receive, self.send = sock.recv_into, sock.send
-        self.unsent = 0
+        self.frame: Sequence[memoryview] = ()
+        self.sent: list[int] = []
         self.unread = 0
         # When it was looked at last, since when it has been suspected, and the bytes it had
         # acknowledged then.
@@ -178,6 +180,32 @@ class Link:
             return 0
         except OSError as error:
             raise Ended(_why(error)) from error
+
+    def begin(self, frame: Sequence[memoryview]) -> None:
+        """Say what ``send_on`` is going to send."""
+        # In this order: of a frame of which nothing was sent, nothing is missing.
+        self.sent = []
+        self.frame = frame
+
+    def send_on(self, rest: Sequence[memoryview], flags: int = 0) -> int:
+        """Do what ``put`` does with ``rest`` of the frame that was begun, and count it.
+
+        A signal's handler may raise as soon as the call has returned, before its result is stored.
+        ``map`` and ``extend`` store it in one step of the interpreter, so that ``unsent`` is true.
+        """
+        try:
+            self.sent.extend(map(self.sock.sendmsg, (rest,), ((),), (flags,)))
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise Ended(_why(error)) from error
+        return self.sent[-1]
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of a frame that has been begun and is not sent whole."""
+        sent = sum(self.sent)
+        return sum(map(len, self.frame)) - sent if sent else 0
 
     def heartbeat(self) -> None:
         """Tell a waiting peer that somebody is there, if that is possible now."""
@@ -311,19 +339,23 @@ def last_word(data: bytes, skip: int) -> Ending:
 def say_last(links: Sequence[Link], word: bytes) -> None:
     """Send ``word`` and then the end of the stream to all, in bounded time, whatever happens.
 
-    A frame that was begun is filled up first, or the word would be part of it. Returns when the
-    kernel has sent it to all: a process that ends with bytes unread resets its connections, and
-    what was not sent by then is lost. A peer that does not read in time is left to find the
-    connection ended.
+    A frame that was begun goes first, or the word would be part of it, and it goes as it is: it may
+    be the last that a peer lacks, who is then content and works with it before it hears the word.
+    So that peer has what this rank would have sent without the failure.
+
+    Returns when the kernel has sent it to all: a process that ends with bytes unread resets its
+    connections, and what was not sent by then is lost. A peer that does not read in time is left to
+    find the connection ended.
     """
     poller = select.poll()
     waiting: dict[int, tuple[Link, memoryview]] = {}
     for link in links:
-        if link.unsent >= 0:
-            waiting[link.sock.fileno()] = link, memoryview(bytes(link.unsent) + word)
-            poller.register(link.sock, select.POLLOUT)
-        else:
-            _end_stream(link)
+        begun = b"".join(link.frame)
+        rest = memoryview(begun[len(begun) - link.unsent :] + word)
+        # It may be the user's memory.
+        link.begin(())
+        waiting[link.sock.fileno()] = link, rest
+        poller.register(link.sock, select.POLLOUT)
     deadline = time.monotonic() + _LAST_WORDS_SECS
     while waiting:
         left = deadline - time.monotonic()
@@ -344,7 +376,6 @@ def say_last(links: Sequence[Link], word: bytes) -> None:
     for link, _ in waiting.values():
         _end_stream(link)
     for link in links:
-        link.unsent = -1
         while link.has_unsent() and not link.is_over() and time.monotonic() < deadline:
             time.sleep(0.001)
 

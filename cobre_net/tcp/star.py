@@ -72,5 +72,5 @@ class Prepared:
         self.send_bytes = HEAD_BYTES + part_bytes
         self.result_bytes = HEAD_BYTES + result_bytes
         # A worker sends the one, rank 0 the other.
-        self.send_frame = star.out.frame[: self.send_bytes]
-        self.result_frame = star.out.frame[: self.result_bytes]
+        self.send_frame = (star.out.frame[: self.send_bytes],)
+        self.result_frame = (star.out.frame[: self.result_bytes],)

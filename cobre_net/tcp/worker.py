@@ -51,13 +51,17 @@ class Worker(Star):
         self.sequence = sequence = self.sequence + 1
         number = sequence.to_bytes(8)
         self.out.memory[START:PAYLOAD] = plan.send_begin + number + plan.send_end
+        # As begin() and send_on() do.
         frame = plan.send_frame
+        sent: list[int] = []
+        link.sent, link.frame = sent, frame
         try:
-            count = link.send(frame)
+            sent.extend(map(link.send, frame))
+            count = sent[0]
         except OSError:
             count = 0
         if count != plan.send_bytes:
-            self._send_slowly(frame[count:])
+            self._send_slowly(frame[0][count:])
         expected = plan.result_begin + number + plan.result_end
         total = plan.result_bytes
         try:
@@ -116,10 +120,8 @@ class Worker(Star):
         try:
             # A heartbeat that was half read is in the way of the result.
             while rest or link.buffer.received:
-                link.unsent = len(rest)
-                count = link.put([rest]) if rest else 0
+                count = link.send_on([rest]) if rest else 0
                 rest = rest[count:]
-                link.unsent = len(rest)
                 if not count and poller.poll(0 if rest else patience.beat * 1000):
                     count = self._hear()
                 if count:

@@ -3,10 +3,14 @@
 import os
 import re
 import signal
+import socket
 import time
+from functools import partial
 
+import numpy as np
 import pytest
 
+from cobre_net.tcp import link
 from cobre_shm.errors import CollectiveTimeout, RankFailed
 from tests.faults import programs
 from tests.support.backends import BACKENDS
@@ -193,6 +197,66 @@ def test_interrupt_inside_a_collective_is_raised_there_and_fails_the_others(inte
         assert type(error) is RankFailed
         assert error.rank == interrupted
         assert "interrupted" in str(error)
+
+
+def interrupted_in_its_last_frame(comm, folder):
+    """Rank 1 is interrupted with its part begun, and ends its stream when rank 2 has its result.
+
+    The others come when it has been interrupted, so that no more than the beginning has found room.
+    """
+    comm.barrier()
+    begun, done = folder / "begun", folder / "done"
+    # Large, and yet one frame.
+    send = np.arange(131_072) * (comm.rank + 1.0)
+    if comm.rank == 1:
+        (to_centre,) = comm._star.links
+        to_centre.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        end_stream = link._end_stream
+
+        def interrupt(*_):
+            if to_centre.unsent:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                begun.touch()
+                raise KeyboardInterrupt
+
+        def end_late(each):
+            assert appear([done])
+            end_stream(each)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(link, "_end_stream", end_late)
+            patch.setattr(link, "_LAST_WORDS_SECS", GUARD_SECS)
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            with pytest.raises(KeyboardInterrupt):
+                comm.allreduce(send)
+        return None
+    assert appear([begun])
+    found = []
+    for call in (partial(comm.allreduce, send), comm.barrier):
+        try:
+            found.append(call())
+        except RankFailed as error:
+            found.append(error)
+        if comm.rank == 2:
+            done.touch()
+    return found
+
+
+def test_rank_interrupted_in_the_last_frame_of_its_part_gives_nobody_a_wrong_result(tmp_path):
+    outcomes = run_ranks(interrupted_in_its_last_frame, 3, "tcp", tmp_path)
+    results = results_of(outcomes)
+    for rank in (0, 2):
+        total, later = results[rank]
+        # Rank 0 may still be at work for the rank that is interrupted, and hear of it then.
+        if rank == 2 or isinstance(total, np.ndarray):
+            assert (total == np.arange(131_072) * 6.0).all()
+        else:
+            assert total.rank == 1
+        assert type(later) is RankFailed
+        assert later.rank == 1
+        assert later.pid == outcomes[1].pid
+        assert "interrupted" in str(later)
 
 
 def test_signals_during_collectives_do_not_change_results():

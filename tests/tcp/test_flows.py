@@ -2,6 +2,8 @@
 
 import contextlib
 import random
+import select
+import signal
 import socket
 import struct
 import threading
@@ -16,11 +18,13 @@ from hypothesis import strategies as st
 from cobre_net.tcp import link as link_module
 from cobre_net.tcp import wire
 from cobre_net.tcp.call import Call
-from cobre_net.tcp.failure import Failure
+from cobre_net.tcp.coordinator import Coordinator
+from cobre_net.tcp.failure import Failure, Lost
 from cobre_net.tcp.flows import Block, Different, Inflow, Outflow, Spoke, look_for_word
 from cobre_net.tcp.handshake import Identity
-from cobre_net.tcp.link import Ended, Link, last_word, say_last
+from cobre_net.tcp.link import PAYLOAD, Ended, Link, last_word, say_last
 from cobre_net.tcp.wire import END, RESULT, SEND, BadFrame, check_prefix, frame
+from cobre_net.tcp.worker import Worker
 from cobre_shm.datatypes import dtype_tag
 from cobre_shm.layout import ALLREDUCE
 
@@ -211,7 +215,7 @@ def test_last_word_reaches_a_peer_that_reads_late_though_the_process_ends_at_onc
     link, raw = pair
     failure = Failure("interrupted", 1, 4242, "node-7")
     # A frame is half sent, the peer has sent what will never be read, and it reads only later.
-    link.unsent = 8 << 20
+    link.frame, link.sent = [memoryview(bytes((8 << 20) + 100))], [100]
     raw.sendall(bytes(1000))
     got = bytearray()
 
@@ -228,3 +232,122 @@ def test_last_word_reaches_a_peer_that_reads_late_though_the_process_ends_at_onc
     link.sock.close()
     reader.join(30)
     assert last_word(bytes(got), 8 << 20).failure == failure
+
+
+class Interrupted(Exception):
+    """What a signal handler raised."""
+
+
+@pytest.fixture
+def narrow():
+    """Two sockets between which there is room for little."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        raw.connect(listener.getsockname())
+        sock, _ = listener.accept()
+        with sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+            yield sock, raw
+
+
+def sender_of(kind, link, raw, timeout):
+    """Return a function that sends a frame, and the frame."""
+    payload = random.Random(3).randbytes(800_000 if kind == "stream" else wire.SMALL_BYTES)
+    count = len(payload)
+    call = CALL._replace(elements=count // 8)
+    if kind in ("stream", "part"):
+        star, tag = Worker(1, link, timeout, 60.0), SEND
+    else:
+        star, tag = Coordinator([link], timeout, 60.0), RESULT
+        raw.sendall(call.head(SEND, 1, 0))
+    if kind != "stream":
+        star.out.memory[PAYLOAD : PAYLOAD + count] = payload
+    send = {
+        "stream": lambda: star.stream(call, memoryview(payload), {}),
+        "part": lambda: star.exchange(call, count, count),
+        "sum": lambda: star.exchange_equal(call, 0, count, bool),
+        "blocks": lambda: star.exchange_parts(call, [0, 0], count, bool),
+    }
+    return send[kind], call.head(tag, 1, count) + payload
+
+
+def heard_after_say_last(link, raw, word):
+    """Read on one side while the other says its last word."""
+    got = bytearray()
+
+    def read():
+        while data := raw.recv(1 << 16):
+            got.extend(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    say_last([link], word)
+    reader.join(30)
+    return bytes(got)
+
+
+WORD = Failure("interrupted", 1, 4242, "node-7").to_frame()
+SENDERS = ["stream", "part", "sum", "blocks"]
+
+
+@pytest.mark.parametrize("kind", SENDERS)
+def test_frame_that_was_begun_goes_as_it_is_before_the_last_word(narrow, kind, monkeypatch):
+    """It may be all that a peer lacks: filled up with anything else, it would be taken for data."""
+    monkeypatch.setattr(link_module, "_LAST_WORDS_SECS", 30.0)
+    sock, raw = narrow
+    link = Link(sock, 1, ME, 0.05)
+    send, whole = sender_of(kind, link, raw, 0.5)
+    with pytest.raises(Lost):
+        send()
+    assert 0 < link.unsent < len(whole)
+    assert heard_after_say_last(link, raw, WORD) == whole + WORD
+    assert not link.frame, "it keeps the user's memory"
+
+
+@pytest.mark.parametrize("kind", SENDERS)
+@pytest.mark.parametrize("when", ["in the first call", "in a later one"])
+def test_interrupt_while_the_kernel_takes_a_frame_does_not_hide_how_much(
+    narrow, kind, when, monkeypatch
+):
+    """The call then returns how much, and the handler raises before that can be looked at."""
+    monkeypatch.setattr(link_module, "_LAST_WORDS_SECS", 30.0)
+    sock, raw = narrow
+    is_first = when == "in the first call"
+    link = Link(sock, 1, ME, 30.0 if is_first else 0.05)
+    send, whole = sender_of(kind, link, raw, 20.0)
+    main = threading.main_thread().ident
+
+    def interrupt_when_begun():
+        # There is no room for all, so the call sleeps or is about to.
+        select.select([raw], [], [], 30)
+        while not is_first and not link.sent:
+            time.sleep(0.001)
+        signal.pthread_kill(main, signal.SIGALRM)
+
+    def handle(*_):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, handle)
+    thread = threading.Thread(target=interrupt_when_begun)
+    try:
+        thread.start()
+        with pytest.raises(Interrupted):
+            send()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        thread.join()
+    assert 0 < link.unsent < len(whole)
+    assert heard_after_say_last(link, raw, WORD) == whole + WORD
+
+
+def test_frame_of_which_nothing_was_sent_is_not_begun(narrow):
+    sock, raw = narrow
+    link = Link(sock, 1, ME, 0.05)
+    filled = 0
+    with contextlib.suppress(Ended):
+        while count := link.put([bytes(1000)]):
+            filled += count
+    outflow = Outflow(link, CALL, SEND, 5, [Block(0, memoryview(bytes(8000)), 8000)])
+    assert outflow.push() == 0
+    assert link.unsent == 0
+    assert heard_after_say_last(link, raw, WORD) == bytes(filled) + WORD

@@ -31,7 +31,7 @@ class Feed:
 
     def fill(self, data):
         self.rest = memoryview(data)
-        self.buffer.received = self.unread = self.unsent = 0
+        self.buffer.received = self.unread = 0
 
     def receive(self, view, total):
         count = min(total, len(self.rest))
