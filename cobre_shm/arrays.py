@@ -17,10 +17,27 @@ __all__ = [
     "address_of",
     "bytes_of",
     "bytes_of_shape",
+    "check_element",
     "check_shape",
     "private_array",
     "writable_address",
 ]
+
+
+def check_element(operation: str, dtype: DTypeLike) -> np.dtype[Any]:
+    """Return the dtype, whose elements may still lack a size, as those of ``"U"``.
+
+    Raises:
+        InvalidDatatype: It is not a dtype, or its elements are arrays themselves, which would add
+            their extents to the shape.
+    """
+    try:
+        element = np.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise InvalidDatatype(operation, f"dtype {dtype!r}: {error}") from error
+    if element.subdtype is not None:
+        raise InvalidDatatype(operation, f"dtype {element}: give its extents as part of the shape")
+    return element
 
 
 def check_shape(
@@ -31,17 +48,11 @@ def check_shape(
     Raises:
         InvalidBufferSize: The shape is not one or more non-negative integers, or not one that an
             array can have.
-        InvalidDatatype: It is not a dtype, or its elements have no fixed size or are arrays
-            themselves, which would add their extents to the shape.
+        InvalidDatatype: As of :func:`check_element`, or elements have no fixed size.
     """
-    try:
-        element = np.dtype(dtype)
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise InvalidDatatype(operation, f"dtype {dtype!r}: {error}") from error
+    element = check_element(operation, dtype)
     if not is_movable(element):
         raise InvalidDatatype(operation, f"dtype {element}: only fixed-size elements can be shared")
-    if element.subdtype is not None:
-        raise InvalidDatatype(operation, f"dtype {element}: give its extents as part of the shape")
     extents = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     for extent in extents:
         if not isinstance(extent, int | np.integer) or isinstance(extent, bool) or extent < 0:

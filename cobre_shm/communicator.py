@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Self, SupportsIndex
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cobre_shm.arrays import bytes_of, check_shape, private_array
+from cobre_shm.arrays import bytes_of, check_element, check_shape, private_array
 from cobre_shm.datatypes import Array, Counts, ReduceOp
 from cobre_shm.validate import (
     check_allgatherv,
@@ -325,7 +325,7 @@ class Communicator(ABC):
                 found before any peer is involved.
         """
         if dtype is not None:
-            _, dtype = check_shape("full", shape, dtype)
+            dtype = check_element("full", dtype)
         value = np.asarray(fill_value, dtype)
         extents, element = check_shape("full", shape, value.dtype)
         # A scalar fills any shape, also one of more bytes than numpy can say.
@@ -361,8 +361,8 @@ class Communicator(ABC):
     def close(self) -> None:
         """Release segments, sockets and windows. Idempotent; not collective.
 
-        One that is dropped instead is lost to its peers as well: those that wait for it raise
-        ``RankFailed``, on shm and tcp.
+        Who drops it instead leaves the group too: peers that wait raise ``RankFailed``, on shm and
+        tcp.
 
         A collective after it raises ``InvalidCommunicator``.
         """

@@ -93,7 +93,8 @@ class Known:
         self.table: Any = np.zeros((known.ENTRIES, known.BYTES // 8), dtype=np.int64)
         self._state = state
         # By what the table knows them; kept, so that an address is that of no other.
-        self._kept: dict[tuple[int, int], tuple[Any, Any, int]] = {}
+        self._kept: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._added = 0
         state[context.KNOWN] = self.table.ctypes.data
 
     def add(
@@ -104,28 +105,18 @@ class Known:
         spellings = (None,) if op is None else (op, sys.intern(op.name.lower()))
         for spelling in spellings:
             key = (id(dtype), 0 if spelling is None else id(spelling))
-            place = len(self._kept) if key not in self._kept else None
-            if place == known.ENTRIES:
-                place = self._forget()
-            if place is not None:
-                self._kept[key] = dtype, spelling, place
-                # First, for jitted code that looks meanwhile: it goes by the others.
-                self.table[place, known.REDUCTION // 8] = reduction
-                self.table[place] = (*key, what, tag, dtype.itemsize, reduction)
-                self._state[context.KNOWN_COUNT] = len(self._kept)
-
-    def _forget(self) -> int | None:
-        """Forget the dtype known longest of those that only copy; return its place, if any.
-
-        If it is still in use it comes back. Reductions stay where they are: jitted code looks them
-        up without the interpreter's lock. There are fewer of them than places.
-        """
-        key = next((key for key in self._kept if not key[1]), None)
-        if key is None:
-            return None
-        *_, place = self._kept.pop(key)
-        self.table[place] = 0
-        return place
+            if key in self._kept:
+                continue
+            place = self._added % known.ENTRIES
+            self._added += 1
+            if len(self._kept) == known.ENTRIES:
+                # The oldest, which stands there. If it is still in use it comes back. Jitted code
+                # without the interpreter's lock may be reading it, and looks twice.
+                self.table[place] = 0
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = dtype, spelling
+            self.table[place] = (*key, what, tag, dtype.itemsize, reduction)
+            self._state[context.KNOWN_COUNT] = len(self._kept)
 
 
 def _word(obj: object, offset: int) -> int:

@@ -48,7 +48,7 @@ from cobre_shm.errors import (
 )
 from cobre_shm.jit_support import JitSupport
 from cobre_shm.kernels import context, known
-from cobre_shm.kernels.atomics import load_plain
+from cobre_shm.kernels.atomics import load_acquire, load_plain
 from cobre_shm.kernels.context import FAILED
 from cobre_shm.kernels.jit import OPTIONS, inlined
 from cobre_shm.kernels.python_c import (
@@ -184,7 +184,13 @@ def _reduction(ctx: Any, tag: int, op: int) -> int:
         entry = ctx[context.KNOWN]
         for _ in range(ctx[context.KNOWN_COUNT]):
             if load_plain(entry + known.TAG) == tag and load_plain(entry + known.WHAT) == what:
-                return load_plain(entry + known.REDUCTION)
+                kernel = load_acquire(entry + known.REDUCTION)
+                # Another thread may have put another one there meanwhile.
+                if (
+                    load_acquire(entry + known.TAG) == tag
+                    and load_plain(entry + known.WHAT) == what
+                ):
+                    return kernel
             entry += known.BYTES
         # The first call with this dtype and reduction: Python compiles or loads the kernel.
         own, method = ctx[context.SELF], ctx[context.PREPARE]

@@ -40,10 +40,13 @@ class Member(Communicator):
         atexit.register(_tell_peers_at_exit)
         _living.add(self)
 
-    def _retire(self) -> None:
-        self._unusable = InvalidCommunicator(
+    def _closed(self) -> InvalidCommunicator:
+        return InvalidCommunicator(
             "The communicator is closed", context={"backend": self.backend, "rank": self.rank}
         )
+
+    def _retire(self) -> None:
+        self._unusable = self._closed()
         _living.discard(self)
 
     def _is_over(self) -> bool:

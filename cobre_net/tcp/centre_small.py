@@ -89,7 +89,7 @@ class SmallRounds(Centre):
         (whole,) = frame
         total = len(whole)
         for link in self.links:
-            # As begin() and send_on() do.
+            # As Link.begin() and Link.send_on() do, which say why.
             sent: list[int] = []
             link.sent, link.frame = sent, frame
             try:

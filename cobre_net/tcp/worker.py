@@ -51,7 +51,7 @@ class Worker(Star):
         self.sequence = sequence = self.sequence + 1
         number = sequence.to_bytes(8)
         self.out.memory[START:PAYLOAD] = plan.send_begin + number + plan.send_end
-        # As begin() and send_on() do.
+        # As Link.begin() and Link.send_on() do, which say why.
         frame = plan.send_frame
         sent: list[int] = []
         link.sent, link.frame = sent, frame

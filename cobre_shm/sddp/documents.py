@@ -183,6 +183,9 @@ def _read_parquet(path: Path, name: str) -> Any:
             # and the C++ runtime then aborts the process.
             table = parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
             columns = table.to_pydict()
+    except MemoryError:
+        # Arrow's own is an ArrowException too.
+        raise
     except (ValueError, OSError, pyarrow.ArrowException) as error:
         # Only some of pyarrow's own errors derive from the other two.
         reason = str(error).splitlines()[0]

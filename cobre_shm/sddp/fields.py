@@ -155,7 +155,7 @@ class Record:
         try:
             result = float(value)
         except OverflowError:
-            # An integer of more than 308 digits.
+            # An integer that is too large for a float.
             result = math.inf if value > 0 else -math.inf
         expected = None
         if not math.isfinite(result):

@@ -139,6 +139,8 @@ def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
             table = arrow.parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except FileNotFoundError as error:
         raise MissingFile(f"{path}: there is no such file", context=context) from error
+    except MemoryError:
+        raise
     except (OSError, ValueError, arrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise ParseError(f"{path}: not readable: {reason}", context=context) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.reminder import Reminder
@@ -80,8 +81,10 @@ def _living_process(segment: Segment) -> int:
 def _refuse_living(segment: Segment) -> None:
     pid = _living_process(segment)
     if pid:
-        name, uid, started = segment.name, os.geteuid(), start_text(start_time(pid))
+        name, uid, started = segment.name, os.geteuid(), "at an unknown time"
         segment.close()
+        with suppress(OSError):
+            started = start_text(start_time(pid))
         raise InitializationFailed(
             "shm",
             f"Segment {name} is in use by pid {pid} (uid {uid}, started {started})",

@@ -193,7 +193,7 @@ class RobustMutex:
     @staticmethod
     def is_any_held(address: int, nbytes: int) -> bool:
         """Whether this process holds one in that memory, which then must not be unmapped."""
-        return any(address <= node < address + nbytes for node in _held)
+        return any(address <= node < address + nbytes for node in list(_held))
 
     def initialise(self) -> None:
         """Make a free mutex; once, before anybody else can see the memory."""
@@ -209,10 +209,16 @@ class RobustMutex:
         kind = _kind_of(self._address)
         if kind not in _KINDS:
             return False
+        node, entry = self._address + _NODE, (threading.get_native_id(), kind)
+        # Before it is held: the collector may end another communicator in here, which then finds
+        # this node in the list.
+        _held.setdefault(node, entry)
         code = _LIBC.pthread_mutex_trylock(self._address)
         if code not in (0, errno.EOWNERDEAD):
+            if _held.get(node) is entry:
+                del _held[node]
             return False
-        _held[self._address + _NODE] = threading.get_native_id(), kind
+        _held[node] = entry
         if code == errno.EOWNERDEAD:
             _LIBC.pthread_mutex_consistent(self._address)
         return True
@@ -260,7 +266,8 @@ def _pointer_at(address: int) -> int:
 
 def _is_in_place(node: int, thread: int) -> bool:
     """Whether a held mutex's links lead to its neighbours in this thread's list, and back."""
-    nodes = {other for other, (owner, _) in _held.items() if owner == thread and other != node}
+    held = list(_held.items())
+    nodes = {other for other, (owner, _) in held if owner == thread and other != node}
     nodes.add(_head_of_list())
     following, previous = _pointer_at(node), _pointer_at(node - 8)
     if not {following, previous} <= nodes:

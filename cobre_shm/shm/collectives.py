@@ -16,6 +16,8 @@ from cobre_shm import layout
 from cobre_shm.arrays import address_of
 from cobre_shm.communicator import Array, Counts
 from cobre_shm.datatypes import ReduceOp, dtype_tag
+from cobre_shm.errors import InvalidCommunicator
+from cobre_shm.kernels import context
 from cobre_shm.native.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, Kernel
 from cobre_shm.native.reduce import reduce_with_numpy, reduction_address
 from cobre_shm.shm.membership import Membership
@@ -164,7 +166,8 @@ class Collectives(Membership):
         displs = np.arange(self.size) * per_block
         # The exchange of blocks says which reduction they are for, and of what total length.
         call = layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), send.size
-        exchanged = 0
+        blocks_in_all = -(-send.size // per_block)
+        exchanged, before = 0, self._context.item(context.SEQUENCE)
         try:
             for start in range(0, send.size, per_block):
                 count = min(per_block, send.size - start)
@@ -179,14 +182,18 @@ class Collectives(Membership):
                     address_of(displs),
                     send.itemsize,
                 )
-                exchanged += count
+                exchanged += 1
                 accumulator = blocks[0, :count]
                 for rank in range(1, self.size):
                     reduce_with_numpy(op, accumulator, blocks[rank, :count])
                 target[start : start + count] = accumulator
-        except BaseException:
-            # Between two blocks no kernel is inside a collective, but this rank is.
-            if 0 < exchanged < send.size:
+        except BaseException as error:
+            # Between two blocks no kernel is inside a collective, but this rank is. By the kernel's
+            # own count, which has a block whose end was hidden by a signal's handler; unless
+            # another thread was inside, and this rank never began.
+            begun = self._context.item(context.SEQUENCE) - before
+            is_refused = isinstance(error, InvalidCommunicator) and not exchanged
+            if 0 < begun < blocks_in_all and not is_refused:
                 self._abandon()
             raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -71,6 +72,7 @@ class Membership(fastcall.ContextFirst, Member):
         self.is_leader: bool = config.rank == 0
         self._config = config
         self._is_occupied = self._has_rings = False
+        self._pid = os.getpid()
         chosen = load_tuning(config.tuning) if config.tuning else {}
         self._segment = join(
             config.name,
@@ -125,13 +127,15 @@ class Membership(fastcall.ContextFirst, Member):
         Not at the end of the process: a rank that ends without ``close()`` has failed. Not by a
         weak reference: what else is collected with this may still call it, and must find it closed.
         """
-        if self._context is UNJOINED or self._is_over() or is_finalizing():
+        if is_finalizing() or self._context is UNJOINED or self._is_over():
             return
-        text = f"unclosed {self!r}"
-        self._retire()
+        # Not out of the set of the living, which somebody may be looking through.
+        self._unusable = self._closed()
         self._context[context.BUSY] = 1
+        if os.getpid() != self._pid:
+            return
         leave(self._segment, self.rank, stay_mapped=self._is_occupied)
-        warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     def _open_to_peers(self) -> None:
         """Let the ranks of a launcher read this one's memory, if they ever would."""

@@ -17,10 +17,10 @@ class Late(Exception):
     pass
 
 
-def reduce_and_be_interrupted(comm, at):
-    """Rank 0 is interrupted while it reduces block ``at`` of three, and calls again."""
+def reduce_and_be_interrupted(comm, moment, at):
+    """Rank 0 is interrupted at a moment of block ``at`` of three, and calls again."""
     send = np.ones(5 * comm.slot_bytes // 4, np.float16)
-    reduce, blocks = collectives.reduce_with_numpy, []
+    reduce, run, blocks = collectives.reduce_with_numpy, comm._run, []
 
     def interrupt(*words):
         blocks.append(words)
@@ -28,9 +28,17 @@ def reduce_and_be_interrupted(comm, at):
             raise Late
         return reduce(*words)
 
+    def run_and_interrupt(*words):
+        run(*words)
+        interrupt(*words[-2:])
+
     if comm.rank == 0:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(collectives, "reduce_with_numpy", interrupt)
+            if moment == "behind the exchange":
+                reduce = _nothing
+                patch.setattr(comm, "_run", run_and_interrupt)
+            else:
+                patch.setattr(collectives, "reduce_with_numpy", interrupt)
             with pytest.raises(Late):
                 comm.allreduce(send)
     try:
@@ -39,9 +47,14 @@ def reduce_and_be_interrupted(comm, at):
         return error.rank
 
 
+def _nothing(*_):
+    pass
+
+
 @pytest.mark.parametrize("at", [1, 2])
-def test_reduction_that_is_left_between_two_blocks_fails_the_group(at):
-    assert results_of(run_ranks(reduce_and_be_interrupted, 2, "shm", at)) == [0, 0]
+@pytest.mark.parametrize("moment", ["behind the exchange", "in the reduction"])
+def test_reduction_that_is_left_between_two_blocks_fails_the_group(moment, at):
+    assert results_of(run_ranks(reduce_and_be_interrupted, 2, "shm", moment, at)) == [0, 0]
 
 
 def reduce_and_forget(comm):
