@@ -42,7 +42,7 @@ A process
          faults/test_death.py::test_forked_child_cannot_use_the_communicator_nor_disturb_it
          faults/test_death.py::test_child_that_ends_as_a_program_does_disturbs_nobody
     F14  two threads
-         faults/test_refusals.py::test_threads_that_race_for_a_communicator_do_not_corrupt_it
+         faults/test_threads.py::test_threads_that_race_for_a_communicator_do_not_corrupt_it
     F15  pids used again (slow: 20 times)
          faults/test_surroundings.py::test_process_that_got_the_pid_of_a_dead_rank_is_not_taken_for_it
     F16  starved
