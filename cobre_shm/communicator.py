@@ -20,7 +20,17 @@ from cobre_shm.validate import (
     check_gather_buffers,
 )
 
-__all__ = ["Array", "Communicator", "Counts", "SharedRegion"]
+__all__ = ["Array", "Communicator", "Counts", "SharedRegion", "exit_status"]
+
+
+def exit_status(code: int) -> int:
+    """Return the status with which a process ends for ``abort(code)``: a failure never as 0.
+
+    Raises:
+        TypeError, ValueError: It is no integer.
+    """
+    code = int(code)
+    return code & 0xFF or int(code != 0)
 
 
 class SharedRegion(ABC):
@@ -353,8 +363,13 @@ class Communicator(ABC):
         Not collective. Under the launcher the run ends with ``code``. This communicator is
         failed afterwards.
 
+        Args:
+            code: 0 to 255. The system keeps the last eight bits of another; where these are 0, the
+                code is 1, so that no failure is taken for success.
+
         Raises:
             SystemExit: With ``code``, so that this process ends too.
+            TypeError, ValueError: ``code`` is no integer; nothing has happened.
         """
 
     @abstractmethod

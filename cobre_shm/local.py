@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cobre_shm.arrays import bytes_of
-from cobre_shm.communicator import Array, Communicator, Counts
+from cobre_shm.communicator import Array, Communicator, Counts, exit_status
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.errors import InvalidCommunicator
 from cobre_shm.heap import HeapRegion
@@ -122,7 +122,7 @@ class LocalCommunicator(Communicator):
         Raises:
             SystemExit: With ``code``.
         """
-        raise SystemExit(code)
+        raise SystemExit(exit_status(code))
 
     def close(self) -> None:
         """See :meth:`Communicator.close`."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cobre_shm.arrays import address_of, check_shape
 from cobre_shm.datatypes import Array, Counts, ReduceOp, dtype_tag, is_movable, is_reducible
-from cobre_shm.errors import InvalidBufferSize, InvalidDatatype, InvalidRoot
+from cobre_shm.errors import CobreError, InvalidBufferSize, InvalidDatatype, InvalidRoot
 
 __all__ = [
     "GatherLayout",
@@ -26,6 +26,7 @@ __all__ = [
     "check_allreduce",
     "check_broadcast",
     "check_gather_buffers",
+    "check_gathered",
     "check_reduction",
     "check_region",
     "region_words",
@@ -132,6 +133,25 @@ def check_allgatherv(
     elif np.may_share_memory(send, recv):
         _check_in_place_block(send, recv, starts[rank])
     return GatherLayout(send, recv, counts, places)
+
+
+def check_gathered(
+    rank: int,
+    size: int,
+    send: Array,
+    recv: Array | None,
+    counts: Array,
+    displs: Counts | None,
+) -> tuple[GatherLayout, Exception | None]:
+    """Check an ``allgatherv`` whose counts the ranks have just told each other.
+
+    A mistake of this rank is found too late to be its own affair: the others wait for its part. So
+    it is returned, to be raised behind the collective, in which the rank takes part for nothing.
+    """
+    try:
+        return check_allgatherv(rank, size, send, recv, counts, displs), None
+    except (CobreError, MemoryError) as mistake:
+        return check_allgatherv(rank, size, send, None, counts, None), mistake
 
 
 def check_reduction(name: str, send: Any, op: ReduceOp | str) -> tuple[Array, ReduceOp]:

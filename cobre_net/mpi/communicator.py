@@ -19,7 +19,7 @@ from cobre_net.mpi.library import MPI, check_started, duplicate
 from cobre_net.mpi.region import MpiRegion, free_windows
 from cobre_shm import layout
 from cobre_shm.call_text import words_text
-from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion
+from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion, exit_status
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, InitializationFailed
 from cobre_shm.fastcall import ContextFirst
@@ -30,6 +30,7 @@ from cobre_shm.validate import (
     check_allreduce,
     check_broadcast,
     check_gather_buffers,
+    check_gathered,
     check_region,
     region_words,
 )
@@ -133,9 +134,12 @@ class MpiCommunicator(ContextFirst, Member):
         """See :meth:`Communicator.allgatherv`."""
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
+        mistake = None
         if counts is None:
             counts = self._gather_counts(send)
-        checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+            checked, mistake = check_gathered(self.rank, self.size, send, recv, counts, displs)
+        else:
+            checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
         if self._config.check:
             hashed = zlib.crc32(checked.counts.tobytes())
             total = int(checked.counts.sum())
@@ -145,6 +149,8 @@ class MpiCommunicator(ContextFirst, Member):
         except MPI.Exception as error:
             self._fail(error)
         self._learn(checked.send.dtype)
+        if mistake is not None:
+            raise mistake
         return checked.recv
 
     def _gather_counts(self, send: Array) -> Array:
@@ -226,10 +232,11 @@ class MpiCommunicator(ContextFirst, Member):
         Raises:
             SystemExit: With ``code``, where MPI has been finalised.
         """
+        status = exit_status(code)
         if not MPI.Is_finalized():
-            self._grouping.abort(int(code))
-            ending.abort(int(code))
-        raise SystemExit(code)
+            self._grouping.abort(status)
+            ending.abort(status)
+        raise SystemExit(status)
 
     def close(self) -> None:
         """See :meth:`Communicator.close`. Windows go later, see ``region.py``."""

@@ -29,6 +29,7 @@ from cobre_shm.validate import (
     check_allreduce,
     check_broadcast,
     check_gather_buffers,
+    check_gathered,
     check_region,
     region_words,
 )
@@ -82,9 +83,12 @@ class TcpCommunicator(Membership):
         """See :meth:`Communicator.allgatherv`."""
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
+        mistake = None
         if counts is None:
             counts = self._gather_counts(send)
-        checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+            checked, mistake = check_gathered(self.rank, self.size, send, recv, counts, displs)
+        else:
+            checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
         hashed = zlib.crc32(np.ascontiguousarray(checked.counts).tobytes())
         total = int(checked.counts.sum())
         call = Call(ALLGATHERV, 0, hashed, dtype_tag(send.dtype), total)
@@ -92,6 +96,8 @@ class TcpCommunicator(Membership):
         parts = [count * itemsize for count in checked.counts.tolist()]
         places = [displ * itemsize for displ in checked.displs.tolist()]
         self._gather(call, send, checked.recv, parts, places)
+        if mistake is not None:
+            raise mistake
         return checked.recv
 
     def _gather_counts(self, send: Array) -> Array:

@@ -17,6 +17,7 @@ from cobre_net.tcp.secret import read_secret
 from cobre_net.tcp.sentinel import Sentinel
 from cobre_net.tcp.wire import SHUTDOWN, frame
 from cobre_net.tcp.worker import Worker
+from cobre_shm.communicator import exit_status
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.member import Member
 from cobre_shm.selection.kinds import TcpConfig
@@ -62,9 +63,10 @@ class Membership(Member):
 
     def abort(self, code: int = 1) -> NoReturn:
         """See :meth:`Communicator.abort`."""
+        status = exit_status(code)
         if self._unusable is None:
-            self._fail(self._own("aborted", value=int(code)))
-        raise SystemExit(code)
+            self._fail(self._own("aborted", value=status))
+        raise SystemExit(status)
 
     def close(self) -> None:
         """See :meth:`Communicator.close`. A collective that runs in another thread goes on."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from cobre_shm.kernels import context
-from cobre_shm.kernels.atomics import load_acquire
+from cobre_shm.kernels.atomics import load_acquire, store_release
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.python_c import (
     as_words,
@@ -107,8 +107,10 @@ def _is_unfinished(ctx: Any) -> bool:
 @inlined
 def _abandon(ctx: Any) -> None:
     """Fail the group, unless it has failed already; with the GIL, and without an exception."""
-    # One rank alone has no peers to tell.
+    # One rank alone has no peers to tell: it may begin anew.
     if ctx[context.ABANDON] == 0:
+        ctx[context.STAGE] = context.IDLE
+        store_release(ctx[context.SELF] + 8 * context.BUSY, 0)
         return
     for attempt in range(_ATTEMPTS):
         result = call_none(ctx[context.ABANDON])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 __all__ = [
     "boot_id",
+    "catches",
     "is_alive",
     "is_dying",
     "pid_namespace",
@@ -119,3 +121,12 @@ def is_dying(pid: int) -> bool:
     except OSError:
         return False
     return set(pages.split()) == {"0"}
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal now; False where that cannot be seen."""
+    with suppress(OSError, ValueError, IndexError):
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        caught = int(status.partition("\nSigCgt:")[2].split()[0], 16)
+        return bool(caught >> (number - 1) & 1)
+    return False

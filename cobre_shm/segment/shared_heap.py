@@ -26,7 +26,9 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -233,7 +235,8 @@ class SharedHeap:
         """Map new memory, ``nbytes`` at the end of every area; on all ranks or on none."""
         try:
             self._source.share(self.areas * nbytes, lambda fd: self._map(fd, nbytes))
-        except BaseException:
+        except AllocationFailed:
+            # On every rank. Behind any other exception peers may have arrays there.
             if not self._is_torn:
                 self._reserve_again(nbytes)
             raise
@@ -270,8 +273,17 @@ class SharedHeap:
 
 
 def _reserve(areas: int) -> tuple[Mapping | None, int]:
-    """Reserve as many addresses as this process may have, and return the stride; 0 if too few."""
+    """Reserve as many addresses as this process may have, and return the stride; 0 if too few.
+
+    Where there is a limit, a quarter of what is left: the program needs addresses too.
+    """
     stride = _LARGEST_STRIDE
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        pages, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
+        most = (limit - int(pages) * layout.PAGE_BYTES) // 4 // areas
+        while stride > max(most, _SMALLEST_STRIDE):
+            stride //= 2
     while stride >= _SMALLEST_STRIDE:
         try:
             return Mapping(areas * stride), stride

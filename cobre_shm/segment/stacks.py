@@ -16,10 +16,9 @@ import os
 import signal
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 
 from cobre_shm import layout
-from cobre_shm.segment.process import is_alive, state_of
+from cobre_shm.segment.process import catches, is_alive, state_of
 from cobre_shm.segment.segment import Segment
 
 __all__ = ["SIGNAL", "ask_for_stacks", "offer_stack"]
@@ -50,14 +49,6 @@ def ask_for_stacks(segment: Segment, ranks: Iterable[int]) -> None:
         pid, start = words.load(block + layout.PID), words.load(block + layout.START)
         if words.load(block + layout.STACK_SIGNAL) != SIGNAL or not is_alive(pid, start):
             continue
-        if state_of(pid) in _ASKED and _catches(pid, SIGNAL):
+        if state_of(pid) in _ASKED and catches(pid, SIGNAL):
             with suppress(OSError):
                 os.kill(pid, SIGNAL)
-
-
-def _catches(pid: int, number: int) -> bool:
-    with suppress(OSError, ValueError, IndexError):
-        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-        caught = int(status.partition("\nSigCgt:")[2].split()[0], 16)
-        return bool(caught >> (number - 1) & 1)
-    return False

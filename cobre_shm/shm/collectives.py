@@ -16,7 +16,7 @@ from cobre_shm import layout
 from cobre_shm.arrays import address_of
 from cobre_shm.communicator import Array, Counts
 from cobre_shm.datatypes import ReduceOp, dtype_tag
-from cobre_shm.errors import InvalidCommunicator
+from cobre_shm.errors import CobreError, InvalidCommunicator
 from cobre_shm.kernels import context
 from cobre_shm.native.entry import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, Kernel
 from cobre_shm.native.reduce import reduce_with_numpy, reduction_address
@@ -27,6 +27,7 @@ from cobre_shm.validate import (
     check_allreduce,
     check_broadcast,
     check_gather_buffers,
+    check_gathered,
 )
 
 __all__ = ["Collectives"]
@@ -74,12 +75,7 @@ class Collectives(Membership):
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
         if counts is None:
-            counts = self._gather_counts(send)
-            if recv is None and displs is None:
-                recv = np.empty(int(counts.sum()), dtype=send.dtype)
-            if recv is not None:
-                more = () if displs is None else (displs,)
-                return self.allgatherv(send, recv, counts, *more)
+            return self._gather_after_counts(send, recv, displs)
         checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
         self._gather(layout.ALLGATHERV, *checked, resume=resume)
         self._known.add(checked.send.dtype, None, 0, dtype_tag(checked.send.dtype), 0)
@@ -89,6 +85,26 @@ class Collectives(Membership):
         self, send: Array, recv: Array, counts: Counts, displs: Counts | None = None
     ) -> Array:
         return self._allgatherv(send, recv, counts, displs, 1)
+
+    def _gather_after_counts(self, send: Array, recv: Array | None, displs: Counts | None) -> Array:
+        with self._in_one_call():
+            counts = self._gather_counts(send)
+            begun = self._context.item(context.SEQUENCE)
+            try:
+                if recv is None and displs is None:
+                    recv = np.empty(int(counts.sum()), dtype=send.dtype)
+                if recv is None:
+                    return self._allgatherv(send, recv, counts, displs, 0)
+                more = () if displs is None else (displs,)
+                return self.allgatherv(send, recv, counts, *more)
+            except (CobreError, MemoryError):
+                if self._unusable is not None or self._context.item(context.SEQUENCE) != begun:
+                    raise
+            checked, mistake = check_gathered(self.rank, self.size, send, recv, counts, displs)
+            self._gather(layout.ALLGATHERV, *checked)
+        if mistake is not None:
+            raise mistake
+        return checked.recv
 
     def _gather_counts(self, send: Array) -> Array:
         own = np.array([send.size], dtype=np.int64)

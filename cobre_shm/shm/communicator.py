@@ -80,19 +80,21 @@ class ShmCommunicator(Collectives):
         self._check_usable()
         extents, element = check_region(shape, dtype)
         tag, count, hashed = region_words(extents, element)
-        self._run(BARRIER, 0, layout.REGION | hashed << 32, tag, count)
-        return ShmRegion(self, self._memory, extents, element)
+        with self._in_one_call():
+            self._run(BARRIER, 0, layout.REGION | hashed << 32, tag, count)
+            return ShmRegion(self, self._memory, extents, element)
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
         """See :meth:`Communicator.empty`: this rank's array in the shared heap."""
         self._check_usable()
         extents, element = check_shape("empty", shape, dtype)
-        self._run(BARRIER, 0, layout.ARRAY, 0, 0)
-        if self._heap is None:
-            self._heap = self._new_heap(self.size)
-            self._context[context.HEAP] = self._heap.base
-            self._context[context.HEAP_STRIDE] = self._heap.stride
-        return self._heap.array(extents, element)
+        with self._in_one_call():
+            self._run(BARRIER, 0, layout.ARRAY, 0, 0)
+            if self._heap is None:
+                self._heap = self._new_heap(self.size)
+                self._context[context.HEAP] = self._heap.base
+                self._context[context.HEAP_STRIDE] = self._heap.stride
+            return self._heap.array(extents, element)
 
     def _new_heap(self, areas: int) -> SharedHeap:
         return SharedHeap(self, areas, self._memory)
@@ -103,15 +105,20 @@ class ShmCommunicator(Collectives):
         Args:
             points: By the names of ``cobre_shm.tuning``; equal on all ranks.
         """
-        self.barrier()
-        for name, value in points.items():
-            self._context[context.TUNING + NAMES.index(name)] = value
-        self._open_to_peers()
-        self.barrier()
+        with self._in_one_call():
+            self.barrier()
+            for name, value in points.items():
+                self._context[context.TUNING + NAMES.index(name)] = value
+            self._open_to_peers()
+            self.barrier()
 
     def split_local(self) -> ShmCommunicator:
         """See :meth:`Communicator.split_local`: all ranks, in a group of its own."""
         self._check_usable()
+        with self._in_one_call():
+            return self._split()
+
+    def _split(self) -> ShmCommunicator:
         self._run(BARRIER, 0, layout.SPLIT, 0, 0)
         if self._segment.is_unnamed:
             # There was no room for this group's segment; another one is handed over likewise.
@@ -141,7 +148,14 @@ class ShmCommunicator(Collectives):
         reduction = reduction_address(source.dtype, op)
         if source.nbytes < from_bytes or not reduction:
             return super().allreduce_shared(source, op)
-        result = self._common_result(source)
+        key = dtype_tag(source.dtype), source.size
+        if key in self._results:
+            result = self._keep(key, self._results[key])
+            return self._reduce_into(result, source, op, reduction)
+        with self._in_one_call():
+            return self._reduce_into(self._new_result(source, key), source, op, reduction)
+
+    def _reduce_into(self, result: Array, source: Array, op: ReduceOp, reduction: int) -> Array:
         if abs(address_of(source) - address_of(result)) < source.nbytes:
             # What the last call returned is the memory of this result too.
             source = source.copy()
@@ -158,28 +172,28 @@ class ShmCommunicator(Collectives):
         )
         return result.reshape(source.shape)
 
-    def _common_result(self, source: Array) -> Array:
-        """The read-only vector in common memory for results like ``source``; perhaps collective.
+    def _new_result(self, source: Array, key: tuple[int, int]) -> Array:
+        """A read-only vector in common memory for results like ``source``. Collective.
 
         All ranks call with the same dtypes and lengths in the same order, so they find and forget
         the same ones.
         """
-        key = dtype_tag(source.dtype), source.size
-        found = self._results.get(key)
-        if found is None:
-            # In another word than the reduction that follows: a rank that has the result already
-            # is in a mismatch.
-            self._run(BARRIER, 0, layout.ALLREDUCE_SHARED | layout.NEW_RESULT << 32, *key)
-            if self._common is None:
-                self._common = self._new_heap(1)
-            if len(self._results) == _RESULTS:
-                del self._results[next(iter(self._results))]
-            found = self._common.array((source.size,), source.dtype)
-            found.flags.writeable = False
-        # Behind the others: the first is the one that was used longest ago.
+        # In another word than the reduction that follows: a rank that has the result already is in
+        # a mismatch.
+        self._run(BARRIER, 0, layout.ALLREDUCE_SHARED | layout.NEW_RESULT << 32, *key)
+        if self._common is None:
+            self._common = self._new_heap(1)
+        if len(self._results) == _RESULTS:
+            del self._results[next(iter(self._results))]
+        result = self._common.array((source.size,), source.dtype)
+        result.flags.writeable = False
+        return self._keep(key, result)
+
+    def _keep(self, key: tuple[int, int], result: Array) -> Array:
+        """Put a result behind the others: the first is the one that was used longest ago."""
         self._results.pop(key, None)
-        self._results[key] = found
-        return found
+        self._results[key] = result
+        return result
 
     def _give_back(self) -> None:
         self._results.clear()

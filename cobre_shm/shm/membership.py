@@ -7,13 +7,15 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, Self
 
 import numpy as np
 
 from cobre_shm import fastcall, layout
-from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
+from cobre_shm.communicator import exit_status
+from cobre_shm.errors import CobreError, CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import ENABLED, reach
 from cobre_shm.kernels import context
 from cobre_shm.member import Member
@@ -71,7 +73,7 @@ class Membership(fastcall.ContextFirst, Member):
         self.size: int = config.size
         self.is_leader: bool = config.rank == 0
         self._config = config
-        self._is_occupied = self._has_rings = False
+        self._is_occupied = self._has_rings = self._is_closing = self._has_left = False
         self._pid = os.getpid()
         chosen = load_tuning(config.tuning) if config.tuning else {}
         self._segment = join(
@@ -127,13 +129,14 @@ class Membership(fastcall.ContextFirst, Member):
         Not at the end of the process: a rank that ends without ``close()`` has failed. Not by a
         weak reference: what else is collected with this may still call it, and must find it closed.
         """
-        if is_finalizing() or self._context is UNJOINED or self._is_over():
+        if is_finalizing() or self._context is UNJOINED or self._has_left:
             return
         # Not out of the set of the living, which somebody may be looking through.
         self._unusable = self._closed()
         self._context[context.BUSY] = 1
         if os.getpid() != self._pid:
             return
+        self._has_left = True
         leave(self._segment, self.rank, stay_mapped=self._is_occupied)
         warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
@@ -145,21 +148,32 @@ class Membership(fastcall.ContextFirst, Member):
 
     def abort(self, code: int = 1) -> NoReturn:
         """See :meth:`Communicator.abort`."""
+        status = exit_status(code)
         if not self._is_over():
             self._bar()
-            first = poison(self._segment, layout.ABORTED, self.rank, int(code))
+            first = poison(self._segment, layout.ABORTED, self.rank, status)
             self._unusable = self._failure(first)
-        raise SystemExit(code)
+        raise SystemExit(status)
 
     def close(self) -> None:
         """See :meth:`Communicator.close`. A collective that runs in another thread goes on."""
-        if self._is_over() or self._context is UNJOINED:
+        if self._has_left or self._context is UNJOINED or os.getpid() != self._pid:
             return
+        is_repeated, self._is_closing = self._is_closing, True
         if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
-            raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
-        self._retire()
-        self._give_back()
-        leave(self._segment, self.rank, stay_mapped=self._is_occupied)
+            if not is_repeated:
+                self._is_closing = False
+                raise InvalidCommunicator(
+                    "Another thread is inside a collective: close() must wait"
+                )
+            # It was claimed by the close() that was broken off, or is another thread's.
+            self._is_occupied = True
+        try:
+            self._retire()
+            self._give_back()
+        finally:
+            self._has_left = True
+            leave(self._segment, self.rank, stay_mapped=self._is_occupied)
 
     def _give_back(self) -> None:
         """Release what this rank holds besides the segment, which goes next."""
@@ -201,7 +215,7 @@ class Membership(fastcall.ContextFirst, Member):
             self._map_rings()
         if ENABLED:
             reach("idle", self.rank, int(self._context[context.SEQUENCE]) + 1)
-        status = context.PENDING
+        status, before = context.PENDING, self._context.item(context.SEQUENCE)
         try:
             # After a sleep Python looks around before the next, which may be longer.
             if not (resume and self._context[context.ASLEEP]):
@@ -209,12 +223,30 @@ class Membership(fastcall.ContextFirst, Member):
             if status != context.READY:
                 self._settle(kernel, status, args)
         except BaseException:
-            # TAKEN: it is another thread's.
-            if status != context.TAKEN and self._context[context.BUSY]:
+            # If it has not begun, then it is another thread that is inside one.
+            has_begun = resume or self._context.item(context.SEQUENCE) != before
+            if has_begun and status != context.TAKEN and self._context[context.BUSY]:
                 self._abandon()
             raise
         if ENABLED:
             reach("done", self.rank, int(self._context[context.SEQUENCE]))
+
+    @contextmanager
+    def _in_one_call(self) -> Iterator[None]:
+        """For a method of several collectives: fail the group for an exception between them.
+
+        No kernel is inside a collective then, but this rank is. Errors of ours are raised on all
+        ranks alike, or have failed the group already.
+        """
+        before = self._context.item(context.SEQUENCE)
+        try:
+            yield
+        except CobreError:
+            raise
+        except BaseException:
+            if self._context.item(context.SEQUENCE) != before:
+                self._abandon()
+            raise
 
     def _settle(self, kernel: Kernel, status: int, args: tuple[int, ...]) -> None:
         """Go on with a collective that came back with another status than READY."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +27,8 @@ def execute(words: Sequence[str]) -> int:
         if options.own.dry_run:
             from cobre_shm.spawn.dry_run import commands_of
 
-            print(commands_of(job))
+            # Names and values may be of any bytes.
+            sys.stdout.buffer.write(os.fsencode(commands_of(job) + "\n"))
             return 0
         # Only now: --help and mistakes must not wait for what starting ranks needs.
         from cobre_shm.spawn.launcher import launch

@@ -14,6 +14,7 @@ group's memory is looked at once a second, and only if somebody wants events.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -58,13 +59,16 @@ class Events:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             try:
                 self._file = os.open(job.events, flags, 0o666)
+                # It may be a pipe, and the launcher waits for no reader.
+                os.set_blocking(self._file, False)
             except OSError as error:
                 raise cannot_write(job.events, error) from error
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; idempotent."""
         if self._file is not None:
             os.close(self._file)
+            self._file = None
 
     def start(self, group: Group, attempt: int) -> None:
         """A run begins."""
@@ -140,7 +144,20 @@ class Events:
         if self._job.json_events:
             self._group.output.say(line + b"\n")
         if self._file is not None:
-            os.write(self._file, line + b"\n")
+            self._write(self._file, line + b"\n")
+
+    def _write(self, file: int, line: bytes) -> None:
+        """Write all of it, or no more from now on: the run is worth more than its events."""
+        try:
+            while line:
+                line = line[os.write(file, line) :]
+        except OSError as error:
+            why = "nobody reads them" if error.errno == errno.EAGAIN else error.strerror
+            where = repr(str(self._job.events))
+            self._group.output.say(
+                os.fsencode(f"cobre_shm.spawn: No more events are written to {where}: {why}\n")
+            )
+            self.close()
 
 
 def _stall_secs(environment: Mapping[str, str]) -> float:

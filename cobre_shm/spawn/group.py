@@ -114,9 +114,7 @@ class Group:
         self.meeting = meeting
         self.loop: Loop = Loop()
         self.inbox: SignalInbox = SignalInbox(_WATCHED_SIGNALS)
-        self.output: RankOutput = RankOutput(
-            job, self.loop.selector, self._on_broken_output, attempt > 0
-        )
+        self.output: RankOutput = RankOutput(job, self.loop, self._on_broken_output, attempt > 0)
         self.ranks: list[Rank] = []
         self.terminal: TerminalInput | None = None
         self._guard = guard
@@ -331,9 +329,13 @@ class Group:
         def abandon() -> None:
             self._is_abandoned = True
 
-        if self.is_ending and not self._is_abandoned:
+        def is_over() -> bool:
+            return self.output.is_flushed or self._is_abandoned
+
+        self.loop.turn_until(lambda: is_over() or self.is_ending)
+        if not is_over():
             self.loop.call_after(self.job.grace, abandon)
-        self.loop.turn_until(lambda: self.output.is_flushed or self._is_abandoned)
+            self.loop.turn_until(is_over)
 
     def _end_all(self) -> None:
         if self.terminal is not None:

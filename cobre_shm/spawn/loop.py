@@ -46,8 +46,11 @@ class Loop:
     def turn_until(self, is_done: Callable[[], bool]) -> None:
         """Wait and call until ``is_done``, and not once more: the rest is for who waits next."""
         while not is_done():
+            waiting = self.selector.get_map()
             for key, _ in self.selector.select(self._timeout()):
-                key.data()
+                # Whoever was called before may have closed this one, or the number is another's.
+                if waiting.get(key.fd) is key:
+                    key.data()
                 if is_done():
                     return
             self._call_timers()

@@ -44,7 +44,9 @@ class Options:
         self._check_output()
         environment = self._environment()
         return Job(
-            program=resolve_program(self.words, is_python=not own.no_python),
+            program=resolve_program(
+                self.words, is_python=not own.no_python, environment=environment
+            ),
             size=own.size,
             environment=environment,
             backend=self.backend,

@@ -6,7 +6,8 @@ torn by another's, whatever their lengths. Bytes are never decoded.
 
 Nothing here blocks, so that the launcher stays awake when nobody reads its output: a sink is
 written to only when the system says that it can take ``PIPE_BUF`` bytes, and a sink that lags
-behind stops the reading of its streams, whose ranks then wait in their own writes.
+behind stops the reading of its streams, whose ranks then wait in their own writes. A terminal says
+so when it can take one byte, so it is opened once more, for writes that do not wait.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _MAX_LINE_BYTES = 1 << 20
 # Streams are paused above the first and resumed below the second.
 _HIGH_BYTES = 1 << 20
 _LOW_BYTES = 1 << 18
+# After this, what stands unfinished on a line that is waited for is taken for a prompt.
+_PROMPT_SECS = 0.1
 _TAIL_LINES = 40
 _TAIL_LINE_BYTES = 2000
 
@@ -49,12 +52,13 @@ class Sink:
     ) -> None:
         self.streams: list[Stream] = []
         self.is_broken: bool = False
-        self._descriptor = descriptor
+        self.is_paused: bool = False
+        self._terminal = _open_terminal(descriptor)
+        self._descriptor = descriptor if self._terminal is None else self._terminal
         self._selector = selector
         self._on_broken = on_broken
         self._pending = bytearray()
         self._is_waiting = False
-        self._is_paused = False
         self._unfinished: Stream | None = None
         self._last: Stream | None = None
         self._last_lines = 0
@@ -88,8 +92,8 @@ class Sink:
             self._last, self._last_lines = stream, 0
         self._last_lines += data.count(b"\n")
         self._wait_until_writable()
-        if len(self._pending) > _HIGH_BYTES and not self._is_paused:
-            self._is_paused = True
+        if len(self._pending) > _HIGH_BYTES and not self.is_paused:
+            self.is_paused = True
             for each in self.streams:
                 each.pause()
 
@@ -98,6 +102,9 @@ class Sink:
         self.is_broken = True
         self._pending.clear()
         self._stop_waiting()
+        if self._terminal is not None:
+            os.close(self._terminal)
+            self._terminal = None
         self._resume_streams()
 
     def _wait_until_writable(self) -> None:
@@ -112,14 +119,12 @@ class Sink:
             self._is_waiting = False
 
     def _resume_streams(self) -> None:
-        if self._is_paused:
-            self._is_paused = False
+        if self.is_paused:
+            self.is_paused = False
             for each in self.streams:
                 each.resume()
 
     def _write(self) -> None:
-        if not self._pending:
-            return
         # As many whole lines as fit into what cannot block; pipes take that much in one piece.
         end = self._pending.rfind(b"\n", 0, select.PIPE_BUF) + 1 or select.PIPE_BUF
         try:
@@ -147,6 +152,8 @@ class Stream:
         label: Gives what is put before every line of a block.
         copy: A file for a copy of everything, as it came.
         keeps_tail: Whether the last lines are remembered for a report.
+        call_after: Of the launcher's loop, if somebody types to the rank: then the beginning of a
+            line is passed on too, a moment after it came, for it may be a prompt.
 
     Attributes:
         label: As given.
@@ -163,6 +170,7 @@ class Stream:
         label: Callable[[], bytes],
         copy: FileCopy | None = None,
         keeps_tail: bool = False,
+        call_after: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         self.label = label
         self.held: bytearray | None = None
@@ -172,6 +180,10 @@ class Stream:
         self._sink = sink
         self._selector = selector
         self._line = bytearray()
+        self._call_after = call_after
+        self._awaits_rest = False
+        self._has_grown = False
+        self._is_tail_open = False
         self._is_closed = False
         self._is_registered = False
         os.set_blocking(descriptor, False)
@@ -191,6 +203,7 @@ class Stream:
     def take_held(self) -> bytes:
         """Return what was kept back; what comes from now on is passed on."""
         held, self.held = self.held, None
+        self.resume()
         return bytes(held or b"")
 
     def pause(self) -> None:
@@ -200,14 +213,18 @@ class Stream:
             self._is_registered = False
 
     def resume(self) -> None:
-        """Read again."""
-        if not self._is_registered and not self._is_closed:
+        """Read again, unless the sink lags behind: then it says when."""
+        is_wanted = self._sink is None or not self._sink.is_paused
+        if is_wanted and not self._is_registered and not self._is_closed:
             self._selector.register(self._descriptor, selectors.EVENT_READ, self.read)
             self._is_registered = True
 
     def read(self) -> int:
         """Pass on what the pipe holds, up to one block, and return the number of bytes."""
         if self._is_closed:
+            return 0
+        if self.held is not None and len(self.held) >= _MAX_LINE_BYTES:
+            self.pause()
             return 0
         try:
             data = os.read(self._descriptor, _READ_BYTES)
@@ -224,7 +241,21 @@ class Stream:
         if len(self._line) >= _MAX_LINE_BYTES:
             self._pass_on(bytes(self._line))
             self._line.clear()
+        self._has_grown = True
+        if self._line and self._call_after is not None and not self._awaits_rest:
+            self._awaits_rest = True
+            self._call_after(_PROMPT_SECS, self._show_prompt)
         return len(data)
+
+    def _show_prompt(self) -> None:
+        """Pass on the beginning of a line, unless it has just become longer."""
+        self._awaits_rest = self._has_grown and not self._is_closed
+        if self._awaits_rest and self._call_after is not None:
+            self._has_grown = False
+            self._call_after(_PROMPT_SECS, self._show_prompt)
+        elif self._line:
+            self._pass_on(bytes(self._line))
+            self._line.clear()
 
     def finish(self) -> None:
         """Pass on what the pipe holds now, and close it without waiting for its end.
@@ -251,15 +282,17 @@ class Stream:
             self._copy.close()
 
     def _pass_on(self, data: bytes) -> None:
+        if self._copy is not None:
+            self._copy.write(data)
         if self.held is not None:
-            if len(self.held) < _MAX_LINE_BYTES:
-                self.held += data
+            self.held += data
             return
         if self.tail.maxlen:
             lines = data.removesuffix(b"\n").split(b"\n")
+            if self._is_tail_open:
+                lines[0] = self.tail.pop() + lines[0]
+            self._is_tail_open = not data.endswith(b"\n")
             self.tail.extend(line[:_TAIL_LINE_BYTES] for line in lines[-self.tail.maxlen :])
-        if self._copy is not None:
-            self._copy.write(data)
         if self._sink is not None:
             self._sink.put(self, data)
 
@@ -324,10 +357,17 @@ class Output:
         label: Callable[[], bytes] = bytes,
         copy: FileCopy | None = None,
         keeps_tail: bool = False,
+        call_after: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> Stream:
         """Pass on what comes out of a pipe, which is closed at the end."""
         stream = Stream(
-            descriptor, sink, self._selector, label=label, copy=copy, keeps_tail=keeps_tail
+            descriptor,
+            sink,
+            self._selector,
+            label=label,
+            copy=copy,
+            keeps_tail=keeps_tail,
+            call_after=call_after,
         )
         self._streams.append(stream)
         return stream
@@ -351,6 +391,18 @@ def _labelled(label: bytes, data: bytes, *, first: bool) -> bytes:
     body = data.removesuffix(b"\n")
     rest = data[len(body) :]
     return (label if first else b"") + body.replace(b"\n", b"\n" + label) + rest
+
+
+def _open_terminal(descriptor: int) -> int | None:
+    """Return a descriptor of our own of the same terminal, or None where that is none or refused.
+
+    Of our own, because whoever else writes to the terminal shares the flags of the one we have.
+    """
+    with contextlib.suppress(OSError):
+        if os.isatty(descriptor):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            return os.open(f"/proc/self/fd/{descriptor}", flags)
+    return None
 
 
 def _are_same(first: int, second: int) -> bool:

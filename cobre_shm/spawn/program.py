@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,9 @@ class Program:
         return [*interpreter(), *self.words] if self.is_python else self.words
 
 
+# Where these are others than ours, ranks do not find what we would.
+_PLACES = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")
+
 # Finds a module exactly as ``python -m`` would, parents imported, and says nothing else.
 _PROBE = """
 import importlib.util, sys
@@ -61,16 +65,24 @@ if spec is None:
 def interpreter() -> list[str]:
     """Return the command of a fresh interpreter with the -X, -W and similar flags of this one."""
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    # It knows some of the -X options only.
+    for name, value in sys._xoptions.items():
+        option = name if value is True else f"{name}={value}"
+        if option not in flags:
+            flags += ["-X", option]
     return [sys.executable, *flags]
 
 
-def resolve_program(words: Sequence[str], *, is_python: bool = True) -> Program:
+def resolve_program(
+    words: Sequence[str], *, environment: Mapping[str, str], is_python: bool = True
+) -> Program:
     """Return the program that the words name.
 
     Args:
         words: ``-m MODULE args...``, ``-c CODE args...``, ``- args...`` for a program on our
             standard input, which is read here, ``PROGRAM args...``, or nothing, which means the
             training program with its shipped case.
+        environment: Of the ranks, which find modules and commands by it.
         is_python: Whether they are for an interpreter; otherwise they are any command.
 
     Raises:
@@ -81,7 +93,7 @@ def resolve_program(words: Sequence[str], *, is_python: bool = True) -> Program:
     if not is_python:
         if not words:
             raise InvalidArguments("--no-python needs a command")
-        _check_command(words[0])
+        _check_command(words[0], environment)
         return Program(list(words), is_python=False)
     if not words:
         words = DEFAULT_PROGRAM
@@ -91,7 +103,7 @@ def resolve_program(words: Sequence[str], *, is_python: bool = True) -> Program:
             what = "the name of a module" if flag == "-m" else "the code to run"
             raise InvalidArguments(f"{flag} needs {what}")
         if flag == "-m":
-            _check_module(words[1])
+            _check_module(words[1], environment)
     elif flag == "-":
         return Program(list(words), source=_read_standard_input())
     else:
@@ -109,22 +121,23 @@ def _read_standard_input() -> bytes:
         ) from None
 
 
-def _check_command(name: str) -> None:
+def _check_command(name: str, environment: Mapping[str, str]) -> None:
     # Only now, as below: it imports what packs archives.
     import shutil
 
     context = {"program": name}
-    if shutil.which(name) is not None:
+    if shutil.which(name, path=environment.get("PATH")) is not None:
         return
     if "/" in name and Path(name).exists():
         raise ProgramNotRunnable(f"{name!r} is not executable", context=context)
     raise ProgramNotFound(f"There is no command {name!r}", context=context)
 
 
-def _check_module(name: str) -> None:
+def _check_module(name: str, environment: Mapping[str, str]) -> None:
     # What a finder raises for a parent that is not imported is its own affair; see below.
     with contextlib.suppress(Exception):
-        if _is_runnable(name):
+        is_found_alike = all(environment.get(each) == os.environ.get(each) for each in _PLACES)
+        if is_found_alike and _is_runnable(name):
             return
     # A package may extend its __path__, or a finder may need the parents imported: only a fresh
     # interpreter knows. This costs its start-up, but only on the way to an error.
@@ -133,6 +146,7 @@ def _check_module(name: str) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env=environment,
         check=False,
     )
     if probe.returncode == 0 and probe.stdout:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import selectors
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
 from cobre_shm.spawn.errors import InvalidArguments
 from cobre_shm.spawn.job import Job
+from cobre_shm.spawn.loop import Loop
 from cobre_shm.spawn.output import FileCopy, Output, Stream
 
 __all__ = ["RankOutput"]
@@ -19,7 +19,7 @@ class RankOutput:
 
     Args:
         job: Says what is shown, and how.
-        selector: Of the launcher's loop.
+        loop: The launcher's.
         on_broken: Called with the error when somewhere no more output can be written.
         appends: Whether files keep what an earlier attempt wrote.
     """
@@ -27,12 +27,13 @@ class RankOutput:
     def __init__(
         self,
         job: Job,
-        selector: selectors.BaseSelector,
+        loop: Loop,
         on_broken: Callable[[OSError], None],
         appends: bool,
     ) -> None:
         self._job = job
-        self._output = Output(selector, on_broken)
+        self._output = Output(loop.selector, on_broken)
+        self._loop = loop
         self._on_broken = on_broken
         self._appends = appends
         self._stderr: dict[int, Stream] = {}
@@ -42,8 +43,8 @@ class RankOutput:
         """Whether everything was written, or never will be."""
         return self._output.is_flushed
 
-    def add(self, rank: int, read_ends: tuple[int, int]) -> None:
-        """Pass on what a rank writes to its standard output and error."""
+    def add(self, rank: int, read_ends: tuple[int, int], *, is_typed_to: bool = False) -> None:
+        """Pass on what a rank writes to its standard output and error; of one, prompts too."""
         sinks = (self._output.stdout, self._output.stderr)
         shown = self._job.shows(rank)
         streams = [
@@ -53,6 +54,7 @@ class RankOutput:
                 label=self._label(rank, is_error),
                 copy=self._copy(rank, is_error),
                 keeps_tail=bool(is_error),
+                call_after=self._loop.call_after if is_typed_to else None,
             )
             for is_error, (descriptor, sink) in enumerate(zip(read_ends, sinks, strict=True))
         ]

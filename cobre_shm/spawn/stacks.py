@@ -3,7 +3,8 @@
 ``faulthandler`` writes them from a signal handler in C, so that a rank shows where it is even if
 it holds the interpreter for ever. Ranks forked from a zygote have it registered for the last of
 the real-time signals, which no library uses by itself, and run on. Fresh interpreters know it for
-fatal signals only (the launcher sets ``PYTHONFAULTHANDLER``): they are ended by SIGABRT.
+fatal signals only (the launcher sets ``PYTHONFAULTHANDLER``): they are ended by SIGABRT. A rank
+that has executed another program since catches neither, and is sent none.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ class Stacks:
 
     def request(self) -> None:
         """Ask; what a rank writes to its standard error is held back until ``collect``."""
+        from cobre_shm.segment.process import catches
+
         for rank in self._ranks:
             self._output.hold(rank.number)
-            if rank.dump_signal:
+            if rank.dump_signal and catches(rank.pid, rank.dump_signal):
                 rank.was_stopped = rank.was_stopped or rank.dump_signal == signal.SIGABRT
                 rank.send_to_process(rank.dump_signal)
 

@@ -93,7 +93,7 @@ class FreshStart:
             group.inbox.unblock(mask)
         # We reap it ourselves; the object shall not say that nobody did.
         process.returncode = 0
-        group.output.add(number, pipes.read_ends)
+        _take_output(group, number, pipes)
         rank = Rank(number, process.pid)
         if job.program.is_python and job.environment.get("PYTHONFAULTHANDLER"):
             rank.dump_signal = signal.SIGABRT
@@ -185,7 +185,7 @@ class ZygoteStart:
                 raise
             finally:
                 pipes.close_write_ends()
-        group.output.add(number, pipes.read_ends)
+        _take_output(group, number, pipes)
 
     def _finish(self) -> None:
         group = self._group
@@ -207,9 +207,16 @@ class ZygoteStart:
         group = self._group
         group.loop.selector.unregister(self._zygote)
         self._zygote.kill()
-        group.output.say(f"cobre_shm.spawn: Ranks are started one by one: {why}\n".encode())
+        # It may name a file, in whatever bytes.
+        line = os.fsencode(f"cobre_shm.spawn: Ranks are started one by one: {why}\n")
+        group.output.say(line)
         FreshStart().begin(group)
         self.is_done = True
+
+
+def _take_output(group: Group, number: int, pipes: Pipes) -> None:
+    is_typed_to = number == 0 and group.terminal is not None
+    group.output.add(number, pipes.read_ends, is_typed_to=is_typed_to)
 
 
 @contextlib.contextmanager

@@ -55,9 +55,6 @@ class TerminalInput:
             os.close(self._pipe)
 
     def _read(self) -> None:
-        if self._is_closed:
-            # Rank 0's end was seen in the same turn.
-            return
         try:
             if os.tcgetpgrp(_TERMINAL) != os.getpgrp():
                 self._ignore(_TERMINAL)

@@ -64,6 +64,8 @@ _PRELOADED = ("numpy", "cobre_shm.selection.factory")
 _BACKENDS = {"shm": "cobre_shm.shm", "tcp": "cobre_net.tcp"}
 ORDER_BYTES = 65536
 _MAX_DESCRIPTORS = 8
+# An error of an import may be of any length, a packet not.
+_WHY_CHARACTERS = 2000
 
 _Order = dict[str, Any]
 
@@ -86,7 +88,7 @@ def main() -> list[str]:
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
     gc.freeze()
-    _tell(link, {"unfit": why} if why else {"ready": True})
+    _tell(link, {"unfit": why[:_WHY_CHARACTERS]} if why else {"ready": True})
     _serve(link, words)
     return words
 

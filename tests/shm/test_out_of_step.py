@@ -2,14 +2,16 @@
 
 import json
 import secrets
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from cobre_shm.errors import CollectiveMismatch, RankFailed
+from cobre_shm.errors import CollectiveMismatch, InvalidCommunicator, RankFailed
 from cobre_shm.kernels import context
 from cobre_shm.selection.kinds import ShmConfig
-from cobre_shm.shm import ShmCommunicator, collectives
+from cobre_shm.shm import ShmCommunicator, collectives, membership
 from tests.support.ranks import results_of, run_ranks
 
 
@@ -55,6 +57,115 @@ def _nothing(*_):
 @pytest.mark.parametrize("moment", ["behind the exchange", "in the reduction"])
 def test_reduction_that_is_left_between_two_blocks_fails_the_group(moment, at):
     assert results_of(run_ranks(reduce_and_be_interrupted, 2, "shm", moment, at)) == [0, 0]
+
+
+def interrupt_between(comm, method, at):
+    """Rank 0 is interrupted behind the first collective of a call that has several."""
+    calls = {
+        "allgatherv": lambda: comm.allgatherv(np.ones(3)),
+        "region": lambda: comm.create_shared_region(100),
+        "split": comm.split_local,
+        "shared result": lambda: comm.allreduce_shared(np.ones(100_000)),
+    }
+    run, done = comm._run, []
+
+    def run_and_interrupt(*words):
+        run(*words)
+        done.append(words)
+        if len(done) == at:
+            raise Late
+
+    if comm.rank == 0:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(comm, "_run", run_and_interrupt)
+            with pytest.raises(Late):
+                calls[method]()
+    with pytest.raises(RankFailed, match="interrupted") as caught:
+        calls[method]()
+    return caught.value.rank
+
+
+@pytest.mark.parametrize("method", ["allgatherv", "region", "split", "shared result"])
+def test_call_that_is_left_between_two_collectives_fails_the_group(method):
+    assert results_of(run_ranks(interrupt_between, 2, "shm", method, 1)) == [0, 0]
+
+
+def close_and_be_interrupted(comm, place):
+    if comm.rank == 1:
+        with pytest.raises(RankFailed, match="closed its communicator") as caught:
+            comm.barrier()
+        return caught.value.rank
+    with pytest.MonkeyPatch.context() as patch:
+        if place == "claim":
+            patch.setattr(membership, "CLAIM", _LateKernel(membership.CLAIM))
+        else:
+            patch.setattr(comm, "_give_back", _raise_late)
+        with pytest.raises(Late):
+            comm.close()
+    comm.close()
+    with pytest.raises(InvalidCommunicator, match="closed"):
+        comm.barrier()
+    return 0
+
+
+class _LateKernel:
+    """A kernel behind whose return, before anybody knows what it returned, a signal comes."""
+
+    def __init__(self, kernel):
+        self._kernel = kernel
+
+    def call(self, *args):
+        self._kernel.call(*args)
+        raise Late
+
+
+def _raise_late():
+    raise Late
+
+
+@pytest.mark.parametrize("place", ["claim", "give back"])
+def test_interrupted_close_can_be_repeated_and_is_told(place):
+    assert results_of(run_ranks(close_and_be_interrupted, 2, "shm", place)) == [0, 0]
+
+
+def be_refused_and_interrupted(comm):
+    """A thread that is refused, for another is inside, is interrupted before it knows."""
+    if comm.rank == 0:
+        time.sleep(0.5)
+        return comm.barrier()
+    other = threading.Thread(target=comm.barrier)
+    other.start()
+    deadline = time.monotonic() + 30
+    while not comm._context[context.BUSY] and time.monotonic() < deadline:
+        time.sleep(0.001)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collectives, "BARRIER", _LateKernel(collectives.BARRIER))
+        with pytest.raises(Late):
+            comm._barrier(0)
+    other.join()
+    return comm.barrier()
+
+
+def test_refused_thread_that_is_interrupted_fails_nobody():
+    results_of(run_ranks(be_refused_twice, 2, "shm"))
+
+
+def be_refused_twice(comm):
+    be_refused_and_interrupted(comm)
+    if comm.rank == 0:
+        comm.barrier()
+    return comm.allreduce(np.ones(1))[0]
+
+
+def abort_without_a_code(comm):
+    for code in ("no luck", None):
+        with pytest.raises((TypeError, ValueError)):
+            comm.abort(code)
+    return comm.allreduce(np.ones(1))[0]
+
+
+def test_refused_code_of_abort_leaves_the_group_as_it_is():
+    assert results_of(run_ranks(abort_without_a_code, 2, "shm")) == [2, 2]
 
 
 def reduce_and_forget(comm):

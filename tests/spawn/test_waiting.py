@@ -160,7 +160,7 @@ def test_what_comes_with_the_last_event_is_left_to_who_waits_next(spawn):
 def zygote():
     """A zygote that has imported everything and waits for orders."""
     environment = common_environment(os.environ, backend="shm")
-    started = Zygote(resolve_program(["-c", "pass"]), environment, "")
+    started = Zygote(resolve_program(["-c", "pass"], environment=environment), environment, "")
     try:
         assert started.receive() == {"ready": True}
         yield started

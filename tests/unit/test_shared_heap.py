@@ -10,6 +10,7 @@ import pytest
 
 from cobre_shm.errors import AllocationFailed, CollectiveMismatch, InvalidCommunicator, RankFailed
 from cobre_shm.segment import shared_heap
+from cobre_shm.segment.common import MemorySource
 from tests.faults.programs import kill_self
 from tests.support.memory import resident_bytes
 from tests.support.ranks import results_of, run_ranks
@@ -240,19 +241,27 @@ def test_rank_without_addresses_is_an_error_on_all_and_passes():
         assert "ulimit -v" in told
 
 
-def interrupt_an_allocation(comm, victim):
-    kept = comm.zeros(10)
+def interrupt_an_allocation(comm, victim, place):
+    heap = heap_of(comm)
+    kept = heap.array((10,), np.dtype("f8"))
+    kept[:] = comm.rank
+    nbytes = 10 if place == "take" else 8 << 20  # the latter does not fit: the heap grows
     with pytest.MonkeyPatch.context() as patch:
         if comm.rank == victim:
-            patch.setattr(shared_heap.FreeSpace, "take", _interrupt)
+            owner = shared_heap.FreeSpace if place == "take" else MemorySource
+            patch.setattr(owner, place, _interrupt)
             with pytest.raises(KeyboardInterrupt):
-                comm.empty(10)
+                heap.allocate(nbytes)
         else:
-            comm.empty(10)
+            others = heap.view(heap.allocate(nbytes), victim, (nbytes,), np.dtype("u1"))
+            others[:] = 7
     for _ in range(2):
         with pytest.raises(InvalidCommunicator):
-            comm.empty(10)
-    return kept.sum(), comm.allreduce(np.ones(1))[0]
+            heap.allocate(10)
+    # What a peer has made stays readable where the exception came: no hole is left there.
+    end = heap.address(victim, heap.nbytes)
+    first = ctypes.c_uint8.from_address(end).value if comm.rank == victim else None
+    return kept.sum(), comm.allreduce(np.ones(1))[0], first
 
 
 def _interrupt(*args):
@@ -260,7 +269,49 @@ def _interrupt(*args):
 
 
 def test_interrupted_allocation_is_told_on_all_ranks_at_the_next_one():
-    assert results_of(run_ranks(interrupt_an_allocation, 2, "shm", 1)) == [(0, 2)] * 2
+    results = results_of(run_ranks(interrupt_an_allocation, 2, "shm", 1, "take"))
+    assert [result[:2] for result in results] == [(0, 2), (10, 2)]
+
+
+def test_interrupted_growth_leaves_no_hole_where_peers_have_memory():
+    other, own = results_of(run_ranks(interrupt_an_allocation, 2, "shm", 1, "remove_names"))
+    assert other == (0, 2, None)
+    assert own[:2] == (10, 2)
+
+
+def interrupt_empty(comm, victim):
+    kept = comm.empty(10)
+    with pytest.MonkeyPatch.context() as patch:
+        if comm.rank == victim:
+            patch.setattr(shared_heap.FreeSpace, "take", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                comm.empty(10)
+        else:
+            comm.empty(10)
+    with pytest.raises(RankFailed, match="interrupted") as caught:
+        comm.empty(10)
+    assert kept.size == 10
+    return caught.value.rank
+
+
+def test_interrupted_empty_fails_the_group():
+    assert results_of(run_ranks(interrupt_empty, 2, "shm", 1)) == [1, 1]
+
+
+def take_few_addresses(comm):
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), limits[1]))
+    heap = heap_of(comm)
+    kept = heap.array((10,), np.dtype("f8"))
+    more = np.empty(2 << 30, np.uint8)
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    return heap.stride * comm.size, kept.size + more.size
+
+
+def test_limited_addresses_are_left_to_the_program():
+    for taken, _ in results_of(run_ranks(take_few_addresses, 2)):
+        assert taken <= 1 << 30
 
 
 def call_something_else(comm):

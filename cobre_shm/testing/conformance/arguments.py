@@ -135,6 +135,23 @@ def check_allgatherv_small_recv_refused(comm: Communicator) -> None:
 
 
 @conformance_check()
+def check_allgatherv_mistake_of_one_rank(comm: Communicator) -> None:
+    """A mistake that a rank finds when the sizes have been exchanged is its own affair."""
+    send, wrong = np.full(2, comm.rank, np.int64), comm.size - 1
+    expected = np.repeat(np.arange(comm.size), 2)
+    for room in (0, 2 * comm.size - 1):
+        recv = filled("i8", room if comm.rank == wrong else 2 * comm.size)
+        if comm.rank == wrong:
+            what = f"allgatherv into {room} elements without counts"
+            expect_error(InvalidBufferSize, what, comm.allgatherv, send, recv)
+            assert_same_bytes(recv, filled("i8", room), "recv after a refused call")
+        else:
+            comm.allgatherv(send, recv)
+            assert (recv == expected).all(), f"rank {wrong} has a small recv: {recv}"
+        assert_group_usable(comm, "a small recv of one rank, without counts")
+
+
+@conformance_check()
 def check_allgatherv_wrong_types_refused(comm: Communicator) -> None:
     """``send`` and ``recv``: contiguous, of one movable dtype, ``recv`` writable."""
     size, counts = comm.size, [2] * comm.size
