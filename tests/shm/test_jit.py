@@ -19,6 +19,7 @@ from cobre_shm.errors import (
     InvalidRoot,
     RankFailed,
 )
+from cobre_shm.jit_support import JitSupport
 from cobre_shm.local import LocalCommunicator
 from cobre_shm.segment.recorder import last_entry
 from tests.support.ranks import results_of, run_ranks
@@ -80,6 +81,27 @@ def test_jitted_collectives_give_the_values_of_the_methods(size, length):
 def test_jitted_collectives_work_on_the_local_backend(length):
     with LocalCommunicator() as comm:
         run_all_of_them(comm, length)
+
+
+def test_interrupted_collective_of_one_rank_can_be_followed_by_others(monkeypatch):
+    real = JitSupport._take_over
+    monkeypatch.setattr(JitSupport, "_take_over", _interrupt)
+    with LocalCommunicator() as comm:
+        handle, send = jit.handle(comm), np.ones(100_000)
+        # So long a payload comes back unfinished, from time to time, to look for signals.
+        with pytest.raises(KeyboardInterrupt):
+            jit.check(comm, reduce_once(handle, send, np.zeros_like(send), jit.SUM))
+        for length in (1, 10):
+            recv = np.zeros(length)
+            jit.check(comm, reduce_once(handle, np.full(length, 3.0), recv, jit.SUM))
+            assert (recv == 3).all()
+    monkeypatch.setattr(JitSupport, "_take_over", real)
+    with LocalCommunicator() as comm:
+        run_all_of_them(comm, 100_000)
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_backend_that_jitted_code_cannot_call_says_so():

@@ -39,6 +39,7 @@ except cobre_shm.RankFailed as error:
         # The others see that it has left long before it ends.
         ("comm.close(); time.sleep(1); os._exit(9)", 9, b"None"),
         ("comm.abort(21)", 21, b"None"),
+        ("comm.abort(256)", 1, b"None"),
     ],
 )
 def test_culprit_decides_and_every_survivor_names_it(spawn, act, code, number):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import sys
 
@@ -281,6 +282,29 @@ def test_events_are_one_object_a_line(spawn, where):
         assert error["context"]["rank"] == 1
 
 
+@pytest.mark.parametrize("place", ["/dev/full", "fifo"])
+def test_events_that_cannot_be_written_end_nothing(spawn, place):
+    if place == "fifo":
+        os.mkfifo(spawn.folder / "fifo")
+        reader = os.open(spawn.folder / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+        code = "import os, time\nwhile not os.path.exists('enough'): time.sleep(0.01)\nprint(1)"
+        process = spawn.start("-n", 1, "--events", "fifo", "-c", code)
+        spawn.wait_for(lambda: select.select([reader], [], [], 0)[0])
+        os.close(reader)
+        spawn.write("enough", "")
+        out, err = process.communicate()
+        code, why = process.returncode, b"Broken pipe"
+    else:
+        done = spawn.run("-n", 1, "--events", place, "-c", "print(1)")
+        out, err, code = done.stdout, done.stderr, done.returncode
+        why = b"No space left on device"
+    assert (code, out) == (0, b"1\n")
+    assert err == b"cobre_shm.spawn: No more events are written to '%b': %b\n" % (
+        place.encode(),
+        why,
+    )
+
+
 def test_stall_is_an_event_once_and_names_who_is_late(spawn):
     spawn.write(
         "program.py",
@@ -419,3 +443,45 @@ def test_ranks_run_where_the_policy_says(spawn, method, policy):
         # Said by the machine, not by what deals out the cores.
         (first, second) = (set(json.loads(line.partition(" ")[2])) for line in seen)
         assert not first & second
+
+
+def test_rank_that_runs_another_program_has_time_to_end(spawn):
+    spawn.write(
+        "program.py",
+        "import os\n"
+        "os.execvp('sh', ['sh', '-c', 'trap \"echo saved; exit 0\" TERM; echo on; '\n"
+        "          'while :; do sleep 0.1; done'])\n",
+    )
+    done = spawn.run("-n", 1, "--timeout", 3, "--grace", 60, "program.py")
+    assert done.stdout == b"on\nsaved\n"
+    assert done.returncode == 124
+
+
+def test_programs_are_found_in_the_environment_of_the_ranks(spawn):
+    (spawn.folder / "places").mkdir()
+    spawn.write("places/only_there.py", "print('found')")
+    script = spawn.folder / spawn.write("places/only-there", "#!/bin/sh\necho found\n")
+    script.chmod(0o755)
+    places = str(spawn.folder / "places")
+    for name, flags in (
+        ("PYTHONPATH", ["-m", "only_there"]),
+        ("PATH", ["--no-python", "only-there"]),
+    ):
+        paths = os.pathsep.join([spawn.environment()[name], places])
+        done = spawn.run("-n", 1, "-x", f"{name}={paths}", *flags)
+        assert (done.stdout, done.returncode) == (b"found\n", 0), done.stderr
+
+
+def test_dry_run_shows_any_bytes(spawn):
+    done = spawn.run(
+        *("-n", 1, "--dry-run", "-x", b"A=\xff".decode(errors="surrogateescape"), "-c", "pass"),
+        env={"PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.returncode == 0
+    assert b"A='\xff'" in done.stdout
+
+
+def test_options_of_the_interpreter_reach_ranks(spawn):
+    command = spawn.command("-n", 1, "-c", "import sys; print(sys.get_int_max_str_digits())")
+    done = spawn.run(command=[command[0], "-X", "int_max_str_digits=0", *command[1:]])
+    assert done.stdout == b"0\n"

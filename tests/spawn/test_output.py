@@ -1,9 +1,14 @@
+import os
+import selectors
 import signal
 import subprocess
+import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from cobre_shm.spawn.output import FileCopy, Output
 
 # Lines of every length up to several times what a pipe takes in one piece, on both streams.
 MANY_LINES = """
@@ -146,3 +151,38 @@ def test_launcher_obeys_while_nobody_reads_its_output(spawn):
         assert process.stderr.readline() == b"start\n"
     process.terminate()
     assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_time_limit_bounds_the_output_that_nobody_takes(spawn):
+    process = spawn.start("-n", 1, "--timeout", 3, "--grace", 0.5, "-c", "print('x' * 300_000)")
+    assert process.wait(60) == 124
+
+
+def test_what_is_held_back_is_in_the_file_and_not_lost(tmp_path):
+    reader, writer = os.pipe()
+    lines = b"".join(b"line %d\n" % number for number in range(300_000))
+    with selectors.PollSelector() as selector:
+        output = Output(selector, pytest.fail)
+        copy = FileCopy(tmp_path / "copy", False, pytest.fail)
+        stream = output.add(reader, None, copy=copy)
+        stream.hold()
+        thread = threading.Thread(target=lambda: (_write_all(writer, lines), os.close(writer)))
+        thread.start()
+        while selector.get_map():
+            for key, _ in selector.select():
+                key.data()
+        # As much as is held back at once; the rank waits in its write for the rest.
+        held = stream.take_held()
+        assert lines.startswith(held)
+        assert 1 << 20 <= len(held) < 1 << 21
+        while selector.get_map():
+            for key, _ in selector.select():
+                key.data()
+        thread.join()
+        output.discard()
+    assert (tmp_path / "copy").read_bytes() == lines
+
+
+def _write_all(descriptor, data):
+    while data:
+        data = data[os.write(descriptor, data) :]

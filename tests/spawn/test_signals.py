@@ -5,11 +5,14 @@ import selectors
 import signal
 import sys
 import termios
+import time
+from array import array
 from pathlib import Path
 
 import pytest
 
 from cobre_shm.spawn import terminal as terminal_module
+from cobre_shm.spawn.loop import Loop
 
 pytestmark = pytest.mark.parametrize("spawn", ["zygote"], indirect=True)
 
@@ -211,21 +214,60 @@ def test_typed_lines_reach_rank_zero_only(spawn):
         assert terminal.process.wait() == 0
 
 
-def test_line_typed_as_rank_zero_ends_is_dropped(spawn, monkeypatch):
+@pytest.mark.parametrize("is_full", [False, True])
+def test_line_typed_as_rank_zero_ends_is_dropped(spawn, monkeypatch, is_full):
     reader, writer = os.pipe()
+    end, ended = os.pipe()
     master, slave = pty.openpty()
     monkeypatch.setattr(terminal_module, "_TERMINAL", slave)
     monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
-    with selectors.PollSelector() as selector:
-        typed = terminal_module.TerminalInput(writer, selector)
+    loop = Loop()
+    # Rank 0's end is seen first of what one turn brings.
+    loop.selector.register(end, selectors.EVENT_READ, lambda: typed.close())
+    typed = terminal_module.TerminalInput(writer, loop.selector)
+    if is_full:
+        filled = os.write(writer, bytes(1 << 20))
         os.write(master, b"line\n")
-        ((key, _),) = selector.select()
-        # Rank 0's end is seen first of what one turn brings.
-        typed.close()
-        key.data()
-        assert not selector.get_map()
-    for descriptor in (reader, master, slave):
+        loop.turn_until(lambda: writer in loop.selector.get_map())
+        os.read(reader, filled)
+    else:
+        os.write(master, b"line\n")
+    os.write(ended, b"e")
+    loop.turn_until(lambda: len(loop.selector.get_map()) == 1)
+    loop.turn_until(iter([False, True]).__next__)
+    assert list(loop.selector.get_map()) == [end]
+    loop.close()
+    for descriptor in (reader, end, ended, master, slave):
         os.close(descriptor)
+
+
+def test_prompt_is_shown_before_it_is_answered(spawn):
+    code = "print('hello', input('name? '))"
+    with Terminal(spawn, "-n", 1, "-c", code) as terminal:
+        assert os.read(terminal.process.stdout.fileno(), 100) == b"name? "
+        terminal.type(b"bob\n")
+        assert terminal.process.stdout.read() == b"hello bob\n"
+        assert terminal.process.wait() == 0
+
+
+def test_terminal_that_takes_nothing_does_not_block_the_launcher(spawn):
+    master, slave = pty.openpty()
+    code = "import sys\nsys.stderr.write('start\\n')\nwhile True: print('x' * 70)"
+    process = spawn.start("-n", 1, "--grace", 0.5, "-c", code, stdout=slave)
+    os.close(slave)
+    assert process.stderr.readline() == b"start\n"
+    count = array("i", [0])
+
+    def is_full():
+        before = count[0]
+        time.sleep(0.2)
+        fcntl.ioctl(master, termios.FIONREAD, count)
+        return before == count[0] > 0
+
+    spawn.wait_for(is_full)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    os.close(master)
 
 
 def test_output_to_a_terminal_is_passed_on(spawn):
@@ -337,7 +379,7 @@ def test_interrupt_before_any_rank_is_started_is_quiet(spawn):
         "import os, signal, sys\n"
         "from cobre_shm.spawn import options\n"
         "from cobre_shm.spawn.__main__ import main\n"
-        "def interrupt(words, is_python): os.kill(os.getpid(), signal.SIGINT)\n"
+        "def interrupt(words, **_): os.kill(os.getpid(), signal.SIGINT)\n"
         "options.resolve_program = interrupt\n"
         "sys.exit(main(['-n', '2', '-c', 'pass']))"
     )

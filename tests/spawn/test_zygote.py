@@ -185,21 +185,21 @@ def test_launcher_is_the_parent_of_ranks_that_were_imported_once(spawn):
 
 
 def test_program_with_a_file_named_like_an_imported_module_gets_its_own(spawn):
-    folder = spawn.folder / "own"
+    folder = Path(os.fsdecode(bytes(spawn.folder) + b"/\xff own"))
     folder.mkdir()
     (folder / "colorsys.py").write_text("mine = True")
     (folder / "numba.py").write_text("mine = True")
     (folder / "program.py").write_text("import colorsys, numba\nprint(numba.mine, colorsys.mine)")
-    done = spawn.run("-n", 2, "own/program.py")
+    done = spawn.run("-n", 2, folder / "program.py")
     assert done.stdout == b"True True\n" * 2
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
     assert b"one by one" in line
-    assert b"own/numba.py" in line
+    assert b"\xff own/numba.py" in line
     # A name that nothing has imported is nobody's business.
     (folder / "numba.py").unlink()
     (folder / "program.py").write_text("import colorsys\nprint(colorsys.mine)")
-    done = spawn.run("-n", 2, "own/program.py")
+    done = spawn.run("-n", 2, folder / "program.py")
     assert (done.stdout, done.stderr) == (b"True\n" * 2, b"")
 
 
@@ -208,9 +208,10 @@ def test_program_with_a_file_named_like_an_imported_module_gets_its_own(spawn):
     [
         ("import os; os.kill(os.getpid(), 9)", b"the zygote has died"),
         ("raise RuntimeError('broken')", b"RuntimeError: broken"),
+        ("raise RuntimeError('broken' * 20_000)", b"RuntimeError: brokenbroken"),
         ("import threading, time; threading.Thread(target=time.sleep, args=[5]).start()", b""),
     ],
-    ids=["killed", "raises", "thread"],
+    ids=["killed", "raises", "raises at length", "thread"],
 )
 def test_import_that_goes_wrong_costs_the_fast_start_only(spawn, module, why):
     folder = spawn.folder / "installed"
