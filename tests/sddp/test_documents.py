@@ -132,7 +132,7 @@ def test_table_without_a_required_column_is_refused(shipped_copy):
         load_case(shipped_copy)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e20, -1e20])
 def test_table_with_a_number_that_is_none_is_refused(shipped_copy, value):
     write_table(
         shipped_copy,
