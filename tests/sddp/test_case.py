@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from cobre_shm.sddp import (
@@ -396,6 +397,46 @@ def test_correlation_matrix_must_be_one(random_path):
 
     edit(random_path, "scenarios/correlation.json", change)
     with pytest.raises(OutOfRange, match="symmetric"):
+        load_case(random_path)
+
+
+def test_correlation_beyond_one_is_refused(random_path):
+    def change(content):
+        matrix = content["profiles"]["default"]["correlation_groups"][0]["matrix"]
+        matrix[0][1] = matrix[1][0] = -1.5
+
+    edit(random_path, "scenarios/correlation.json", change)
+    with pytest.raises(OutOfRange, match="above 1 in size"):
+        load_case(random_path)
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_entity_has_one_place_in_a_correlation_profile(random_path, group):
+    def change(content):
+        groups = content["profiles"]["default"]["correlation_groups"]
+        groups.append({"name": "more", "entities": [], "matrix": []})
+        groups[group]["entities"].append({"type": "inflow", "id": 1})
+        groups[group]["matrix"] = np.eye(len(groups[group]["entities"])).tolist()
+
+    edit(random_path, "scenarios/correlation.json", change)
+    with pytest.raises(DuplicateId, match=rf"correlation_groups\[{group}\].*twice in a profile"):
+        load_case(random_path)
+
+
+def test_profiles_may_have_an_entity_in_common(random_path):
+    def change(content):
+        content["profiles"]["other"] = content["profiles"]["default"]
+
+    edit(random_path, "scenarios/correlation.json", change)
+    load_case(random_path)
+
+
+def test_plant_has_one_production_model(random_path):
+    span = {"start_stage_id": 0, "end_stage_id": 0, "model": "constant_productivity"}
+    model = {"hydro_id": 1, "selection_mode": "stage_ranges", "stage_ranges": [span]}
+    models = {"production_models": [model, {**model, "hydro_id": 0}, model]}
+    write_json(random_path, "system/hydro_production_models.json", models)
+    with pytest.raises(DuplicateId, match=r"production_models\[2\].hydro_id"):
         load_case(random_path)
 
 

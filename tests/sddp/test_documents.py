@@ -54,6 +54,7 @@ def test_missing_directory_is_named(tmp_path):
     [
         ("stages.json", b"{"),
         ("stages.json", b"[]"),
+        pytest.param("stages.json", b'{"stages": ' + b"[" * 200_000, id="nested"),
         ("penalties.json", b'{"bus": NaN}'),
         ("system/buses.json", b"\xff\xfe\x00"),
         ("scenarios/load_seasonal_stats.parquet", b"not parquet"),
