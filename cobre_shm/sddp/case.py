@@ -288,7 +288,7 @@ def _parse_initial(document: Record, hydros: Positions, lags: int) -> Floats:
     state = np.zeros((1 + lags, len(hydros)))
     storages = [
         (record.reference("hydro_id", hydros, "hydro plant"), record.number("value_hm3", minimum=0))
-        for record in document.records("storage", [])
+        for record in document.records("storage")
     ]
     for h, value in storages:
         if h >= 0:

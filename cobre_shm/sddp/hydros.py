@@ -126,7 +126,7 @@ def apply_production_models(
     """Give the plants the productivities of ``system/hydro_production_models.json``."""
     result = list(hydros)
     seen: set[int] = set()
-    for model in document.records("production_models", []):
+    for model in document.records("production_models"):
         h = model.reference("hydro_id", positions, "hydro plant")
         model.choice("selection_mode", ("stage_ranges",), unsupported=("seasonal",))
         by_stage: dict[int, float] = {}
