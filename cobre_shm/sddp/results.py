@@ -40,8 +40,15 @@ SIMULATION_SUMMARY = Path("simulation", "summary.json")
 _PROBE = ".cobre-write-test"
 
 
-def prepare_output(directory: str | Path, comm: Communicator) -> None:
+def prepare_output(
+    directory: str | Path, comm: Communicator, folders: Sequence[str] = ("training", "policy")
+) -> None:
     """Create the output directory on rank 0 and check that it can be written. Collective.
+
+    Args:
+        directory: The output directory.
+        comm: The communicator.
+        folders: What is created in it.
 
     Raises:
         OutputError: It cannot be used; on every rank.
@@ -52,9 +59,9 @@ def prepare_output(directory: str | Path, comm: Communicator) -> None:
     def prepare() -> None:
         parquet()
         try:
-            for name in ("training", "policy"):
+            for name in folders:
                 (root / name).mkdir(parents=True, exist_ok=True)
-            probe = root / "training" / _PROBE
+            probe = root / folders[0] / _PROBE
             probe.touch()
             probe.unlink()
         except OSError as error:
