@@ -17,7 +17,7 @@ class CaseFiles:
 
     Attributes:
         findings: The mistakes found so far.
-        warnings: What was read and has no effect.
+        warnings: What was read and has no effect, and what counts as zero for want of a value.
     """
 
     def __init__(self, documents: Documents, findings: Findings) -> None:

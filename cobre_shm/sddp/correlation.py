@@ -164,7 +164,10 @@ def _parse_matrix(group: Record, size: int) -> Floats:
             value=float(np.abs(matrix).max()),
             expected="at most 1 in size",
         )
-    elif not np.allclose(matrix, matrix.T, atol=_ROUNDING) or (np.abs(np.diag(matrix) - 1) > _ROUNDING).any():
+    elif (
+        not np.allclose(matrix, matrix.T, atol=_ROUNDING)
+        or (np.abs(np.diag(matrix) - 1) > _ROUNDING).any()
+    ):
         group.report(
             OutOfRange,
             "matrix",
