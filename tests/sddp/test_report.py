@@ -125,9 +125,10 @@ def test_training_without_simulation_has_a_report(random_path, tmp_path):
 
 
 def test_stage_may_have_the_largest_id(small, tmp_path):
-    """Arrays with a place for every id below it would take 16 GiB."""
+    """An array with a place for every id and block below it would take 1.6 TiB."""
     last = 2**31 - 1
-    edit(small, "stages.json", lambda content: content["stages"][0].update(id=last))
+    blocks = [{"id": k, "name": str(k), "hours": 1.0} for k in range(100)]
+    edit(small, "stages.json", lambda content: content["stages"][0].update(id=last, blocks=blocks))
     change = {"enabled": True, "num_scenarios": 2}
     edit(small, "config.json", lambda content: content.update(simulation=change))
     write_table(
