@@ -33,6 +33,9 @@ __all__ = ["ProgressCallback", "simulate", "train"]
 
 ProgressCallback = Callable[[ProgressEvent], object]
 Overrides = Mapping[str, Any]
+# Folders of a simulation in its output directory.
+_SIMULATION = ("simulation",)
+
 PolicySource = TrainingResult | Policy | Sequence[StageCuts] | str | Path
 
 
@@ -132,7 +135,8 @@ def simulate(
         size: Number of ranks of that group.
         comm: A communicator to use instead.
         config_overrides: Values that replace those of ``config.json``.
-        output_dir: Where the results are written, in the folder ``simulation``.
+        output_dir: Where the results are written, in the folder ``simulation``, and a problem
+            without solution, in ``failed``.
 
     Raises:
         ValueError: ``scenarios`` is below 1, or the cuts have another shape than the case.
@@ -204,20 +208,26 @@ def simulate_at(
         output_dir: Where the results are written.
         check: Called before every problem that this process solves; what it raises comes out.
     """
+    folder = None if output_dir is None else Path(output_dir).absolute()
     if place.workers:
         loaded = load(case, overrides)
-        task = SimulationTask(loaded, _cuts_of(policy, loaded), scenarios)
+        if folder is not None:
+            # A mistake here is found before any worker is started.
+            prepare_output(folder, LocalCommunicator(), _SIMULATION)
+        task = SimulationTask(loaded, _cuts_of(policy, loaded), scenarios, folder)
         (data, *_), _pids = _on_workers(place, task, None, None)
         result: SimulationResult = replace(decode(data), case=loaded)
-        if output_dir is not None:
-            write_simulation(result, Path(output_dir))
+        if folder is not None:
+            write_simulation(result, folder)
         return result
     with place.communicator() as own:
         loaded = load(case, overrides, own)
+        if folder is not None:
+            prepare_output(folder, own, _SIMULATION)
         cuts = _shared_cuts(policy, loaded, own)
-        result = sddp.simulate(loaded, cuts, own, scenarios, check=check)
-        if output_dir is not None:
-            on_rank_zero(lambda: write_simulation(result, Path(output_dir)), own)
+        result = sddp.simulate(loaded, cuts, own, scenarios, output_dir=folder, check=check)
+        if folder is not None:
+            on_rank_zero(lambda: write_simulation(result, folder), own)
     return result
 
 

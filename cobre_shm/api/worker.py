@@ -60,10 +60,11 @@ class SimulationTask:
     case: Case
     cuts: Sequence[StageCuts]
     scenarios: int | None
+    output_dir: Path | None
 
     def run(self, comm: Communicator, _channel: Channel) -> Any:
         """Do this rank's part."""
-        return simulate(self.case, self.cuts, comm, self.scenarios)
+        return simulate(self.case, self.cuts, comm, self.scenarios, output_dir=self.output_dir)
 
 
 def carry_out(channel: Channel, task: bytes) -> bytes:

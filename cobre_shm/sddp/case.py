@@ -16,6 +16,11 @@ import numpy.typing as npt
 
 from cobre_shm.communicator import Communicator
 from cobre_shm.sddp.case_files import CaseFiles, digest_of
+from cobre_shm.sddp.case_warnings import (
+    warn_of_entity_dates,
+    warn_of_past_inflows,
+    warn_of_sources,
+)
 from cobre_shm.sddp.config import Config, parse_config
 from cobre_shm.sddp.constraints import GenericConstraint, parse_constraints
 from cobre_shm.sddp.documents import decode, encode, overridden, read_documents, with_config
@@ -65,7 +70,7 @@ class Case:
         statistics: The random quantities.
         initial_state: float64, one value per state component: the storages in hm3, then for
             each lag, newest first, the past inflows in m3/s.
-        warnings: What was read and has no effect.
+        warnings: What was read and has no effect, and what counts as zero for want of a value.
         data_digest: Hash over every file but ``config.json``.
     """
 
@@ -249,7 +254,11 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
     _check_stage_bounds(hydros, thermals, overrides, horizon, files.findings)
     if len(files.findings):
         return None
-    _warn_of_entity_dates(files)
+    files.warnings += [
+        *warn_of_entity_dates(files),
+        *warn_of_past_inflows(files, horizon, hydros, statistics),
+        *warn_of_sources(horizon, sources, statistics, overrides),
+    ]
     return Case(
         name=name,
         config=config,
@@ -269,18 +278,6 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
     )
 
 
-def _warn_of_entity_dates(files: CaseFiles) -> None:
-    """Warn of stages of entry and exit, which the reference program heeds for sources only."""
-    for kind in ("hydro", "thermal", "line"):
-        for record in files.record(f"system/{kind}s.json").records(f"{kind}s"):
-            files.warnings.extend(
-                f"{record.file}: {kind} {record.data['id']}: {key} is ignored, as the reference "
-                "program does"
-                for key in ("entry_stage_id", "exit_stage_id")
-                if key in record
-            )
-
-
 def _parse_initial(document: Record, hydros: Positions, lags: int) -> Floats:
     for key in ("filling_storage", "recent_observations"):
         if document.items(key, []):
@@ -288,7 +285,7 @@ def _parse_initial(document: Record, hydros: Positions, lags: int) -> Floats:
     state = np.zeros((1 + lags, len(hydros)))
     storages = [
         (record.reference("hydro_id", hydros, "hydro plant"), record.number("value_hm3", minimum=0))
-        for record in document.records("storage", [])
+        for record in document.records("storage")
     ]
     for h, value in storages:
         if h >= 0:

@@ -17,7 +17,7 @@ class CaseFiles:
 
     Attributes:
         findings: The mistakes found so far.
-        warnings: What was read and has no effect.
+        warnings: What was read and has no effect, and what counts as zero for want of a value.
     """
 
     def __init__(self, documents: Documents, findings: Findings) -> None:
@@ -31,7 +31,8 @@ class CaseFiles:
     def record(self, file: str) -> Record:
         """Return the object of a JSON file, empty where there is no such file.
 
-        A required file that is absent is a finding already; nothing that it lacks is another.
+        A required file that is absent is a finding already, and another is none: nothing that they
+        lack is a finding, so that readers may require of a file what it must have where it exists.
         """
         if file in self._documents:
             return Record(self._documents[file], file, self.findings)

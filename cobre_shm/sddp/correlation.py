@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.sddp.case_files import CaseFiles
-from cobre_shm.sddp.errors import OutOfRange, SchemaViolation
+from cobre_shm.sddp.errors import DuplicateId, OutOfRange, SchemaViolation
 from cobre_shm.sddp.fields import Positions, Record
 from cobre_shm.sddp.stages import Horizon
 from cobre_shm.sddp.symmetric_root import symmetric_root
@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 Groups = tuple[tuple[tuple[int, ...], Floats], ...]
 
 _FILE = "scenarios/correlation.json"
+_ROUNDING = 1e-9
 _ID_COLUMN = {"inflow": "hydro_id", "load": "bus_id", "ncs": "ncs_id"}
 
 
@@ -97,6 +98,7 @@ def _parse_groups(
     positions: Mapping[str, Positions],
 ) -> Groups:
     groups = []
+    seen: set[tuple[str, int]] = set()
     for group in profile.records("correlation_groups"):
         before = len(group.findings)
         entities = group.records("entities")
@@ -111,6 +113,18 @@ def _parse_groups(
         matrix = _parse_matrix(group, len(entities))
         if len(group.findings) > before:
             continue
+        for entity, member in zip(entities, zip(kinds, found, strict=True), strict=True):
+            if member in seen:
+                entity.report(
+                    DuplicateId,
+                    "id",
+                    "the entity occurs twice in a profile",
+                    value=entity.data["id"],
+                    expected="one place per entity and profile",
+                )
+            # Minus one stands for an entity that does not exist.
+            if member[1] >= 0:
+                seen.add(member)
         # A load without spread has no noise component to correlate.
         kept = [i for i, at in enumerate(found) if at in offsets[kinds[i]]]
         if kept:
@@ -142,7 +156,18 @@ def _parse_matrix(group: Record, size: int) -> Floats:
         )
         return matrix
     matrix[:] = values
-    if not np.allclose(matrix, matrix.T, atol=1e-9) or (np.abs(np.diag(matrix) - 1) > 1e-9).any():
+    if (np.abs(matrix) > 1 + _ROUNDING).any():
+        group.report(
+            OutOfRange,
+            "matrix",
+            "must hold no correlation above 1 in size",
+            value=float(np.abs(matrix).max()),
+            expected="at most 1 in size",
+        )
+    elif (
+        not np.allclose(matrix, matrix.T, atol=_ROUNDING)
+        or (np.abs(np.diag(matrix) - 1) > _ROUNDING).any()
+    ):
         group.report(
             OutOfRange,
             "matrix",

@@ -159,7 +159,8 @@ def _read_json(path: Path, name: str) -> Any:
 
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
+        # The last is a file with too many brackets inside each other.
         raise ParseError(
             f"{name}: not readable as JSON: {error}", context={"file": name}
         ) from error

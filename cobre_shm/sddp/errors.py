@@ -94,7 +94,7 @@ class Unsupported(CaseError):
 
 
 class SolverError(CobreError):
-    """A stage problem has no optimal solution.
+    """A stage problem has no optimal solution, or the solver refuses a part of it.
 
     ``context`` names ``stage`` (its id), ``iteration``, ``scenario`` and ``opening``, with the
     status that the solver reported and the file that holds the problem, if one was written.

@@ -28,6 +28,8 @@ from cobre_shm.sddp.findings import Findings
 _REQUIRED: Any = object()
 # Stands for an integer that could not be read: no id, no stage and no count has this value.
 UNREADABLE = -(2**62)
+# From here on HiGHS takes a number for infinity, and refuses it where a quantity has one value.
+_INFINITE = 1e20
 
 _Reader = TypeVar("_Reader", bound=Callable[..., Any])
 
@@ -146,7 +148,7 @@ class Record:
         above: float | None = None,
         maximum: float | None = None,
     ) -> float:
-        """Return a finite float; an absent field gives ``default`` unchecked."""
+        """Return a float below 1e20 in size; an absent field gives ``default`` unchecked."""
         value = self._get(key, default, "a number")
         if value is default and key not in self:
             return value  # type: ignore[no-any-return]
@@ -160,6 +162,8 @@ class Record:
         expected = None
         if not math.isfinite(result):
             expected = "a finite number"
+        elif abs(result) >= _INFINITE:
+            expected = f"less than {_INFINITE:g} in size"
         elif minimum is not None and result < minimum:
             expected = f"at least {minimum:g}"
         elif above is not None and result <= above:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from cobre_shm.sddp.errors import OutOfRange
+from cobre_shm.sddp.errors import DuplicateId, OutOfRange
 from cobre_shm.sddp.fields import Positions, Record, identified
 from cobre_shm.sddp.stages import Stage
 from cobre_shm.sddp.system import HYDRO_COST_NAMES, Hydro, Penalties
@@ -125,7 +125,8 @@ def apply_production_models(
 ) -> tuple[Hydro, ...]:
     """Give the plants the productivities of ``system/hydro_production_models.json``."""
     result = list(hydros)
-    for model in document.records("production_models", []):
+    seen: set[int] = set()
+    for model in document.records("production_models"):
         h = model.reference("hydro_id", positions, "hydro plant")
         model.choice("selection_mode", ("stage_ranges",), unsupported=("seasonal",))
         by_stage: dict[int, float] = {}
@@ -138,6 +139,16 @@ def apply_production_models(
                 by_stage.update(
                     (t, productivity) for t, stage in enumerate(stages) if first <= stage.id <= last
                 )
+        if h in seen:
+            # The later one would take the place of the first, also at stages that it leaves out.
+            model.report(
+                DuplicateId,
+                "hydro_id",
+                "the hydro plant has a production model already",
+                value=model.data["hydro_id"],
+                expected="one production model per hydro plant",
+            )
         if h >= 0:
+            seen.add(h)
             result[h] = replace(hydros[h], productivity_by_stage=by_stage)
     return tuple(result)

@@ -142,7 +142,7 @@ def parse_overrides(
 
     def factors(file: str, key: str, names: tuple[str, ...]) -> Mapping[str, Factors]:
         root = file.rsplit("/", 1)[-1].removesuffix(".json")
-        records = files.record(file).records(root, [])
+        records = files.record(file).records(root)
         return _parse_factors(records, key, names, horizon, positions[key])
 
     exchange = factors(
@@ -200,7 +200,7 @@ def _parse_factors(
         blocks = [item.integer("block_id", minimum=0, maximum=last) for item in items]
         for name in names:
             found = {
-                block: item.number(name, 1.0, minimum=0.0)
+                block: item.number(name, minimum=0.0)
                 for block, item in zip(blocks, items, strict=True)
             }
             values = tuple(found.get(k, 1.0) for k in range(len(horizon.stages[t].hours)))

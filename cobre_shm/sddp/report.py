@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from cobre_shm.sddp.envelope import envelope
 from cobre_shm.sddp.errors import CaseError, OutputError
-from cobre_shm.sddp.results import read_table, write_atomically, write_text
+from cobre_shm.sddp.results import SIMULATION_SUMMARY, read_table, write_atomically, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,7 +117,7 @@ class _Report:
     def parts(self) -> Iterator[str]:
         """Yield the page from top to bottom."""
         yield from self._training()
-        if (self.directory / "simulation" / "summary.json").is_file():
+        if (self.directory / SIMULATION_SUMMARY).is_file():
             yield from self._simulation()
         else:
             yield "<h2>Simulation</h2><p>The policy was not simulated.</p>"
@@ -185,7 +185,7 @@ class _Report:
     def _simulation(self) -> Iterator[str]:
         from cobre_shm.sddp import plots
 
-        path = self.directory / "simulation" / "summary.json"
+        path = self.directory / SIMULATION_SUMMARY
         summary = json.loads(path.read_text(encoding="utf-8"))
         yield f"<h2>Simulation of {summary['scenarios']} scenarios</h2>"
         yield _table(
@@ -238,10 +238,13 @@ class _Report:
     def _over_blocks(self, rows: Table, key: str) -> Table:
         """Return the mean over the blocks of each stage, weighted by their hours."""
         hours = {int(stage): values for stage, values in self.facts["block_hours"].items()}
-        table = np.zeros((max(hours) + 1, max(len(values) for values in hours.values())))
-        for stage, values in hours.items():
-            table[stage, : len(values)] = np.array(values) / sum(values)
-        weight = table[rows["stage_id"], rows["block_id"]]
+        stages = np.array(sorted(hours))
+        # By position: an id may be as large as 2**31 - 1.
+        table = np.zeros((len(stages), max(len(values) for values in hours.values())))
+        for shares, stage in zip(table, stages.tolist(), strict=True):
+            values = hours[stage]
+            shares[: len(values)] = np.array(values) / sum(values)
+        weight = table[np.searchsorted(stages, rows["stage_id"]), rows["block_id"]]
         # The first block of each group; the rows of a group follow each other.
         first = np.flatnonzero(rows["block_id"] == 0)
         result = {name: rows[name][first] for name in ("scenario_id", "stage_id", key)}

@@ -34,11 +34,21 @@ from cobre_shm.sddp.training_result import TIMING_COLUMNS, TrainingDetails
 
 Columns = Mapping[str, npt.ArrayLike]
 
+# Below the output directory; written last of a simulation.
+SIMULATION_SUMMARY = Path("simulation", "summary.json")
+
 _PROBE = ".cobre-write-test"
 
 
-def prepare_output(directory: str | Path, comm: Communicator) -> None:
+def prepare_output(
+    directory: str | Path, comm: Communicator, folders: Sequence[str] = ("training", "policy")
+) -> None:
     """Create the output directory on rank 0 and check that it can be written. Collective.
+
+    Args:
+        directory: The output directory.
+        comm: The communicator.
+        folders: What is created in it.
 
     Raises:
         OutputError: It cannot be used; on every rank.
@@ -49,9 +59,9 @@ def prepare_output(directory: str | Path, comm: Communicator) -> None:
     def prepare() -> None:
         parquet()
         try:
-            for name in ("training", "policy"):
+            for name in folders:
                 (root / name).mkdir(parents=True, exist_ok=True)
-            probe = root / "training" / _PROBE
+            probe = root / folders[0] / _PROBE
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -102,6 +112,19 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         if isinstance(error, OSError):
             raise _output_error(path, error) from error
         raise
+
+
+def remove_old(path: Path) -> None:
+    """Remove a file of an earlier run, if there is one.
+
+    Raises:
+        OutputError: It is there and cannot be removed.
+    """
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+    except OSError as error:
+        raise _output_error(path, error) from error
 
 
 def _flush(path: Path) -> None:
@@ -174,6 +197,8 @@ def write_training(result: TrainingDetails, root: Path) -> None:
     Raises:
         OutputError: A file cannot be written.
     """
+    # What is simulated there was another policy; without its summary a simulation does not count.
+    remove_old(root / SIMULATION_SUMMARY)
     convergence = _convergence(result)
     write_table(root / "training" / "convergence.parquet", convergence)
     write_csv(root / "training" / "convergence.csv", convergence)

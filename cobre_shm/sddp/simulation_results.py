@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cobre_shm.sddp.results import Columns, write_csv, write_json, write_table
+from cobre_shm.sddp.results import (
+    SIMULATION_SUMMARY,
+    Columns,
+    remove_old,
+    write_csv,
+    write_json,
+    write_table,
+)
 from cobre_shm.sddp.simulation import SimulationResult, StageOutcome
 from cobre_shm.sddp.training_result import CONFIDENCE, mean_and_std
 
@@ -35,10 +42,13 @@ _BY_BUS = {
 def write_simulation(result: SimulationResult, root: Path) -> None:
     """Write everything that a simulation produced into ``root/simulation``.
 
+    Nothing of an earlier simulation stays there, and the summary comes last.
+
     Raises:
         OutputError: A file cannot be written.
     """
     case, folder = result.case, root / "simulation"
+    remove_old(root / SIMULATION_SUMMARY)
     costs = _costs(result)
     write_table(folder / "costs.parquet", costs)
     write_csv(folder / "costs.csv", costs)
@@ -53,7 +63,9 @@ def write_simulation(result: SimulationResult, root: Path) -> None:
         if entities:
             ids = np.array([entity.id for entity in entities], dtype=np.int32)
             write_table(folder / f"{name}.parquet", _table(result, key, ids, columns))
-    write_json(folder / "summary.json", summary(result))
+        else:
+            remove_old(folder / f"{name}.parquet")
+    write_json(root / SIMULATION_SUMMARY, summary(result))
 
 
 def summary(result: SimulationResult) -> dict[str, Any]:

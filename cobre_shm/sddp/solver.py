@@ -173,10 +173,14 @@ class StageSolver:
         model.a_matrix_.start_ = lp.starts
         model.a_matrix_.index_ = lp.indices
         model.a_matrix_.value_ = lp.values
-        if self._highs.passModel(model) == _ERROR:
+        self._expect(self._highs.passModel(model), "passModel", "the problem")
+
+    def _expect(self, status: Any, call: str, what: str, **context: Any) -> None:
+        """Raise if HiGHS refused what it was given: it would go on with what it had before."""
+        if status == _ERROR:
             raise SolverError(
-                f"HiGHS refused the problem of stage {lp.stage_id}",
-                context={"stage": lp.stage_id, "status": "passModel failed"},
+                f"HiGHS refused {what} of stage {self.lp.stage_id}",
+                context={"stage": self.lp.stage_id, **context, "status": f"{call} failed"},
             )
 
     def _use(self, lower: Floats, upper: Floats) -> None:
@@ -205,11 +209,7 @@ class StageSolver:
             count, rows.lower, rows.upper, rows.values.size, rows.starts, rows.columns, rows.values
         )
         # A warning only says that coefficients next to zero were dropped.
-        if status == _ERROR:
-            raise SolverError(
-                f"HiGHS refused a cut at stage {self.lp.stage_id}",
-                context={"stage": self.lp.stage_id, "status": "addRows failed"},
-            )
+        self._expect(status, "addRows", "a cut")
         self._rows += count
 
     def basis(self, key: Hashable) -> Statuses:
@@ -240,6 +240,9 @@ class StageSolver:
             key: Names the chain among those of this solver. The basis of the chain's first
                 solve is kept under it for the next chain of the same key; None keeps nothing.
             keep: Whether it is; without, the basis that is there stays.
+
+        Raises:
+            SolverError: HiGHS refuses the state or the basis.
         """
         solver, columns = self._highs, self.lp.state_columns
         solver.clearSolver()
@@ -248,10 +251,11 @@ class StageSolver:
             basis, rows = saved
             if rows < self._rows:
                 basis.row_status = basis.row_status + [_BASIC] * (self._rows - rows)
-            solver.setBasis(basis)
+            self._expect(solver.setBasis(basis), "setBasis", "a basis")
         self._key, self._unsaved = key, keep and key is not None
         if self._states:
-            solver.changeColsBounds(self._states, columns, state, state)
+            status = solver.changeColsBounds(self._states, columns, state, state)
+            self._expect(status, "changeColsBounds", "a state at the beginning")
         noise = self._noise.inflow_noise
         if noise is not None:
             self._truncate(noise, state)
@@ -272,14 +276,17 @@ class StageSolver:
             place: What the problem is solved for, for error messages only.
 
         Raises:
-            SolverError: No attempt found an optimal solution.
+            SolverError: No attempt found an optimal solution, or HiGHS refuses the noise.
         """
         self._check()
         solver, columns = self._highs, self.lp.noise_columns
         if columns.size:
-            solver.changeColsBounds(
+            status = solver.changeColsBounds(
                 columns.size, columns, self._lower_rows[opening], self._upper_rows[opening]
             )
+            if status == _ERROR:
+                where = {**place._asdict(), "opening": opening}
+                self._expect(status, "changeColsBounds", f"the noise of opening {opening}", **where)
         solver.run()
         self.solves += 1
         if solver.getModelStatus() != _OPTIMAL:
@@ -298,7 +305,7 @@ class StageSolver:
             solver = _new_solver()
             for name, value in options.items():
                 solver.setOptionValue(name, value)
-            solver.passModel(self._highs.getLp())
+            self._expect(solver.passModel(self._highs.getLp()), "passModel", "the problem")
             solver.run()
             if solver.getModelStatus() == _OPTIMAL:
                 return solver

@@ -189,7 +189,7 @@ class _StageBuilder:
                 )
         for i, item in enumerate(case.sources):
             source = overrides.source_at(item, (i, t))
-            if not source.entry <= self.stage.id < source.exit:
+            if not source.is_active(self.stage.id):
                 at.source.append(None)
                 continue
             factors = overrides.source.get((i, t), ones)

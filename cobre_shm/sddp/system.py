@@ -137,6 +137,10 @@ class Source:
     entry: float
     exit: float
 
+    def is_active(self, stage_id: int) -> bool:
+        """Tell whether the source exists at a stage."""
+        return self.entry <= stage_id < self.exit
+
 
 @dataclass(frozen=True, slots=True)
 class Penalties:

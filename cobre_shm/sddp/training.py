@@ -84,7 +84,9 @@ def train(
         OutputError: ``output_dir`` cannot be used; on every rank, before the training starts.
         SolverError: A stage problem has no solution; on every rank. With an ``output_dir``, the
             problem is in a file there.
-        ValueError: A number is below 1, or checkpoints are asked for without ``output_dir``.
+        IncompatibleSettings: Checkpoints are asked for without ``output_dir``, here or by
+            ``policy.mode`` of the case.
+        ValueError: A number is below 1.
     """
     for name, value in (("iterations", iterations), ("checkpoint_every", checkpoint_every)):
         if value is not None and value < 1:

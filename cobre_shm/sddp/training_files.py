@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cobre_shm.errors import IncompatibleSettings
 from cobre_shm.sddp.checkpoint import FILE_NAME
 from cobre_shm.sddp.config import CheckpointSchedule, Config
 
@@ -57,13 +58,20 @@ def training_files(
     """Return the files of a training from the wishes of its caller, which come before the case's.
 
     Raises:
-        ValueError: Checkpoints are asked for without an output directory.
+        IncompatibleSettings: Checkpoints are asked for without an output directory.
     """
     directory = None if output_dir is None else Path(output_dir)
     schedule = config.checkpoints if every is None else CheckpointSchedule(every, every)
     resumes = config.policy_mode == "resume" if resume is None else resume
     if directory is None and (every is not None or resumes):
-        raise ValueError("checkpoints need an output directory")
+        setting = "policy.mode" if resume is None else "resume"
+        if every is not None:
+            setting = "checkpoint_every"
+        raise IncompatibleSettings(
+            f"{setting} needs an output directory, where the checkpoints are",
+            context={"setting": setting},
+            suggestion="Give an output directory; to resume, that of the run that is to go on",
+        )
     base = directory or Path()
     if warm_start is None and config.policy_mode == "warm_start":
         warm_start = base / config.policy_path

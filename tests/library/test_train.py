@@ -10,16 +10,20 @@ import pytest
 
 import cobre_shm
 from cobre_shm import LocalCommunicator, sddp
-from cobre_shm.errors import CobreError
+from cobre_shm.api import training
+from cobre_shm.errors import CobreError, WorkerError
 from cobre_shm.sddp import load_case, series_digest
 from cobre_shm.sddp.errors import (
     CaseError,
     CheckpointError,
     MissingFile,
     OutOfRange,
+    OutputError,
+    SolverError,
     TypeMismatch,
 )
 from tests.library.conftest import limit
+from tests.sddp.test_failures import without_water
 from tests.sddp.threads import run_ranks
 
 pytestmark = pytest.mark.usefixtures("nothing_global_is_changed")
@@ -234,6 +238,32 @@ def test_simulation_of_a_loaded_case_takes_overrides(case_path, alone):
     few = {"simulation": {"enabled": True, "num_scenarios": 3}}
     result = cobre_shm.simulate(loaded, alone, config_overrides=few)
     assert len(result.total_cost) == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_place_of_a_simulation_is_checked_before_the_work(
+    case_path, alone, tmp_path, monkeypatch, workers
+):
+    def fail(*_args, **_options):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(training.sddp, "simulate", fail)
+    monkeypatch.setattr(training, "_on_workers", fail)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError):
+        cobre_shm.simulate(case_path, alone, num_workers=workers, output_dir=tmp_path / "file")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_insoluble_problem_of_a_simulation_is_kept(case_path, alone, tmp_path, workers):
+    cuts = [replace(cuts, coefficients=cuts.coefficients[:, :3]) for cuts in alone.details.cuts]
+    without_water(case_path)
+    out = tmp_path / "out"
+    with pytest.raises((SolverError, WorkerError)) as caught:
+        cobre_shm.simulate(case_path, cuts, scenarios=2, num_workers=workers, output_dir=out)
+    error = caught.value if workers == 1 else caught.value.inner
+    (kept,) = (out / "failed").iterdir()
+    assert error.context["lp_file"] == str(kept)
 
 
 def test_policy_of_another_case_is_not_simulated(case_path, alone):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from cobre_shm.sddp import (
@@ -396,6 +397,85 @@ def test_correlation_matrix_must_be_one(random_path):
 
     edit(random_path, "scenarios/correlation.json", change)
     with pytest.raises(OutOfRange, match="symmetric"):
+        load_case(random_path)
+
+
+def test_random_source_with_bounds_or_without_statistics_is_a_warning(random_path):
+    name = "constraints/ncs_bounds.parquet"
+    columns = ["ncs_id", "stage_id", "available_generation_mw"]
+    write_table(random_path, name, columns, [(0, 2, 5.0)])
+    (warning,) = load_case(random_path).warnings
+    assert warning.startswith(f"{name}: source 0: available_generation_mw is ignored")
+    write_table(random_path, name, columns, [(0, 2, None)])
+    assert load_case(random_path).warnings == ()
+    file = "scenarios/non_controllable_stats.parquet"
+    write_table(random_path, file, ["ncs_id", "stage_id", "mean", "std"], [(0, 1, 0.5, 0.2)])
+    (warning,) = load_case(random_path).warnings
+    assert warning.startswith(f"{file}: source 0 has statistics, but none at stage 0, 2")
+    sources = "system/non_controllable_sources.json"
+    inside = {"entry_stage_id": 1, "exit_stage_id": 2}
+    edit(
+        random_path, sources, lambda content: content["non_controllable_sources"][0].update(inside)
+    )
+    assert load_case(random_path).warnings == ()
+
+
+@pytest.mark.parametrize(("first", "given", "needed"), [(2, 1, 2), (1, 0, 1), (1, 1, 1)])
+def test_too_few_past_inflows_are_a_warning(random_path, first, given, needed):
+    """At the second stage one of two lags lies inside the study."""
+    write_table(
+        random_path,
+        "scenarios/inflow_ar_coefficients.parquet",
+        ["hydro_id", "stage_id", "lag", "coefficient", "residual_std_ratio"],
+        [(1, t, lag, 0.2, 0.8) for t in range(3) for lag in range(1, (2 if t else first) + 1)],
+    )
+    past = [{"hydro_id": 1, "values_m3s": [30.0] * given}]
+    edit(random_path, "initial_conditions.json", lambda content: content.update(past_inflows=past))
+    warnings = load_case(random_path).warnings
+    if given == needed:
+        assert warnings == ()
+        return
+    (warning,) = warnings
+    assert f"hydro 1: its inflow depends on {needed} past_inflows, and {given} are" in warning
+
+
+def test_correlation_beyond_one_is_refused(random_path):
+    def change(content):
+        matrix = content["profiles"]["default"]["correlation_groups"][0]["matrix"]
+        matrix[0][1] = matrix[1][0] = -1.5
+
+    edit(random_path, "scenarios/correlation.json", change)
+    with pytest.raises(OutOfRange, match="above 1 in size"):
+        load_case(random_path)
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_entity_has_one_place_in_a_correlation_profile(random_path, group):
+    def change(content):
+        groups = content["profiles"]["default"]["correlation_groups"]
+        groups.append({"name": "more", "entities": [], "matrix": []})
+        groups[group]["entities"].append({"type": "inflow", "id": 1})
+        groups[group]["matrix"] = np.eye(len(groups[group]["entities"])).tolist()
+
+    edit(random_path, "scenarios/correlation.json", change)
+    with pytest.raises(DuplicateId, match=rf"correlation_groups\[{group}\].*twice in a profile"):
+        load_case(random_path)
+
+
+def test_profiles_may_have_an_entity_in_common(random_path):
+    def change(content):
+        content["profiles"]["other"] = content["profiles"]["default"]
+
+    edit(random_path, "scenarios/correlation.json", change)
+    load_case(random_path)
+
+
+def test_plant_has_one_production_model(random_path):
+    span = {"start_stage_id": 0, "end_stage_id": 0, "model": "constant_productivity"}
+    model = {"hydro_id": 1, "selection_mode": "stage_ranges", "stage_ranges": [span]}
+    models = {"production_models": [model, {**model, "hydro_id": 0}, model]}
+    write_json(random_path, "system/hydro_production_models.json", models)
+    with pytest.raises(DuplicateId, match=r"production_models\[2\].hydro_id"):
         load_case(random_path)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cobre_shm.errors import IncompatibleSettings
 from cobre_shm.local import LocalCommunicator
 from cobre_shm.sddp import (
     CheckpointError,
@@ -139,8 +140,14 @@ def test_configuration_may_ask_to_resume(random_path, tmp_path, comm):
     edit(random_path, "config.json", lambda content: content.update(policy={"mode": "resume"}))
     result = train(random_path, comm, iterations=ITERATIONS, output_dir=out)
     assert series_digest(result) == expected
-    with pytest.raises(ValueError, match="output directory"):
+    with pytest.raises(IncompatibleSettings, match=r"policy\.mode needs an output directory"):
         train(random_path, comm, iterations=ITERATIONS)
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"checkpoint_every": 2}])
+def test_checkpoints_need_an_output_directory(random_path, comm, options):
+    with pytest.raises(IncompatibleSettings, match=f"{next(iter(options))} needs"):
+        train(random_path, comm, **options)
 
 
 @pytest.mark.parametrize(

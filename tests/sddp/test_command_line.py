@@ -180,6 +180,16 @@ def test_error_as_json_is_an_answer_that_failed(random_path, capsys, make, comma
         assert json.loads(err) == record
 
 
+def test_case_that_resumes_needs_an_output_directory(random_path, capsys):
+    edit(random_path, "config.json", lambda content: content.update(policy={"mode": "resume"}))
+    assert main([str(random_path), "--output-format", "json"]) == 1
+    out, err = capsys.readouterr()
+    (error,) = json.loads(out.splitlines()[-1])["errors"]
+    assert error["kind"] == "IncompatibleSettings"
+    assert error["context"] == {"setting": "policy.mode"}
+    assert json.loads(err) == error
+
+
 def test_error_of_the_backend_as_json(random_path):
     done = run(random_path, "--output-format", "json", COBRE_COMM_BACKEND="nonsense")
     assert done.returncode == 4

@@ -54,6 +54,7 @@ def test_missing_directory_is_named(tmp_path):
     [
         ("stages.json", b"{"),
         ("stages.json", b"[]"),
+        pytest.param("stages.json", b'{"stages": ' + b"[" * 200_000, id="nested"),
         ("penalties.json", b'{"bus": NaN}'),
         ("system/buses.json", b"\xff\xfe\x00"),
         ("scenarios/load_seasonal_stats.parquet", b"not parquet"),
@@ -132,7 +133,7 @@ def test_table_without_a_required_column_is_refused(shipped_copy):
         load_case(shipped_copy)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e20, -1e20])
 def test_table_with_a_number_that_is_none_is_refused(shipped_copy, value):
     write_table(
         shipped_copy,

@@ -112,6 +112,31 @@ def test_unbounded_problem_is_named(random_path):
         solver.solve(1, Place(4, None))
 
 
+def test_refused_noise_and_state_are_errors(random_path):
+    """HiGHS would solve with what it was given before, so results would depend on the order."""
+    case, solver = stage_solver(random_path)
+    noise = solver._noise
+    lower, upper = noise.lower.copy(), noise.upper.copy()
+    lower[2, 0] = upper[2, 0] = 1e20
+    solver._use(lower, upper)
+    solver.begin(case.initial_state)
+    solver.solve(1)
+    with pytest.raises(SolverError, match="the noise of opening 2 of stage 0") as caught:
+        solver.solve(2, Place(4, 1))
+    where = {"stage": 0, "iteration": 4, "scenario": 1, "opening": 2}
+    assert {key: caught.value.context[key] for key in where} == where
+    assert caught.value.context["status"] == "changeColsBounds failed"
+    with pytest.raises(SolverError, match="a state"):
+        solver.begin(np.full_like(case.initial_state, 1e20))
+
+
+def test_refused_basis_is_an_error(random_path):
+    case, solver = stage_solver(random_path)
+    solver.restore_basis("chain", np.ones(solver.basis_size - 1, dtype=np.int8))
+    with pytest.raises(SolverError, match="a basis of stage 0"):
+        solver.begin(case.initial_state, "chain")
+
+
 def test_bound_without_solution_on_one_rank_is_an_error_on_all(random_path, monkeypatch):
     solve, here = StageSolver.solve, threading.local()
 

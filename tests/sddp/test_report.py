@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib", reason='needs the extra "report"')
 from cobre_shm.sddp import MissingDependency, OutputError, load_case
 from cobre_shm.sddp.__main__ import main
 from cobre_shm.sddp.report import write_report
-from tests.sddp.editing import edit
+from tests.sddp.editing import edit, write_table
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -122,6 +122,25 @@ def test_training_without_simulation_has_a_report(random_path, tmp_path):
     assert main(arguments) == 0
     assert "was not simulated" in write_report(root).read_text()
     assert load_case(random_path).config.simulation_scenarios == 0
+
+
+def test_stage_may_have_the_largest_id(small, tmp_path):
+    """An array with a place for every id and block below it would take 1.6 TiB."""
+    last = 2**31 - 1
+    blocks = [{"id": k, "name": str(k), "hours": 1.0} for k in range(100)]
+    edit(small, "stages.json", lambda content: content["stages"][0].update(id=last, blocks=blocks))
+    change = {"enabled": True, "num_scenarios": 2}
+    edit(small, "config.json", lambda content: content.update(simulation=change))
+    write_table(
+        small,
+        "scenarios/load_seasonal_stats.parquet",
+        ["bus_id", "stage_id", "mean_mw", "std_mw"],
+        [(0, last, 50.0, 0.0)],
+    )
+    root = tmp_path / "out"
+    assert main([str(small), "--output-dir", str(root), "--quiet"]) == 0
+    page = write_report(root).read_text()
+    assert f"<td>{last}</td><td>50.0</td><td>0.0</td><td>50.0</td>" in page
 
 
 def test_command_prints_the_path(output, capsys):

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cobre_shm.sddp import OutputError, series_digest, simulate, train
-from cobre_shm.sddp.results import write_atomically
+from cobre_shm.sddp import OutputError, series_digest, simulate, simulation_results, train
+from cobre_shm.sddp.results import remove_old, write_atomically
 from cobre_shm.sddp.simulation_results import write_simulation
 from tests.sddp.editing import constant_load, copy_case, edit
 
@@ -165,6 +165,40 @@ def test_simulation_tables_agree_with_the_result(trained, comm):
     summary = json.loads((root / "simulation" / "summary.json").read_text())
     assert summary["scenarios"] == 5
     assert summary["mean"] == pytest.approx(simulation.total_cost.mean())
+
+
+def test_simulation_leaves_nothing_of_an_earlier_one(trained, comm, monkeypatch):
+    result, root = trained
+    simulation, folder = simulate(result.case, result.cuts, comm, 2), root / "simulation"
+    write_simulation(simulation, root)
+    for name in ("exchanges.parquet", "notes.txt"):
+        (folder / name).write_text("of a case with lines")
+    write_simulation(simulation, root)
+    names = {path.name for path in folder.iterdir()}
+    assert {"notes.txt", "summary.json", "hydros.parquet"} < names
+    assert "exchanges.parquet" not in names
+
+    def fail(*_args):
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(simulation_results, "write_table", fail)
+    with pytest.raises(OutputError):
+        write_simulation(simulation, root)
+    assert not (folder / "summary.json").exists()
+
+
+def test_training_ends_the_simulation_of_the_one_before(trained, comm):
+    result, root = trained
+    write_simulation(simulate(result.case, result.cuts, comm, 2), root)
+    train(result.case, comm, iterations=1, output_dir=root)
+    assert not (root / "simulation" / "summary.json").exists()
+    assert (root / "simulation" / "costs.parquet").exists()
+
+
+def test_old_file_that_cannot_be_removed_is_an_output_error(tmp_path):
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(OutputError):
+        remove_old(tmp_path / "summary.json")
 
 
 def test_place_that_cannot_be_written_is_an_output_error(tmp_path):

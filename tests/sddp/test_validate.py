@@ -75,9 +75,46 @@ def test_one_bad_file_gives_findings_about_that_file_only(random_path, name, con
     else:
         (random_path / name).write_text(content)
     files = {file for _, file, _ in found(random_path)}
-    # All of an initial state may be left out.
-    empty_is_valid = content == "{}" and name == "initial_conditions.json"
-    assert files == (set() if empty_is_valid else {name})
+    assert files == {name}
+
+
+LISTS = {
+    "system/hydro_production_models.json": "production_models",
+    "scenarios/load_factors.json": "load_factors",
+    "scenarios/non_controllable_factors.json": "non_controllable_factors",
+    "constraints/exchange_factors.json": "exchange_factors",
+}
+
+
+@pytest.mark.parametrize(("name", "key"), LISTS.items())
+def test_optional_file_needs_its_list(random_path, name, key):
+    """A list under another name would count as none."""
+    write_json(random_path, name, {key.upper(): []})
+    assert found(random_path) == [("SchemaViolation", name, key)]
+    write_json(random_path, name, {key: []})
+    assert found(random_path) == []
+
+
+def test_factor_is_required_where_its_block_is_named(random_path):
+    edit(
+        random_path,
+        "scenarios/load_factors.json",
+        delete_path("load_factors", 0, "block_factors", 1, "factor"),
+    )
+    line = {"id": 0, "name": "L", "source_bus_id": 0, "target_bus_id": 0}
+    line["capacity"] = {"direct_mw": 1.0, "reverse_mw": 1.0}
+    write_json(random_path, "system/lines.json", {"lines": [line]})
+    factors = {"line_id": 0, "stage_id": 0, "block_factors": [{"block_id": 0, "direct_factor": 1}]}
+    name = "constraints/exchange_factors.json"
+    write_json(random_path, name, {"exchange_factors": [factors]})
+    assert sorted(found(random_path)) == [
+        ("SchemaViolation", name, "exchange_factors[0].block_factors[0].reverse_factor"),
+        (
+            "SchemaViolation",
+            "scenarios/load_factors.json",
+            "load_factors[0].block_factors[1].factor",
+        ),
+    ]
 
 
 def test_all_missing_files_are_named(tmp_path):
