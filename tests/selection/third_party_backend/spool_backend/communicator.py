@@ -39,6 +39,7 @@ from cobre_shm.validate import (
     check_allreduce,
     check_broadcast,
     check_gather_buffers,
+    check_gathered,
     check_region,
 )
 from spool_backend import SpoolConfig
@@ -93,14 +94,19 @@ class SpoolCommunicator(Communicator):
     def allgatherv(self, send, recv=None, counts=None, displs=None):
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
+        mistake = None
         if counts is None:
             counts = self._gather_numbers(["counts of allgatherv", send.dtype], send.size)
-        layout = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+            layout, mistake = check_gathered(self.rank, self.size, send, recv, counts, displs)
+        else:
+            layout = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
         call = ["allgatherv", send.dtype, layout.counts.tolist()]
         with self._exchange(call, _bytes_of(send)) as parts:
             flat = layout.recv.reshape(-1)
             for part, start, count in zip(parts, layout.displs, layout.counts, strict=True):
                 part.readinto(_bytes_of(flat[start : start + count]))
+        if mistake is not None:
+            raise mistake
         return layout.recv
 
     def allreduce(self, send, recv=None, op=ReduceOp.SUM):
