@@ -134,9 +134,11 @@ def _at_exit() -> None:
     deadline = time.monotonic() + _AGREE_SECS
     while not MPI.Request.Testall(requests):
         if time.monotonic() > deadline:
-            print(
-                "cobre_net.mpi: this rank failed and its peers did not: the job ends",
-                file=sys.stderr,
-            )
-            abort(_left[0][1] or 1)
+            try:
+                print(
+                    "cobre_net.mpi: this rank failed and its peers did not: the job ends",
+                    file=sys.stderr,
+                )
+            finally:
+                abort(_left[0][1] or 1)
         time.sleep(0.005)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from cobre_net.tcp.call import Call
 from cobre_net.tcp.centre import Centre
 from cobre_net.tcp.flows import Different, look_for_word
-from cobre_net.tcp.link import PAYLOAD, START, Link
+from cobre_net.tcp.link import PAYLOAD, QUIETLY, START, Link
 from cobre_net.tcp.patience import Patience
 from cobre_net.tcp.star import Prepared
 from cobre_net.tcp.wire import HEAD_BYTES, RESULT, SEND
@@ -93,7 +93,7 @@ class SmallRounds(Centre):
             sent: list[int] = []
             link.sent, link.frame = sent, frame
             try:
-                sent.extend(map(link.send, frame))
+                sent.extend(map(link.send, frame, QUIETLY))
                 count = sent[0]
             except OSError:
                 count = 0

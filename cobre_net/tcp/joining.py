@@ -50,6 +50,9 @@ def join(config: TcpConfig, key: bytes, slice_secs: float) -> Link:
                     break
         except OSError as error:
             last, source = error.strerror or str(error), error
+        except UnicodeError as error:
+            # Such as an empty label, or one above 63 characters: time does not mend it.
+            _not_there(config, f"no name of a host: {error}", error)
         if time.monotonic() + pause > deadline:
             _not_there(config, last, source)
         time.sleep(pause * random.uniform(0.5, 1.0))
@@ -120,7 +123,7 @@ def _refused(config: TcpConfig, reason: str) -> NoReturn:
     )
 
 
-def _not_there(config: TcpConfig, last: str, source: OSError | None) -> NoReturn:
+def _not_there(config: TcpConfig, last: str, source: Exception | None) -> NoReturn:
     place = place_of(config)
     raise InitializationFailed(
         "tcp",

@@ -56,6 +56,7 @@ from cobre_net.tcp.wire import (
 __all__ = [
     "HANGUP",
     "PAYLOAD",
+    "QUIETLY",
     "SLICE_SECS",
     "START",
     "Ended",
@@ -86,6 +87,9 @@ _SIOCOUTQNSD = 0x894B
 
 
 _libc = ctypes.CDLL(None)
+# The flags of ``Link.send`` for a frame of one piece: a peer's death is an error, also where the
+# program has given SIGPIPE back its default, which would end this process.
+QUIETLY = (socket.MSG_NOSIGNAL,)
 
 
 class Ended(Exception):
@@ -175,7 +179,7 @@ class Link:
             Ended: Nothing can be sent any more.
         """
         try:
-            return self.sock.sendmsg(buffers, (), flags)
+            return self.sock.sendmsg(buffers, (), flags | socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -194,7 +198,8 @@ class Link:
         ``map`` and ``extend`` store it in one step of the interpreter, so that ``unsent`` is true.
         """
         try:
-            self.sent.extend(map(self.sock.sendmsg, (rest,), ((),), (flags,)))
+            quietly = flags | socket.MSG_NOSIGNAL
+            self.sent.extend(map(self.sock.sendmsg, (rest,), ((),), (quietly,)))
         except BlockingIOError:
             return 0
         except OSError as error:

@@ -37,10 +37,12 @@ def listen(config: TcpConfig, backlog: int) -> socket.socket:
             backlog=backlog,
             dualstack_ipv6=address == "::",
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # ValueError: this kernel has no IPv6.
         where = join_address(address, config.port)
         # The text of create_server's error repeats the address.
-        why = os.strerror(error.errno) if error.errno else str(error)
+        code = getattr(error, "errno", None)
+        why = os.strerror(code) if code else str(error)
         raise InitializationFailed(
             "tcp",
             f"The coordinator cannot listen on {where}: {why}",
@@ -48,7 +50,7 @@ def listen(config: TcpConfig, backlog: int) -> socket.socket:
             source=error,
             context={"address": where},
             suggestion="Choose another COBRE_TCP_PORT, or an address of this host."
-            if error.errno in (errno.EADDRINUSE, errno.EACCES)
+            if code in (errno.EADDRINUSE, errno.EACCES)
             else "COBRE_TCP_BIND_ADDR is an address of the host on which rank 0 runs.",
         ) from error
 
@@ -57,7 +59,7 @@ def _narrowed(config: TcpConfig, wildcard: str) -> str:
     """Loopback in place of a wildcard where nobody was told to come any other way."""
     try:
         found = socket.getaddrinfo(config.coordinator, config.port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):
         # The others may know it by a name that means nothing here.
         return wildcard
     addresses = [str(each[4][0]) for each in found]

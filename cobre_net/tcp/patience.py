@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -68,4 +69,6 @@ class Patience:
             )
         if self._reminder.is_due(waited) and warns:
             line = f"cobre_net: ranks have waited {waited:.0f} s in {where}, for "
-            print(line + named(missing, self._describe), file=sys.stderr, flush=True)
+            # A full disk or a closed pipe is no reason to lose the group.
+            with contextlib.suppress(OSError, ValueError):
+                print(line + named(missing, self._describe), file=sys.stderr, flush=True)

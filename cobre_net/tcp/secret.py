@@ -32,10 +32,7 @@ def read_secret(config: TcpConfig) -> bytes:
         return b""
     name = config.secret_file
     try:
-        if name.startswith("fd:"):
-            key = _read_inherited(int(name.removeprefix("fd:")))
-        else:
-            key = _read_private(name)
+        key = _read_inherited(name) if name.startswith("fd:") else _read_private(name)
     except OSError as error:
         raise _unusable(name, error.strerror or str(error), error) from error
     if not key:
@@ -77,27 +74,33 @@ def is_loopback(address: str) -> bool:
     return number.is_loopback
 
 
-def _read_inherited(descriptor: int) -> bytes:
+def _read_inherited(name: str) -> bytes:
+    descriptor = int(name.removeprefix("fd:"))
     os.set_inheritable(descriptor, False)
-    # At a place of its own: other ranks have the same open file.
-    return _stripped(os.pread(descriptor, _MAX_BYTES + 2, 0))
+    return _read(name, descriptor)
 
 
 def _read_private(name: str) -> bytes:
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise _unusable(name, "it is not a regular file")
-        if status.st_uid != os.geteuid():
-            raise _unusable(name, f"it belongs to user {status.st_uid}, not to {os.geteuid()}")
-        if status.st_mode & 0o077:
-            raise _unusable(
-                name, f"others may use it: mode {stat.S_IMODE(status.st_mode):04o}, expected 0600"
-            )
-        return _stripped(os.pread(descriptor, _MAX_BYTES + 2, 0))
+        return _read(name, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _read(name: str, descriptor: int) -> bytes:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise _unusable(name, "it is not a regular file")
+    if status.st_uid != os.geteuid():
+        raise _unusable(name, f"it belongs to user {status.st_uid}, not to {os.geteuid()}")
+    # Nobody else opens memory without a name, whose mode is 0777.
+    if status.st_nlink and status.st_mode & 0o077:
+        raise _unusable(
+            name, f"others may use it: mode {stat.S_IMODE(status.st_mode):04o}, expected 0600"
+        )
+    # At a place of its own: other ranks have the same open file.
+    return _stripped(os.pread(descriptor, _MAX_BYTES + 2, 0))
 
 
 def _stripped(text: bytes) -> bytes:

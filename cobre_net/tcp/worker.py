@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from cobre_net.tcp.call import Call
 from cobre_net.tcp.failure import Failure, Lost
 from cobre_net.tcp.flows import Block, Different, Inflow, Outflow, Spoke, look_for_word
-from cobre_net.tcp.link import PAYLOAD, START, Ended, Link
+from cobre_net.tcp.link import PAYLOAD, QUIETLY, START, Ended, Link
 from cobre_net.tcp.patience import Patience
 from cobre_net.tcp.star import Prepared, Star
 from cobre_net.tcp.wire import HEAD_BYTES, PREFIX_BYTES, RESULT, SEND, BadFrame
@@ -56,7 +56,7 @@ class Worker(Star):
         sent: list[int] = []
         link.sent, link.frame = sent, frame
         try:
-            sent.extend(map(link.send, frame))
+            sent.extend(map(link.send, frame, QUIETLY))
             count = sent[0]
         except OSError:
             count = 0

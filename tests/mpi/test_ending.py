@@ -13,6 +13,7 @@ import pytest
         ("node", "abort", 7, ""),
         ("flat", "exit_in_block", 5, ""),
         ("flat", "caught", 1, "this rank failed and its peers did not"),
+        ("flat", "caught_unheard", 1, ""),
     ],
 )
 def test_rank_that_fails_ends_the_job(mpi, levels, way, code, said):

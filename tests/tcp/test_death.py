@@ -296,3 +296,22 @@ def test_child_of_a_dead_rank_does_not_hide_its_death(size, tmp_path):
         assert outcomes[rank].result == 1
     # Its last word: the child is nobody's to reap.
     assert appear([tmp_path / "outlived"])
+
+
+def send_where_nobody_reads(comm, sender, elements):
+    # As a program does that wants to end with its pipe.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    comm.barrier()
+    if comm.rank == sender:
+        (link,) = comm._star.links
+        link.sock.shutdown(socket.SHUT_WR)
+        link.heartbeat()
+    with pytest.raises(RankFailed):
+        comm.allreduce(np.ones(elements))
+
+
+@pytest.mark.parametrize("sender", [0, 1])
+@pytest.mark.parametrize("elements", [1, 300_000])
+def test_death_of_a_peer_is_an_error_also_where_sigpipe_ends_programs(sender, elements):
+    with start(send_where_nobody_reads, 2, sender, elements) as group:
+        results_of(group.outcomes(60))

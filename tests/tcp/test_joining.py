@@ -349,3 +349,20 @@ def test_coordinator_that_cannot_keep_a_connection_closes_all(monkeypatch):
         for sock in socks:
             assert is_closed(sock, 2)
             sock.close()
+
+
+@pytest.mark.parametrize("name", ["a..b", "a" * 64 + ".example"])
+def test_name_that_no_host_can_have_is_refused_as_any_other_address(name):
+    with pytest.raises(InitializationFailed, match="no name of a host"):
+        TcpCommunicator(config(free_port(), 1, 2, coordinator=name))
+    # The others may come by another way.
+    with pytest.raises(InitializationFailed, match="did not join"):
+        TcpCommunicator(
+            config(free_port(), 0, 2, coordinator=name, bind_addr="0.0.0.0", connect_timeout_ms=50)
+        )
+
+
+def test_wildcard_on_a_kernel_without_ipv6_is_refused(monkeypatch):
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with pytest.raises(InitializationFailed, match="cannot listen on"):
+        TcpCommunicator(config(free_port(), 0, 2, coordinator="a.invalid", bind_addr="::"))

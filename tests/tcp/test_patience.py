@@ -1,7 +1,9 @@
 """Who waits, for how long, and what counts as a sign of life."""
 
+import errno
 import socket
 import struct
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +13,7 @@ import pytest
 from cobre_net.tcp import TcpCommunicator, link, wire
 from cobre_net.tcp.call import Call
 from cobre_net.tcp.joining import join
+from cobre_net.tcp.patience import Patience
 from cobre_net.tcp.reception import gather
 from cobre_net.tcp.wire import HEAD_BYTES, RESULT, SEND, frame
 from cobre_shm.datatypes import dtype_tag
@@ -150,3 +153,20 @@ def test_rank_that_stands_still_before_a_large_result_is_not_taken_for_a_dead_ho
         waiting.result(20)
         raw.close()
         comm.close()
+
+
+class Full:
+    """A stream whose disk is full."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        pass
+
+
+def test_line_that_names_a_late_rank_and_cannot_be_written_is_no_failure(monkeypatch):
+    patience = Patience(0, 20.0, 0.0, str)
+    monkeypatch.setattr(sys, "stderr", Full())
+    time.sleep(0.01)
+    patience.look([1], "barrier")

@@ -74,6 +74,25 @@ def test_secret_is_read_from_a_private_file(tmp_path):
         os.close(descriptor)
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o604])
+def test_descriptor_of_a_file_that_others_may_read_is_refused(tmp_path, mode):
+    path = tmp_path / "secret"
+    path.write_text("hidden")
+    path.chmod(mode)
+    with path.open() as file, pytest.raises(InitializationFailed, match="others may use it"):
+        read_secret(config(1, 0, 1, secret=None, secret_file=f"fd:{file.fileno()}"))
+
+
+def test_memory_without_a_name_is_private_whatever_its_mode():
+    descriptor = os.memfd_create("secret")
+    try:
+        os.pwrite(descriptor, b"hidden", 0)
+        settings = config(1, 0, 1, secret=None, secret_file=f"fd:{descriptor}")
+        assert read_secret(settings) == b"hidden"
+    finally:
+        os.close(descriptor)
+
+
 @pytest.mark.parametrize("spoil", ["readable", "link", "directory", "fifo", "empty", "absent"])
 def test_secret_file_that_others_may_have_touched_is_refused(tmp_path, spoil):
     path = tmp_path / "secret"

@@ -31,7 +31,9 @@ if way == "exit_in_block":
         if odd:
             raise SystemExit(5)
         comm.barrier()
-if way == "caught" and odd:
+if way in ("caught", "caught_unheard") and odd:
+    if way == "caught_unheard":
+        sys.stderr.close()
     try:
         with comm:
             raise LookupError("caught further out")
