@@ -32,10 +32,7 @@ def read_secret(config: TcpConfig) -> bytes:
         return b""
     name = config.secret_file
     try:
-        if name.startswith("fd:"):
-            key = _read_inherited(name)
-        else:
-            key = _read_private(name)
+        key = _read_inherited(name) if name.startswith("fd:") else _read_private(name)
     except OSError as error:
         raise _unusable(name, error.strerror or str(error), error) from error
     if not key:
