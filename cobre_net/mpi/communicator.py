@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cobre_net.mpi import ending, fast
-from cobre_net.mpi.failure import failed
+from cobre_net.mpi.failure import failed, of_node
 from cobre_net.mpi.flat import Flat
 from cobre_net.mpi.grouping import Grouping
 from cobre_net.mpi.library import MPI, check_started, duplicate
@@ -39,6 +39,8 @@ __all__ = ["MpiCommunicator"]
 
 logger = logging.getLogger("cobre_shm")
 
+# What ends a group: an error of MPI, or on two levels one of the node's group.
+_LOST = (MPI.Exception, CollectiveFailed)
 # What a group of one node does by itself from its construction on.
 _DELEGATED = (
     "allgatherv",
@@ -146,7 +148,7 @@ class MpiCommunicator(ContextFirst, Member):
             self._compare(layout.ALLGATHERV, dtype_tag(send.dtype), total, high=hashed)
         try:
             self._engine.allgatherv(*checked)
-        except MPI.Exception as error:
+        except _LOST as error:
             self._fail(error)
         self._learn(checked.send.dtype)
         if mistake is not None:
@@ -159,7 +161,7 @@ class MpiCommunicator(ContextFirst, Member):
             self._compare(layout.COUNTS, dtype_tag(send.dtype), self.size)
         try:
             self._engine.gather_equal(np.array([send.size], np.int64), counts)
-        except MPI.Exception as error:
+        except _LOST as error:
             self._fail(error)
         return counts
 
@@ -173,7 +175,7 @@ class MpiCommunicator(ContextFirst, Member):
             self._compare(layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), send.size)
         try:
             self._engine.allreduce(send, recv, op)
-        except MPI.Exception as error:
+        except _LOST as error:
             self._fail(error)
         self._learn(send.dtype, op)
         return recv
@@ -187,7 +189,7 @@ class MpiCommunicator(ContextFirst, Member):
             self._compare(what, dtype_tag(array.dtype), array.size)
         try:
             self._engine.broadcast(array, int(root))
-        except MPI.Exception as error:
+        except _LOST as error:
             self._fail(error)
         self._learn(array.dtype)
         return array
@@ -199,7 +201,7 @@ class MpiCommunicator(ContextFirst, Member):
             self._compare(layout.BARRIER, 0, 0)
         try:
             self._engine.barrier()
-        except MPI.Exception as error:
+        except _LOST as error:
             self._fail(error)
 
     def create_shared_region(
@@ -213,7 +215,7 @@ class MpiCommunicator(ContextFirst, Member):
             self._compare(layout.REGION, tag, count, high=hashed)
         try:
             return MpiRegion(self, self._comm, self._grouping.node, extents, element)
-        except MPI.Exception as error:
+        except _LOST as error:
             self._fail(error)
 
     def split_local(self) -> Communicator:
@@ -223,7 +225,7 @@ class MpiCommunicator(ContextFirst, Member):
             self._compare(layout.SPLIT, 0, 0)
         try:
             return self._grouping.split()
-        except MPI.Exception as error:
+        except _LOST as error:
             self._fail(error)
 
     def abort(self, code: int = 1) -> NoReturn:
@@ -258,8 +260,8 @@ class MpiCommunicator(ContextFirst, Member):
         trace: TracebackType | None,
     ) -> None:
         """Close; a process that ends after leaving by an exception ends the job."""
-        if self._group is not None:
-            self._group.__exit__(kind, error, trace)
+        # The group of this node, also where it is one of several.
+        self._grouping.leave(kind, error, trace)
         if error is not None and self.size > 1 and ending.exit_code(error) != 0:
             ending.left_by_exception(self._ending, error)
             self._asks_at_exit = True
@@ -293,7 +295,11 @@ class MpiCommunicator(ContextFirst, Member):
     _finish_barrier = _finish_broadcast = _finish_allreduce = _finish_allgatherv = _finish
 
     def _fail(self, error: Any) -> NoReturn:
-        reason = failed(error, self.rank)
+        if isinstance(error, CollectiveFailed):
+            node = self._grouping.node
+            reason = of_node(error, self.rank - node.Get_rank(), node.Get_size())
+        else:
+            reason = failed(error, self.rank)
         self._lose(reason)
         raise reason from error
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from cobre_net.mpi.library import MPI
 from cobre_shm.errors import CollectiveFailed
 
-__all__ = ["failed"]
+__all__ = ["failed", "of_node"]
 
 
 def failed(error: Any, rank: int) -> CollectiveFailed:
@@ -26,6 +27,23 @@ def failed(error: Any, rank: int) -> CollectiveFailed:
             "mpi_error_code": code,
         },
     )
+
+
+def of_node(error: CollectiveFailed, first: int, size: int) -> CollectiveFailed:
+    """Return what stands for a failure of a node's group, whose ranks begin at ``first``."""
+    mine: Any = copy.copy(error)
+    mine.context = dict(error.context)
+    mine.message = (
+        f"Within the node of ranks {first} to {first + size - 1}, counted from 0: {error.message}"
+    )
+    mine.args = (mine.message,)
+    if hasattr(mine, "rank"):
+        mine.rank = mine.context["rank"] = first + mine.rank
+    if hasattr(mine, "missing_ranks"):
+        mine.missing_ranks = [first + rank for rank in mine.missing_ranks]
+        mine.context["missing_ranks"] = list(mine.missing_ranks)
+    failure: CollectiveFailed = mine
+    return failure
 
 
 _NAMES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import replace
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,6 +170,16 @@ class Grouping:
         if self._group is not None:
             with suppress(SystemExit):
                 self._group.abort(code)
+
+    def leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the group of this node, which hears of ``error``."""
+        if self._group is not None:
+            self._group.__exit__(kind, error, trace)
 
     def close(self) -> None:
         """Release the group and the communicators."""

@@ -1,7 +1,9 @@
 """One connection between the coordinator and a worker, once both know who the other is.
 
-Sockets block, but never longer than ``SLICE_SECS``: the kernel's own time limits on send and
-receive cost nothing while data flows.
+Sockets block, but not for long (``FIRST_SECS``): the kernel's own time limits on send and receive
+cost nothing while data flows. They begin anew after each signal, as Python repeats the call; so
+they are shorter than the intervals of a timer or a profiler, or nothing would ever be late. Whoever
+waits longer polls, up to ``SLICE_SECS``, where Python keeps the time.
 
 How a peer is found to be gone, while one waits for it:
 
@@ -31,7 +33,7 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +56,7 @@ from cobre_net.tcp.wire import (
 )
 
 __all__ = [
+    "FIRST_SECS",
     "HANGUP",
     "PAYLOAD",
     "QUIETLY",
@@ -68,6 +71,7 @@ __all__ = [
 
 HANGUP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 SLICE_SECS = 0.1
+FIRST_SECS = 0.002
 SILENCE_SECS = 8
 _KEEPALIVE_IDLE_SECS = 3
 # Where a payload begins in a frame's buffer, so that elements of any type are aligned there.
@@ -150,8 +154,10 @@ class Link:
         # acknowledged then.
         self._suspicion = 0.0, 0.0, -1
         tune(sock)
-        whole = int(slice_secs)
-        limit = struct.pack("ll", whole, int((slice_secs - whole) * 1e6))
+        self._slice_ms = 1000 * slice_secs
+        first_secs = min(slice_secs, FIRST_SECS)
+        whole = int(first_secs)
+        limit = struct.pack("ll", whole, int((first_secs - whole) * 1e6))
         sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
@@ -165,14 +171,15 @@ class Link:
         try:
             count = self.sock.recv_into(view, 0, flags)
         except BlockingIOError:
-            return 0
+            has_come = self._has_become(select.POLLIN, flags)
+            return self.take(view, socket.MSG_DONTWAIT) if has_come else 0
         except OSError as error:
             raise Ended(_why(error)) from error
         if not count:
             raise Ended("its connection ended")
         return count
 
-    def put(self, buffers: Iterable[memoryview | bytes], flags: int = 0) -> int:
+    def put(self, buffers: Sequence[memoryview | bytes], flags: int = 0) -> int:
         """Send from ``buffers``; return the number of bytes, 0 when there was no room in time.
 
         Raises:
@@ -181,7 +188,8 @@ class Link:
         try:
             return self.sock.sendmsg(buffers, (), flags | socket.MSG_NOSIGNAL)
         except BlockingIOError:
-            return 0
+            has_room = self._has_become(select.POLLOUT, flags)
+            return self.put(buffers, socket.MSG_DONTWAIT) if has_room else 0
         except OSError as error:
             raise Ended(_why(error)) from error
 
@@ -201,10 +209,19 @@ class Link:
             quietly = flags | socket.MSG_NOSIGNAL
             self.sent.extend(map(self.sock.sendmsg, (rest,), ((),), (quietly,)))
         except BlockingIOError:
-            return 0
+            has_room = self._has_become(select.POLLOUT, flags)
+            return self.send_on(rest, socket.MSG_DONTWAIT) if has_room else 0
         except OSError as error:
             raise Ended(_why(error)) from error
         return self.sent[-1]
+
+    def _has_become(self, event: int, flags: int) -> bool:
+        """Wait for ``event`` where ``flags`` allow it; whether it is worth to try again."""
+        if flags & socket.MSG_DONTWAIT:
+            return False
+        poller = select.poll()
+        poller.register(self.sock, event)
+        return bool(poller.poll(self._slice_ms))
 
     @property
     def unsent(self) -> int:

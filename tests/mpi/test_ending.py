@@ -49,3 +49,8 @@ def test_end_with_everything_open_is_silent(mpi, levels):
     done = mpi.program(3, "ending", "untidy", levels)
     # Open MPI ends its output with a NUL.
     assert (done.code, done.stderr.strip("\0\n ")) == (0, "")
+
+
+def test_failure_of_a_node_among_several_has_the_ranks_of_all_and_is_final(mpi):
+    done = mpi.program(4, "node_fails")
+    assert "rank 2: RankFailed of 3, raised the cause, again at once" in done.stdout, done.stderr

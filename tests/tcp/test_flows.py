@@ -313,6 +313,8 @@ def test_interrupt_while_the_kernel_takes_a_frame_does_not_hide_how_much(
     monkeypatch.setattr(link_module, "_LAST_WORDS_SECS", 30.0)
     sock, raw = narrow
     is_first = when == "in the first call"
+    if is_first:
+        monkeypatch.setattr(link_module, "FIRST_SECS", 30.0)
     link = Link(sock, 1, ME, 30.0 if is_first else 0.05)
     send, whole = sender_of(kind, link, raw, 20.0)
     main = threading.main_thread().ident

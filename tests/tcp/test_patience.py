@@ -1,6 +1,7 @@
 """Who waits, for how long, and what counts as a sign of life."""
 
 import errno
+import signal
 import socket
 import struct
 import sys
@@ -170,3 +171,28 @@ def test_line_that_names_a_late_rank_and_cannot_be_written_is_no_failure(monkeyp
     monkeypatch.setattr(sys, "stderr", Full())
     time.sleep(0.01)
     patience.look([1], "barrier")
+
+
+def wait_under_a_timer(comm, waiting, elements):
+    """Call what never comes whole, while a timer interrupts every system call, as a profiler."""
+    comm.barrier()
+    if comm.rank != waiting:
+        time.sleep(4.0)
+        return None
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    begin = time.monotonic()
+    try:
+        with pytest.raises(CollectiveTimeout):
+            comm.allreduce(np.ones(elements))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return time.monotonic() - begin
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+@pytest.mark.parametrize("elements", [1, 300_000])
+def test_limit_runs_while_a_timer_interrupts(waiting, elements):
+    group = BACKENDS["tcp"].make_group(2, 1.0)
+    with RankGroup(group, wait_under_a_timer, (waiting, elements)) as ranks:
+        assert results_of(ranks.outcomes(60))[waiting] < 3.5
