@@ -254,3 +254,23 @@ def random_case(case: Path) -> Path:
         [(0, 1, 5.0)],
     )
     return case
+
+
+def set_path(*path, value):
+    """Return a change that sets a nested value."""
+
+    def change(content):
+        for step in path[:-1]:
+            content = content[step]
+        content[path[-1]] = value
+
+    return change
+
+
+def delete_path(*path):
+    def change(content):
+        for step in path[:-1]:
+            content = content[step]
+        del content[path[-1]]
+
+    return change

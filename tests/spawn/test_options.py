@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import select
 import signal
 import sys
 
@@ -241,100 +239,6 @@ def test_stopped_run_is_not_started_again(spawn):
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 143
-
-
-@pytest.mark.parametrize("where", ["file", "stderr"])
-def test_events_are_one_object_a_line(spawn, where):
-    spawn.write(
-        "program.py",
-        "import signal, time, cobre_shm\n"
-        # Rank 0 may need longer to end than the launcher waits before it asks.
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "comm = cobre_shm.create_communicator()\n"
-        "comm.barrier()\n"
-        "while not __import__('os').path.exists('enough'): time.sleep(0.01)\n"
-        "comm.close()\n"
-        "raise SystemExit(3 * comm.rank)",
-    )
-    flags = ["--events", "events"] if where == "file" else ["--json"]
-    process = spawn.start("-n", 2, "--grace", 60, *flags, "program.py")
-    path = spawn.folder / "events"
-    seen = []
-    if where == "file":
-        spawn.wait_for(lambda: path.exists() and b'"progress"' in path.read_bytes())
-    else:
-        while not seen or seen[-1].get("event") != "progress":
-            seen.append(json.loads(process.stderr.readline()))
-    spawn.write("enough", "")
-    _, err = process.communicate()
-    lines = path.read_bytes() if where == "file" else err
-    seen += [json.loads(line) for line in lines.splitlines()]
-    events = [each for each in seen if "event" in each]
-    kinds = [each["event"] for each in events]
-    assert kinds[:3] == ["start", "ready", "progress"]
-    assert kinds[-3:] == ["exit", "exit", "exit"]
-    assert [each["rank"] for each in events[-3:]][-1] is None
-    assert {each["rank"]: each.get("exit_code") for each in events[-3:-1]} == {0: 0, 1: 3}
-    assert events[-1]["code"] == 3
-    assert all(each["elapsed_secs"] >= 0 and "time" in each for each in events)
-    if where == "stderr":
-        (error,) = [each for each in seen if "event" not in each]
-        assert error["context"]["rank"] == 1
-
-
-@pytest.mark.parametrize("place", ["/dev/full", "fifo"])
-def test_events_that_cannot_be_written_end_nothing(spawn, place):
-    if place == "fifo":
-        os.mkfifo(spawn.folder / "fifo")
-        reader = os.open(spawn.folder / "fifo", os.O_RDONLY | os.O_NONBLOCK)
-        code = "import os, time\nwhile not os.path.exists('enough'): time.sleep(0.01)\nprint(1)"
-        process = spawn.start("-n", 1, "--events", "fifo", "-c", code)
-        spawn.wait_for(lambda: select.select([reader], [], [], 0)[0])
-        os.close(reader)
-        spawn.write("enough", "")
-        out, err = process.communicate()
-        code, why = process.returncode, b"Broken pipe"
-    else:
-        done = spawn.run("-n", 1, "--events", place, "-c", "print(1)")
-        out, err, code = done.stdout, done.stderr, done.returncode
-        why = b"No space left on device"
-    assert (code, out) == (0, b"1\n")
-    assert err == b"cobre_shm.spawn: No more events are written to '%b': %b\n" % (
-        place.encode(),
-        why,
-    )
-
-
-def test_stall_is_an_event_once_and_names_who_is_late(spawn):
-    spawn.write(
-        "program.py",
-        "import os, time, cobre_shm\n"
-        "comm = cobre_shm.create_communicator()\n"
-        "comm.barrier()\n"
-        "while comm.rank == 1 and not os.path.exists('enough'): time.sleep(0.01)\n"
-        "comm.barrier()\n"
-        "comm.close()",
-    )
-    code = (
-        "import sys\n"
-        "from cobre_shm.spawn import events\n"
-        "events._LOOK_SECS = 0.05\n"
-        "from cobre_shm.spawn.__main__ import main\n"
-        "sys.exit(main(['-n3', '--stall-warn', '2', '--events', 'events', 'program.py']))"
-    )
-    process = spawn.start(command=[sys.executable, "-c", code])
-    path = spawn.folder / "events"
-    spawn.wait_for(lambda: path.exists() and b'"stall"' in path.read_bytes())
-    # As long as the ranks wait before they say it.
-    said = process.stderr.readline()
-    assert re.search(rb"2 rank\(s\) have waited \d+ s in collective 2, barrier, for rank 1", said)
-    spawn.write("enough", "")
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    seen = [json.loads(line) for line in path.read_bytes().splitlines()]
-    (stall,) = [each for each in seen if each["event"] == "stall"]
-    assert stall["late_ranks"] == [1]
-    assert stall["secs"] >= 2
 
 
 def test_kill_for_want_of_memory_is_told_from_another(tmp_path):
