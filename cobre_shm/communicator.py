@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -27,9 +28,9 @@ def exit_status(code: int) -> int:
     """Return the status with which a process ends for ``abort(code)``: a failure never as 0.
 
     Raises:
-        TypeError, ValueError: It is no integer.
+        TypeError: It is no integer.
     """
-    code = int(code)
+    code = operator.index(code)
     return code & 0xFF or int(code != 0)
 
 
@@ -369,7 +370,7 @@ class Communicator(ABC):
 
         Raises:
             SystemExit: With ``code``, so that this process ends too.
-            TypeError, ValueError: ``code`` is no integer; nothing has happened.
+            TypeError: ``code`` is no integer; nothing has happened.
         """
 
     @abstractmethod

@@ -11,10 +11,12 @@ import os
 import sys
 import traceback
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from cobre_shm.communicator import Communicator
-from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
+from cobre_shm.errors import CobreError, CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import reach
 
 __all__ = ["Member", "tell_peers"]
@@ -83,6 +85,31 @@ class Member(Communicator):
     def _fail_for(self, text: str) -> None:
         """Fail the group because this rank's program raised what ``text`` says."""
         raise NotImplementedError
+
+    def _begun(self) -> int:
+        """How many collectives this rank has begun."""
+        raise NotImplementedError
+
+    def _abandon(self) -> None:
+        """Fail the group, unless it has failed: an exception left a collective unfinished."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _in_one_call(self) -> Iterator[None]:
+        """For a method of several collectives: fail the group for an exception between them.
+
+        This rank is inside a collective then, though nothing of the backend is. Errors of ours are
+        raised on all ranks alike, or have failed the group already.
+        """
+        before = self._begun()
+        try:
+            yield
+        except CobreError:
+            raise
+        except BaseException:
+            if self._begun() != before:
+                self._abandon()
+            raise
 
     def _disown(self) -> None:
         """In a forked child: let go of what is the parent's, without a word to the peers."""

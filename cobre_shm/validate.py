@@ -125,6 +125,8 @@ def check_allgatherv(
         if any(before[1] > after[0] for before, after in pairwise(blocks)):
             raise InvalidBufferSize(op, "blocks that do not overlap", starts, what="displs")
     if recv is None:
+        if needed * send.itemsize > _INT64_MAX:
+            raise InvalidBufferSize(op, "at most 2**63 - 1 bytes", needed, what="size of recv")
         recv = np.empty(needed, dtype=send.dtype)
     elif recv.dtype != send.dtype:
         raise InvalidDatatype(op, f"send has dtype {send.dtype}, recv has {recv.dtype}")
@@ -142,16 +144,21 @@ def check_gathered(
     recv: Array | None,
     counts: Array,
     displs: Counts | None,
-) -> tuple[GatherLayout, Exception | None]:
+) -> tuple[GatherLayout, list[Exception]]:
     """Check an ``allgatherv`` whose counts the ranks have just told each other.
 
     A mistake of this rank is found too late to be its own affair: the others wait for its part. So
     it is returned, to be raised behind the collective, in which the rank takes part for nothing.
+    It is to be popped from its list: a function that has a name for what it raises is kept by it,
+    with all its arrays.
+
+    Raises:
+        MemoryError: There is none for a part in the collective either.
     """
     try:
-        return check_allgatherv(rank, size, send, recv, counts, displs), None
+        return check_allgatherv(rank, size, send, recv, counts, displs), []
     except (CobreError, MemoryError) as mistake:
-        return check_allgatherv(rank, size, send, None, counts, None), mistake
+        return check_allgatherv(rank, size, send, None, counts, None), [mistake]
 
 
 def check_reduction(name: str, send: Any, op: ReduceOp | str) -> tuple[Array, ReduceOp]:

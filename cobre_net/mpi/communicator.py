@@ -136,10 +136,10 @@ class MpiCommunicator(ContextFirst, Member):
         """See :meth:`Communicator.allgatherv`."""
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
-        mistake = None
+        mistakes: list[Exception] = []
         if counts is None:
             counts = self._gather_counts(send)
-            checked, mistake = check_gathered(self.rank, self.size, send, recv, counts, displs)
+            checked, mistakes = check_gathered(self.rank, self.size, send, recv, counts, displs)
         else:
             checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
         if self._config.check:
@@ -151,8 +151,8 @@ class MpiCommunicator(ContextFirst, Member):
         except _LOST as error:
             self._fail(error)
         self._learn(checked.send.dtype)
-        if mistake is not None:
-            raise mistake
+        if mistakes:
+            raise mistakes.pop()
         return checked.recv
 
     def _gather_counts(self, send: Array) -> Array:

@@ -25,6 +25,7 @@ from cobre_shm.heap import HeapRegion
 from cobre_shm.layout import ALLGATHERV, ALLREDUCE, BARRIER, BROADCAST, COUNTS, REGION, SPLIT
 from cobre_shm.selection.kinds import TcpConfig
 from cobre_shm.validate import (
+    GatherLayout,
     check_allgatherv,
     check_allreduce,
     check_broadcast,
@@ -83,12 +84,19 @@ class TcpCommunicator(Membership):
         """See :meth:`Communicator.allgatherv`."""
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
-        mistake = None
-        if counts is None:
-            counts = self._gather_counts(send)
-            checked, mistake = check_gathered(self.rank, self.size, send, recv, counts, displs)
-        else:
+        if counts is not None:
             checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+            return self._gather_checked(checked)
+        with self._in_one_call():
+            counts = self._gather_counts(send)
+            checked, mistakes = check_gathered(self.rank, self.size, send, recv, counts, displs)
+            self._gather_checked(checked)
+        if mistakes:
+            raise mistakes.pop()
+        return checked.recv
+
+    def _gather_checked(self, checked: GatherLayout) -> Array:
+        send = checked.send
         hashed = zlib.crc32(np.ascontiguousarray(checked.counts).tobytes())
         total = int(checked.counts.sum())
         call = Call(ALLGATHERV, 0, hashed, dtype_tag(send.dtype), total)
@@ -96,8 +104,6 @@ class TcpCommunicator(Membership):
         parts = [count * itemsize for count in checked.counts.tolist()]
         places = [displ * itemsize for displ in checked.displs.tolist()]
         self._gather(call, send, checked.recv, parts, places)
-        if mistake is not None:
-            raise mistake
         return checked.recv
 
     def _gather_counts(self, send: Array) -> Array:

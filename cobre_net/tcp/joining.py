@@ -11,7 +11,7 @@ import time
 from typing import NoReturn
 
 from cobre_net.tcp.handshake import Applicant, Identity, Refused
-from cobre_net.tcp.link import Link, tune
+from cobre_net.tcp.link import QUIETLY, Link, tune
 from cobre_net.tcp.secret import check_exposure
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.selection.kinds import TcpConfig
@@ -96,7 +96,7 @@ def _introduce(
                 return "it did not answer in time", None
             sock.settimeout(left)
             if answer:
-                sock.sendall(answer)
+                sock.sendall(answer, *QUIETLY)
             data = sock.recv(applicant.limit)
             if not data:
                 if applicant.is_known:

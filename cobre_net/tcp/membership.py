@@ -77,12 +77,15 @@ class Membership(Member):
         is_whole = self._unusable is None
         self._retire()
         self._lock.release()
-        if self._sentinel is not None:
-            self._sentinel.stop()
-        if self._star is not None:
+        links = [] if self._star is None else self._star.links
+        try:
+            if self._sentinel is not None:
+                self._sentinel.stop()
             if is_whole:
-                say_last(self._star.links, frame(SHUTDOWN))
-            for link in self._star.links:
+                say_last(links, frame(SHUTDOWN))
+        finally:
+            # Also if that was interrupted: peers find the connections ended.
+            for link in links:
                 link.close()
 
     def _fail_for(self, text: str) -> None:
@@ -112,9 +115,15 @@ class Membership(Member):
         """
         if isinstance(error, Lost):
             raise self._fail(error.failure) from error.__cause__
+        # A signal handler raised, or memory ran out: this rank is out of step for good.
+        self._abandon()
+
+    def _abandon(self) -> None:
         if self._unusable is None:
-            # A signal handler raised, or memory ran out: this rank is out of step for good.
             self._fail(self._own("interrupted"))
+
+    def _begun(self) -> int:
+        return 0 if self._star is None else self._star.sequence
 
     def _take_lock(self) -> bool:
         """Take the lock; False: another thread of the user holds it."""

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from cobre_net.tcp.handshake import Greeter, Refused, go, refusal
 from cobre_net.tcp.joining import own_identity, place_of
-from cobre_net.tcp.link import Link
+from cobre_net.tcp.link import QUIETLY, Link
 from cobre_net.tcp.listening import listen
 from cobre_net.tcp.secret import check_exposure
 from cobre_net.tcp.wire import STRANGER_SECS
@@ -180,7 +180,7 @@ class _Reception:
         if reply:
             # A few bytes on a fresh connection: there is room, or it is not one we want.
             try:
-                caller.sock.send(reply)
+                caller.sock.send(reply, *QUIETLY)
             except OSError as error:
                 self._drop(caller, error.strerror or str(error))
 
@@ -198,7 +198,7 @@ class _Reception:
         del self._callers[descriptor]
         if reply:
             with contextlib.suppress(OSError):
-                caller.sock.send(reply)
+                caller.sock.send(reply, *QUIETLY)
         caller.sock.close()
         self._dropped += 1
         self._why_dropped = f"{caller.address[0]}: {reason}"
@@ -246,4 +246,4 @@ class _Reception:
         for caller in self._callers.values():
             if caller.greeter.rank is not None:
                 with contextlib.suppress(OSError):
-                    caller.sock.send(frame)
+                    caller.sock.send(frame, *QUIETLY)

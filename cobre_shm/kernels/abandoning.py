@@ -107,10 +107,11 @@ def _is_unfinished(ctx: Any) -> bool:
 @inlined
 def _abandon(ctx: Any) -> None:
     """Fail the group, unless it has failed already; with the GIL, and without an exception."""
-    # One rank alone has no peers to tell: it may begin anew.
+    # One rank alone has no peers to tell: it may begin anew, unless it was closed behind the last.
     if ctx[context.ABANDON] == 0:
-        ctx[context.STAGE] = context.IDLE
-        store_release(ctx[context.SELF] + 8 * context.BUSY, 0)
+        if ctx[context.STAGE] != context.IDLE:
+            ctx[context.STAGE] = context.IDLE
+            store_release(ctx[context.SELF] + 8 * context.BUSY, 0)
         return
     for attempt in range(_ATTEMPTS):
         result = call_none(ctx[context.ABANDON])

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from cobre_shm.arrays import bytes_of_shape
-from cobre_shm.communicator import Array, Communicator, SharedRegion
+from cobre_shm.communicator import Array, SharedRegion
 from cobre_shm.errors import AllocationFailed
 from cobre_shm.failpoints import reach
+from cobre_shm.member import Member
 from cobre_shm.segment.common import MemorySource
 from cobre_shm.segment.libc import map_shared
 from cobre_shm.segment.mapping import Mapping, array_at
@@ -37,7 +38,7 @@ class ShmRegion(SharedRegion):
 
     def __init__(
         self,
-        comm: Communicator,
+        comm: Member,
         source: MemorySource,
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
@@ -81,19 +82,20 @@ class ShmRegion(SharedRegion):
 
     def freeze(self) -> None:
         """See :meth:`SharedRegion.freeze`."""
-        self.fence()
-        error = None
-        if not self._comm.is_leader and self._mapping is not None:
-            try:
-                make_read_only(self._mapping.address, self._nbytes)
-            except OSError as cause:
-                error = AllocationFailed(self._nbytes, str(cause))
-                error.__cause__ = cause
-            else:
-                self._show(writable=False)
-        self.fence()
-        if error is not None:
-            raise error
+        with self._comm._in_one_call():
+            self.fence()
+            error = None
+            if not self._comm.is_leader and self._mapping is not None:
+                try:
+                    make_read_only(self._mapping.address, self._nbytes)
+                except OSError as cause:
+                    error = AllocationFailed(self._nbytes, str(cause))
+                    error.__cause__ = cause
+                else:
+                    self._show(writable=False)
+            self.fence()
+            if error is not None:
+                raise error
 
     def close(self) -> None:
         """See :meth:`SharedRegion.close`."""

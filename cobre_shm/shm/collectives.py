@@ -89,7 +89,7 @@ class Collectives(Membership):
     def _gather_after_counts(self, send: Array, recv: Array | None, displs: Counts | None) -> Array:
         with self._in_one_call():
             counts = self._gather_counts(send)
-            begun = self._context.item(context.SEQUENCE)
+            begun = self._begun()
             try:
                 if recv is None and displs is None:
                     recv = np.empty(int(counts.sum()), dtype=send.dtype)
@@ -98,13 +98,15 @@ class Collectives(Membership):
                 more = () if displs is None else (displs,)
                 return self.allgatherv(send, recv, counts, *more)
             except (CobreError, MemoryError):
-                if self._unusable is not None or self._context.item(context.SEQUENCE) != begun:
+                if self._unusable is not None or self._begun() != begun:
                     raise
-            checked, mistake = check_gathered(self.rank, self.size, send, recv, counts, displs)
+                checked, mistakes = check_gathered(self.rank, self.size, send, recv, counts, displs)
+                if not mistakes:
+                    # It was not ours, but a signal handler's.
+                    self._abandon()
+                    raise
             self._gather(layout.ALLGATHERV, *checked)
-        if mistake is not None:
-            raise mistake
-        return checked.recv
+        raise mistakes.pop()
 
     def _gather_counts(self, send: Array) -> Array:
         own = np.array([send.size], dtype=np.int64)

@@ -105,10 +105,11 @@ class ShmCommunicator(Collectives):
         Args:
             points: By the names of ``cobre_shm.tuning``; equal on all ranks.
         """
+        words = [(context.TUNING + NAMES.index(name), value) for name, value in points.items()]
         with self._in_one_call():
             self.barrier()
-            for name, value in points.items():
-                self._context[context.TUNING + NAMES.index(name)] = value
+            for word, value in words:
+                self._context[word] = value
             self._open_to_peers()
             self.barrier()
 

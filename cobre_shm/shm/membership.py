@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NoReturn, Self
 
 import numpy as np
 
 from cobre_shm import fastcall, layout
 from cobre_shm.communicator import exit_status
-from cobre_shm.errors import CobreError, CollectiveFailed, InvalidCommunicator
+from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.failpoints import ENABLED, reach
 from cobre_shm.kernels import context
 from cobre_shm.member import Member
@@ -73,7 +73,9 @@ class Membership(fastcall.ContextFirst, Member):
         self.size: int = config.size
         self.is_leader: bool = config.rank == 0
         self._config = config
-        self._is_occupied = self._has_rings = self._is_closing = self._has_left = False
+        self._is_occupied = self._has_rings = self._is_claimed = False
+        # Taken for good by the first that leaves: two must not give the segment back.
+        self._left = threading.Lock()
         self._pid = os.getpid()
         chosen = load_tuning(config.tuning) if config.tuning else {}
         self._segment = join(
@@ -129,15 +131,14 @@ class Membership(fastcall.ContextFirst, Member):
         Not at the end of the process: a rank that ends without ``close()`` has failed. Not by a
         weak reference: what else is collected with this may still call it, and must find it closed.
         """
-        if is_finalizing() or self._context is UNJOINED or self._has_left:
+        if is_finalizing() or self._context is UNJOINED or self._left.locked():
             return
         # Not out of the set of the living, which somebody may be looking through.
         self._unusable = self._closed()
         self._context[context.BUSY] = 1
         if os.getpid() != self._pid:
             return
-        self._has_left = True
-        leave(self._segment, self.rank, stay_mapped=self._is_occupied)
+        self._leave()
         warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     def _open_to_peers(self) -> None:
@@ -157,22 +158,29 @@ class Membership(fastcall.ContextFirst, Member):
 
     def close(self) -> None:
         """See :meth:`Communicator.close`. A collective that runs in another thread goes on."""
-        if self._has_left or self._context is UNJOINED or os.getpid() != self._pid:
+        if self._context is UNJOINED or self._left.locked() or os.getpid() != self._pid:
             return
-        is_repeated, self._is_closing = self._is_closing, True
-        if CLAIM.call(self._address, 0) != context.READY and self._unusable is None:
-            if not is_repeated:
-                self._is_closing = False
+        try:
+            is_free = CLAIM.call(self._address, 0) == context.READY
+        except BaseException:
+            # Perhaps by this, and the next close() shall not take it for another thread's.
+            self._is_claimed = True
+            raise
+        if not is_free and self._unusable is None:
+            if not self._is_claimed:
                 raise InvalidCommunicator(
                     "Another thread is inside a collective: close() must wait"
                 )
-            # It was claimed by the close() that was broken off, or is another thread's.
             self._is_occupied = True
         try:
             self._retire()
             self._give_back()
         finally:
-            self._has_left = True
+            self._leave()
+
+    def _leave(self) -> None:
+        """Give the segment back, unless a thread or a signal handler has closed this meanwhile."""
+        if self._left.acquire(blocking=False):
             leave(self._segment, self.rank, stay_mapped=self._is_occupied)
 
     def _give_back(self) -> None:
@@ -185,6 +193,9 @@ class Membership(fastcall.ContextFirst, Member):
 
     def _disown(self) -> None:
         self._context[context.BUSY] = 1
+
+    def _begun(self) -> int:
+        return int(self._context.item(context.SEQUENCE))
 
     def _bar(self) -> None:
         """Let nobody begin a collective any more, and see whether a thread is inside one.
@@ -215,7 +226,7 @@ class Membership(fastcall.ContextFirst, Member):
             self._map_rings()
         if ENABLED:
             reach("idle", self.rank, int(self._context[context.SEQUENCE]) + 1)
-        status, before = context.PENDING, self._context.item(context.SEQUENCE)
+        status, before = context.PENDING, self._begun()
         try:
             # After a sleep Python looks around before the next, which may be longer.
             if not (resume and self._context[context.ASLEEP]):
@@ -224,29 +235,12 @@ class Membership(fastcall.ContextFirst, Member):
                 self._settle(kernel, status, args)
         except BaseException:
             # If it has not begun, then it is another thread that is inside one.
-            has_begun = resume or self._context.item(context.SEQUENCE) != before
+            has_begun = resume or self._begun() != before
             if has_begun and status != context.TAKEN and self._context[context.BUSY]:
                 self._abandon()
             raise
         if ENABLED:
             reach("done", self.rank, int(self._context[context.SEQUENCE]))
-
-    @contextmanager
-    def _in_one_call(self) -> Iterator[None]:
-        """For a method of several collectives: fail the group for an exception between them.
-
-        No kernel is inside a collective then, but this rank is. Errors of ours are raised on all
-        ranks alike, or have failed the group already.
-        """
-        before = self._context.item(context.SEQUENCE)
-        try:
-            yield
-        except CobreError:
-            raise
-        except BaseException:
-            if self._context.item(context.SEQUENCE) != before:
-                self._abandon()
-            raise
 
     def _settle(self, kernel: Kernel, status: int, args: tuple[int, ...]) -> None:
         """Go on with a collective that came back with another status than READY."""

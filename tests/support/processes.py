@@ -1,12 +1,16 @@
-"""Processes that tests start, and how they are found."""
+"""Processes that tests start, how they are found, and what they are waited for with."""
 
 from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+# Longer than a collective may stand still: who waits for the one that waits so long gives up.
+_APPEAR_SECS = 60.0
 
 
 @contextlib.contextmanager
@@ -31,3 +35,13 @@ def processes_with(mark: str) -> list[int]:
                 if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
                     found.append(int(folder.name))
     return found
+
+
+def appear(paths: Iterable[Path]) -> bool:
+    """Wait for files; if who writes them waited for us, that would never end well."""
+    deadline = time.monotonic() + _APPEAR_SECS
+    while not all(path.exists() for path in paths):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

@@ -10,10 +10,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from cobre_net.tcp import link
+from cobre_net.tcp import communicator, link, membership
 from cobre_shm.errors import CollectiveTimeout, RankFailed
 from tests.faults import programs
 from tests.support.backends import BACKENDS
+from tests.support.processes import appear
 from tests.support.ranks import RankGroup, results_of, run_ranks
 
 # Longer than a collective may stand still: who waits for the one that waits so long gives up.
@@ -93,16 +94,6 @@ def test_each_way_to_leave_fails_the_others(how, words, victim):
         assert "in raise_error" in outcomes[2].result[0].context["traceback"]
     if how == "abort_seven":
         assert outcomes[victim].exit_code == 7
-
-
-def appear(paths):
-    """Wait for files; if who writes them waited for us, that would never end well."""
-    deadline = time.monotonic() + GUARD_SECS
-    while not all(path.exists() for path in paths):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def wait_while_rank_0_computes(comm, told):
@@ -308,6 +299,54 @@ def send_where_nobody_reads(comm, sender, elements):
         link.heartbeat()
     with pytest.raises(RankFailed):
         comm.allreduce(np.ones(elements))
+
+
+def close_and_be_interrupted(comm):
+    """Rank 0 is interrupted while it says its last word, and calls close() again."""
+    comm.barrier()
+    if comm.rank == 1:
+        with pytest.raises(RankFailed) as caught:
+            comm.barrier()
+        return caught.value.rank
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(membership, "say_last", _raise_late)
+        with pytest.raises(Late):
+            comm.close()
+    comm.close()
+    return 0
+
+
+class Late(Exception):
+    pass
+
+
+def _raise_late(*_):
+    raise Late
+
+
+def test_interrupted_close_ends_the_connections():
+    assert results_of(run_ranks(close_and_be_interrupted, 2, "tcp")) == [0, 0]
+
+
+def lack_memory_behind_the_counts(comm, kind):
+    """Rank 1 cannot go on when the counts have been exchanged: no mistake, and no memory."""
+    if comm.rank == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(communicator, "check_gathered", partial(_raise, kind))
+            with pytest.raises(kind):
+                comm.allgatherv(np.ones(3))
+    with pytest.raises(RankFailed, match="interrupted") as caught:
+        comm.allgatherv(np.ones(3))
+    return caught.value.rank
+
+
+def _raise(kind, *_):
+    raise kind
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+def test_call_that_is_left_between_two_rounds_fails_the_group(kind):
+    assert results_of(run_ranks(lack_memory_behind_the_counts, 2, "tcp", kind)) == [1, 1]
 
 
 @pytest.mark.parametrize("sender", [0, 1])

@@ -3,15 +3,22 @@
 import contextlib
 import itertools
 import resource
+import select
+import signal
+import socket
+import struct
 import time
 from pathlib import Path
 
 import pytest
 
 from cobre_net.tcp import wire
-from cobre_net.tcp.reception import _MAX_STRANGERS
+from cobre_net.tcp.listening import listen
+from cobre_net.tcp.reception import _MAX_STRANGERS, _Reception
+from cobre_net.tcp.secret import read_secret
 from cobre_net.tcp.wire import frame
-from tests.tcp.joiners import Group, is_closed
+from tests.support.backends import free_port
+from tests.tcp.joiners import Group, config, is_closed
 
 NOISE = {
     "nothing": b"",
@@ -40,6 +47,29 @@ def test_stranger_is_dropped_and_the_ranks_join(noise, caplog):
         group.join_all()
     assert [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
     assert len(caplog.records) == 1
+
+
+def test_stranger_that_goes_before_it_is_answered_raises_no_signal():
+    chosen = config(free_port(), 0, 2)
+    raised, before = [], signal.getsignal(signal.SIGPIPE)
+    signal.signal(signal.SIGPIPE, lambda number, _: raised.append(number))
+    try:
+        with listen(chosen, 2) as listener:
+            reception = _Reception(chosen, read_secret(chosen), listener)
+            with socket.create_connection(listener.getsockname()) as stranger:
+                stranger.sendall(frame(wire.HELLO, b"COBRENET\0\1" + bytes(16)))
+                stranger.shutdown(socket.SHUT_WR)
+                # Its end of the connection is reset.
+                stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # As run() does.
+            listener.setblocking(False)
+            reception._poller.register(listener, select.POLLIN)
+            while not reception._dropped:
+                reception._turn()
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+    assert "Broken pipe" in reception._why_dropped
+    assert not raised
 
 
 def test_one_byte_a_second_is_dropped_after_five_seconds():

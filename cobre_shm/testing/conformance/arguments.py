@@ -149,6 +149,12 @@ def check_allgatherv_mistake_of_one_rank(comm: Communicator) -> None:
             comm.allgatherv(send, recv)
             assert (recv == expected).all(), f"rank {wrong} has a small recv: {recv}"
         assert_group_usable(comm, "a small recv of one rank, without counts")
+    if comm.rank == wrong:
+        what, displs = "a recv of 2**64 bytes", [2 * rank for rank in range(wrong)] + [2**61]
+        expect_error(InvalidBufferSize, what, comm.allgatherv, send, displs=displs)
+    else:
+        assert (comm.allgatherv(send) == expected).all(), f"rank {wrong} has a large displacement"
+    assert_group_usable(comm, "a large displacement of one rank, without counts")
 
 
 @conformance_check()

@@ -94,10 +94,10 @@ class SpoolCommunicator(Communicator):
     def allgatherv(self, send, recv=None, counts=None, displs=None):
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
-        mistake = None
+        mistakes = []
         if counts is None:
             counts = self._gather_numbers(["counts of allgatherv", send.dtype], send.size)
-            layout, mistake = check_gathered(self.rank, self.size, send, recv, counts, displs)
+            layout, mistakes = check_gathered(self.rank, self.size, send, recv, counts, displs)
         else:
             layout = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
         call = ["allgatherv", send.dtype, layout.counts.tolist()]
@@ -105,8 +105,8 @@ class SpoolCommunicator(Communicator):
             flat = layout.recv.reshape(-1)
             for part, start, count in zip(parts, layout.displs, layout.counts, strict=True):
                 part.readinto(_bytes_of(flat[start : start + count]))
-        if mistake is not None:
-            raise mistake
+        if mistakes:
+            raise mistakes.pop()
         return layout.recv
 
     def allreduce(self, send, recv=None, op=ReduceOp.SUM):
