@@ -26,6 +26,7 @@ from cobre_shm.sddp.sharing import on_rank_zero
 from cobre_shm.sddp.simulation import SimulationResult
 from cobre_shm.sddp.simulation_results import write_simulation
 from cobre_shm.sddp.solver import Check
+from cobre_shm.sddp.training_files import training_files
 from cobre_shm.sddp.training_result import Iteration
 from cobre_shm.spawn.workers import Cancellation, WorkerGroup
 
@@ -179,8 +180,9 @@ def train_at(
         )
     loaded = load(case, overrides)
     folder = None if output_dir is None else Path(output_dir).absolute()
+    # Mistakes here are found before any worker is started.
+    training_files(loaded.config, folder, None, options.get("resume"), None)
     if folder is not None:
-        # A mistake here is found before any worker is started.
         prepare_output(folder, LocalCommunicator())
     task = TrainingTask(loaded, folder, callback is not None, options)
     (data, *_), pids = _on_workers(place, task, callback, cancellation)

@@ -96,8 +96,9 @@ class Unsupported(CaseError):
 class SolverError(CobreError):
     """A stage problem has no optimal solution, or the solver refuses a part of it.
 
-    ``context`` names ``stage`` (its id), ``iteration``, ``scenario`` and ``opening``, with the
-    status that the solver reported and the file that holds the problem, if one was written.
+    ``context`` names ``stage`` (its id) with what the solver reported, and of a problem that has
+    no optimal solution ``iteration``, ``scenario``, ``opening`` and the file that holds it, if one
+    was written.
     """
 
     kind: ClassVar[str] = "SolverFailure"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 
@@ -25,10 +24,9 @@ def execute(words: Sequence[str]) -> int:
             return _examine(options)
         job = options.job()
         if options.own.dry_run:
-            from cobre_shm.spawn.dry_run import commands_of
+            from cobre_shm.spawn.dry_run import show
 
-            # Names and values may be of any bytes.
-            sys.stdout.buffer.write(os.fsencode(commands_of(job) + "\n"))
+            show(job)
             return 0
         # Only now: --help and mistakes must not wait for what starting ranks needs.
         from cobre_shm.spawn.launcher import launch

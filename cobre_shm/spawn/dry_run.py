@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 
 from cobre_shm.spawn.binding import format_numbers
 from cobre_shm.spawn.environment import rank_variables
 from cobre_shm.spawn.job import Job
 
-__all__ = ["commands_of"]
+__all__ = ["show"]
 
 
-def commands_of(job: Job) -> str:
-    """Return commands that would start the same ranks by hand, and how we would start them."""
+def show(job: Job) -> None:
+    """Print commands that would start the same ranks by hand, and how we would start them."""
+    text = _commands_of(job)
+    # Names and values may be of any bytes. A notebook's output, for one, takes text only.
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is None:
+        print(text)
+    else:
+        binary.write(os.fsencode(text + "\n"))
+
+
+def _commands_of(job: Job) -> str:
     method = job.start_method if job.program.is_python else "spawn"
     lines = [f"# {job.size} rank{'s' * (job.size != 1)}, start method {method}"]
     lines += [f"unset {name}" for name in sorted(os.environ) if name not in job.environment]

@@ -28,6 +28,7 @@ from cobre_shm.selection.env import read_settings
 from cobre_shm.selection.kinds import ShmConfig
 from cobre_shm.selection.variables import variables_of
 from cobre_shm.spawn.job import Job
+from cobre_shm.spawn.output import encoded
 from cobre_shm.spawn.rank import Rank
 from cobre_shm.spawn.rank_output import cannot_write
 
@@ -154,9 +155,8 @@ class Events:
         except OSError as error:
             why = "nobody reads them" if error.errno == errno.EAGAIN else error.strerror
             where = repr(str(self._job.events))
-            self._group.output.say(
-                os.fsencode(f"cobre_shm.spawn: No more events are written to {where}: {why}\n")
-            )
+            text = f"cobre_shm.spawn: No more events are written to {where}: {why}\n"
+            self._group.output.say(encoded(text))
             self.close()
 
 

@@ -129,7 +129,7 @@ class Group:
         self._strays: set[int] = set()
         self._first_failure: Rank | None = None
         self._ended_by: int | None = None
-        self._has_timed_out = False
+        self._is_overdue = self._has_timed_out = False
         self._is_asking = False
         self._write_error: OSError | None = None
         self._has_spared = False
@@ -254,6 +254,7 @@ class Group:
             self._ladder.begin(ending_steps(number, self.job.grace))
 
     def _on_timeout(self) -> None:
+        self._is_overdue = True
         if self.is_ending or self._first_failure is not None:
             return
         self._has_timed_out = self._is_asking = True
@@ -324,15 +325,16 @@ class Group:
         self._ladder.clear()
 
     def _flush(self) -> None:
-        """Wait until all output is written: as long as it takes, unless we were told to end."""
+        """Wait until all output is written: as long as it takes, unless we are to end."""
 
         def abandon() -> None:
             self._is_abandoned = True
 
         def is_over() -> bool:
-            return self.output.is_flushed or self._is_abandoned
+            # While ranks are asked for their stacks, something is still to be said.
+            return self._is_abandoned or (self.output.is_flushed and not self._is_asking)
 
-        self.loop.turn_until(lambda: is_over() or self.is_ending)
+        self.loop.turn_until(lambda: is_over() or self.is_ending or self._is_overdue)
         if not is_over():
             self.loop.call_after(self.job.grace, abandon)
             self.loop.turn_until(is_over)

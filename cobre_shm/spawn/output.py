@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["FileCopy", "Output", "Sink", "Stream"]
+__all__ = ["FileCopy", "Output", "Sink", "Stream", "encoded"]
 
 _READ_BYTES = 65536
 # A line longer than this is passed on in pieces: memory is bounded, whatever a rank writes.
@@ -42,6 +42,12 @@ class Sink:
         descriptor: 1 or 2.
         selector: Of the launcher's loop.
         on_broken: Called once with the error when the descriptor takes no more.
+
+    Attributes:
+        streams: What comes here; the first is read first after a pause.
+        is_broken: Whether it takes no more.
+        is_paused: Whether it lags behind, so that nothing is read.
+        is_terminal: Whether it is shown to somebody while they type.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class Sink:
         self.streams: list[Stream] = []
         self.is_broken: bool = False
         self.is_paused: bool = False
+        self.is_terminal: bool = os.isatty(descriptor)
         self._terminal = _open_terminal(descriptor)
         self._descriptor = descriptor if self._terminal is None else self._terminal
         self._selector = selector
@@ -94,6 +101,10 @@ class Sink:
         self._wait_until_writable()
         if len(self._pending) > _HIGH_BYTES and not self.is_paused:
             self.is_paused = True
+            if stream is not None:
+                # It comes last when they are resumed: there may be no room for more than a dozen.
+                after = self.streams.index(stream) + 1
+                self.streams = self.streams[after:] + self.streams[:after]
             for each in self.streams:
                 each.pause()
 
@@ -295,6 +306,14 @@ class Stream:
             self.tail.extend(line[:_TAIL_LINE_BYTES] for line in lines[-self.tail.maxlen :])
         if self._sink is not None:
             self._sink.put(self, data)
+
+
+def encoded(text: str) -> bytes:
+    """Return text of our own as bytes, whatever the locale; file names in it as they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace")
 
 
 class FileCopy:

@@ -58,7 +58,7 @@ except (ImportError, ValueError):
         raise
     spec = None
 if spec is None:
-    sys.stdout.write(f"No module named '{name}'")
+    sys.stdout.write(f"\\0No module named '{name}'")
 """
 
 
@@ -126,7 +126,7 @@ def _check_command(name: str, environment: Mapping[str, str]) -> None:
     import shutil
 
     context = {"program": name}
-    if shutil.which(name, path=environment.get("PATH")) is not None:
+    if shutil.which(name, path=environment.get("PATH", os.defpath)) is not None:
         return
     if "/" in name and Path(name).exists():
         raise ProgramNotRunnable(f"{name!r} is not executable", context=context)
@@ -140,7 +140,8 @@ def _check_module(name: str, environment: Mapping[str, str]) -> None:
         if is_found_alike and _is_runnable(name):
             return
     # A package may extend its __path__, or a finder may need the parents imported: only a fresh
-    # interpreter knows. This costs its start-up, but only on the way to an error.
+    # interpreter knows. This costs its start-up, but only on the way to an error or for ranks with
+    # another PYTHONPATH.
     probe = subprocess.run(
         [*interpreter(), "-c", _PROBE, name],
         stdin=subprocess.DEVNULL,
@@ -149,9 +150,11 @@ def _check_module(name: str, environment: Mapping[str, str]) -> None:
         env=environment,
         check=False,
     )
-    if probe.returncode == 0 and probe.stdout:
+    # What comes before the mark was written by what was imported.
+    _, mark, why = probe.stdout.rpartition(b"\0")
+    if probe.returncode == 0 and mark:
         raise ProgramNotFound(
-            probe.stdout.decode(errors="replace"),
+            why.decode(errors="replace"),
             context={"module": name},
             suggestion="-m takes a module or a package that has a __main__",
         )

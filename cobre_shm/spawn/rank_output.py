@@ -44,7 +44,10 @@ class RankOutput:
         return self._output.is_flushed
 
     def add(self, rank: int, read_ends: tuple[int, int], *, is_typed_to: bool = False) -> None:
-        """Pass on what a rank writes to its standard output and error; of one, prompts too."""
+        """Pass on what a rank writes to its standard output and error; of one, prompts too.
+
+        Only where they are shown on a terminal: elsewhere a line is worth more whole.
+        """
         sinks = (self._output.stdout, self._output.stderr)
         shown = self._job.shows(rank)
         streams = [
@@ -54,7 +57,7 @@ class RankOutput:
                 label=self._label(rank, is_error),
                 copy=self._copy(rank, is_error),
                 keeps_tail=bool(is_error),
-                call_after=self._loop.call_after if is_typed_to else None,
+                call_after=self._loop.call_after if is_typed_to and sink.is_terminal else None,
             )
             for is_error, (descriptor, sink) in enumerate(zip(read_ends, sinks, strict=True))
         ]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from cobre_shm.spawn.errors import ProgramNotRunnable
 from cobre_shm.spawn.forking import Order, Zygote
 from cobre_shm.spawn.job import Job
+from cobre_shm.spawn.output import encoded
 from cobre_shm.spawn.parent import die_with
 from cobre_shm.spawn.rank import Pipes, Rank
 from cobre_shm.spawn.stacks import DUMP_SIGNAL
@@ -207,9 +208,8 @@ class ZygoteStart:
         group = self._group
         group.loop.selector.unregister(self._zygote)
         self._zygote.kill()
-        # It may name a file, in whatever bytes.
-        line = os.fsencode(f"cobre_shm.spawn: Ranks are started one by one: {why}\n")
-        group.output.say(line)
+        line = f"cobre_shm.spawn: Ranks are started one by one: {why}\n"
+        group.output.say(encoded(line))
         FreshStart().begin(group)
         self.is_done = True
 

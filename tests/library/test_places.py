@@ -49,6 +49,7 @@ def test_group_of_one_over_shared_memory(case_path, alone):
         ({"num_workers": 2, "rank": 0}, "rank="),
         ({"backend": "shm", "num_workers": 2, "coordinator": "h"}, "coordinator="),
         ({"resume": True}, "output_dir="),
+        ({"num_workers": 2, "config_overrides": {"policy": {"mode": "resume"}}}, "policy.mode"),
         ({"comm": LocalCommunicator(), "num_workers": 2}, "comm="),
         ({"comm": LocalCommunicator(), "backend": "shm"}, "comm="),
     ],

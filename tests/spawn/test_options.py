@@ -1,11 +1,15 @@
 """Options that change what ranks are given and what is shown of them."""
 
+import contextlib
+import io
 import json
 import os
 import signal
 import sys
 
 import pytest
+
+from cobre_shm.spawn.command import execute
 
 SHOW = "import json, os; print(json.dumps(dict(os.environ)))"
 
@@ -356,7 +360,7 @@ def test_rank_that_runs_another_program_has_time_to_end(spawn):
         "os.execvp('sh', ['sh', '-c', 'trap \"echo saved; exit 0\" TERM; echo on; '\n"
         "          'while :; do sleep 0.1; done'])\n",
     )
-    done = spawn.run("-n", 1, "--timeout", 3, "--grace", 60, "program.py")
+    done = spawn.run("-n", 1, "--timeout", 10, "--grace", 60, "program.py")
     assert done.stdout == b"on\nsaved\n"
     assert done.returncode == 124
 
@@ -374,6 +378,24 @@ def test_programs_are_found_in_the_environment_of_the_ranks(spawn):
         paths = os.pathsep.join([spawn.environment()[name], places])
         done = spawn.run("-n", 1, "-x", f"{name}={paths}", *flags)
         assert (done.stdout, done.returncode) == (b"found\n", 0), done.stderr
+
+
+def test_module_whose_package_says_something_is_found_in_the_environment_of_the_ranks(spawn):
+    (spawn.folder / "places/talking").mkdir(parents=True)
+    spawn.write("places/talking/__init__.py", "print('imported')")
+    spawn.write("places/talking/tool.py", "print('found')")
+    paths = os.pathsep.join([spawn.environment()["PYTHONPATH"], str(spawn.folder / "places")])
+    done = spawn.run("-n", 1, "-x", f"PYTHONPATH={paths}", "-m", "talking.tool")
+    assert (done.stdout, done.returncode) == (b"imported\nfound\n", 0), done.stderr
+    done = spawn.run("-n", 1, "-x", f"PYTHONPATH={paths}", "-m", "talking.absent")
+    assert done.returncode == 127
+    assert b"spawn: No module named 'talking.absent'" in done.stderr
+
+
+def test_dry_run_is_shown_where_only_text_is_taken():
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert execute(["-n", "1", "--dry-run", "-c", "pass"]) == 0
+    assert "# 1 rank, start method" in shown.getvalue()
 
 
 def test_dry_run_shows_any_bytes(spawn):

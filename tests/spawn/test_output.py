@@ -1,14 +1,17 @@
+import contextlib
 import os
 import selectors
 import signal
 import subprocess
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from cobre_shm.spawn.output import FileCopy, Output
+from cobre_shm.spawn.loop import Loop
+from cobre_shm.spawn.output import FileCopy, Output, Sink, Stream
 
 # Lines of every length up to several times what a pipe takes in one piece, on both streams.
 MANY_LINES = """
@@ -158,6 +161,50 @@ def test_time_limit_bounds_the_output_that_nobody_takes(spawn):
     assert process.wait(60) == 124
 
 
+def test_time_limit_bounds_the_last_output_of_a_run_that_failed(spawn):
+    code = "print('x' * 300_000); raise SystemExit(3)"
+    process = spawn.start("-n", 1, "--timeout", 3, "--grace", 0.5, "-c", code)
+    assert process.wait(60) == 3
+
+
+def test_output_that_was_taken_too_late_is_said_to_be(spawn):
+    process = spawn.start("-n", 1, "--timeout", 2, "--grace", 60, "-c", "print('x' * 300_000)")
+    time.sleep(2.2)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 124
+    assert b"takes longer than 2 s" in said
+
+
+def test_all_streams_have_their_turn_where_the_reader_is_slow():
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    pipes, loop = [os.pipe() for _ in range(40)], Loop()
+    sink = Sink(writer, loop.selector, pytest.fail)
+    seen = set()
+    streams = [
+        Stream(end, sink, loop.selector, label=lambda number=number: seen.add(number) or b"")
+        for number, (end, _) in enumerate(pipes)
+    ]
+    for _, end in pipes:
+        os.set_blocking(end, False)
+    for _ in range(10):
+        for _, end in pipes:
+            with contextlib.suppress(BlockingIOError):
+                os.write(end, b"x" * 65535 + b"\n")
+        loop.turn_until(lambda: sink.is_paused)
+        while sink.is_paused:
+            loop.turn_until(iter([False, True]).__next__)
+            with contextlib.suppress(BlockingIOError):
+                os.read(reader, 65536)
+    assert seen == set(range(40))
+    sink.discard()
+    for stream in streams:
+        stream.close()
+    loop.close()
+    for descriptor in (reader, writer, *(end for _, end in pipes)):
+        os.close(descriptor)
+
+
 def test_what_is_held_back_is_in_the_file_and_not_lost(tmp_path):
     reader, writer = os.pipe()
     lines = b"".join(b"line %d\n" % number for number in range(300_000))
@@ -166,7 +213,9 @@ def test_what_is_held_back_is_in_the_file_and_not_lost(tmp_path):
         copy = FileCopy(tmp_path / "copy", False, pytest.fail)
         stream = output.add(reader, None, copy=copy)
         stream.hold()
-        thread = threading.Thread(target=lambda: (_write_all(writer, lines), os.close(writer)))
+        thread = threading.Thread(
+            target=lambda: (_write_all(writer, lines), os.close(writer)), daemon=True
+        )
         thread.start()
         while selector.get_map():
             for key, _ in selector.select():

@@ -243,10 +243,30 @@ def test_line_typed_as_rank_zero_ends_is_dropped(spawn, monkeypatch, is_full):
 
 def test_prompt_is_shown_before_it_is_answered(spawn):
     code = "print('hello', input('name? '))"
-    with Terminal(spawn, "-n", 1, "-c", code) as terminal:
-        assert os.read(terminal.process.stdout.fileno(), 100) == b"name? "
+    shown, screen = pty.openpty()
+    with Terminal(spawn, "-n", 1, "-c", code, stdout=screen) as terminal:
+        os.close(screen)
+        assert os.read(shown, 100) == b"name? "
         terminal.type(b"bob\n")
-        assert terminal.process.stdout.read() == b"hello bob\n"
+        assert os.read(shown, 100) == b"hello bob\r\n"
+        assert terminal.process.wait() == 0
+    os.close(shown)
+
+
+def test_line_of_rank_zero_is_whole_where_no_terminal_shows_it(spawn):
+    code = (
+        "import os, time\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    print('one', end='', flush=True)\n"
+        "    time.sleep(1)\n"
+        "    print(' line')\n"
+        "else:\n"
+        "    time.sleep(0.5)\n"
+        "    print('another')"
+    )
+    with Terminal(spawn, "-n", 2, "-c", code) as terminal:
+        lines = terminal.process.stdout.read().splitlines()
+        assert sorted(lines) == [b"another", b"one line"]
         assert terminal.process.wait() == 0
 
 

@@ -227,6 +227,18 @@ def test_import_that_goes_wrong_costs_the_fast_start_only(spawn, module, why):
     assert why in line
 
 
+@pytest.mark.parametrize("text", ["café →", r"\ud800"])
+def test_reason_is_said_whatever_the_locale(spawn, text):
+    folder = spawn.folder / "installed"
+    folder.mkdir()
+    (folder / "heavy.py").write_text(f"raise RuntimeError('{text}')", encoding="utf-8")
+    paths = os.pathsep.join([str(folder), spawn.environment()["PYTHONPATH"]])
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": paths}
+    done = spawn.run("-n", 1, "--preload", "heavy", "-c", "print('run')", env=plain)
+    assert (done.stdout, done.returncode) == (b"run\n", 0), done.stderr
+    assert f"one by one: RuntimeError: {text}\n".encode() in done.stderr
+
+
 @pytest.fixture
 def importing(spawn):
     """A launcher whose zygote imports for as long as nobody ends it."""
