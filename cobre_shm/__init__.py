@@ -86,6 +86,8 @@ _HOME = {
     "selection.registry": ("BackendSpec", "Capabilities"),
     "shm": ("ShmCommunicator",),
 }
+# Packages and modules for use by their names, as in ``cobre_shm.spawn.run``.
+_MODULES = ("jit", "sddp", "spawn")
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __version__ = "0.1.0"
@@ -93,6 +95,8 @@ __all__ = sorted([*_MODULE_OF, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -53,7 +53,9 @@ def check_shape(
     element = check_element(operation, dtype)
     if not is_movable(element):
         raise InvalidDatatype(operation, f"dtype {element}: only fixed-size elements can be shared")
-    extents = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    # An array without dimensions is iterable by its type only.
+    is_one = getattr(shape, "ndim", None) == 0 or not isinstance(shape, Iterable)
+    extents: tuple[Any, ...] = (shape,) if is_one else tuple(cast("Iterable[Any]", shape))
     for extent in extents:
         if not isinstance(extent, int | np.integer) or isinstance(extent, bool) or extent < 0:
             raise InvalidBufferSize(operation, "non-negative integers", repr(shape), what="shape")

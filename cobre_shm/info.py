@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--clean", action="store_true", help="remove segments of dead runs")
     options = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names may be of any bytes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     removed = _clean() if options.clean else None
     report, error = collect()
     if removed is not None:
@@ -168,7 +172,9 @@ def _suggestions(report: dict[str, Any]) -> Iterator[str]:
         )
     if cache["directory"] is None:
         own = Path(tempfile.gettempdir(), f"numba-{os.geteuid()}")
-        yield f"every process compiles for itself: export NUMBA_CACHE_DIR={own}"
+        # A folder that somebody else made there first is not to be used.
+        make = f"mkdir -m 700 {own} && export NUMBA_CACHE_DIR={own}"
+        yield f"every process compiles for itself: {make}"
     if any(segment["dead"] for segment in segments):
         yield "segments of dead runs hold memory: python -m cobre_shm.info --clean"
 

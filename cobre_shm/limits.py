@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 __all__ = [
@@ -77,9 +77,10 @@ def available_bytes(
     left = [machine[1]] if machine is not None else []
     for folder, is_unified, limit in _memory_limits(membership, mount):
         usage = "memory.current" if is_unified else "memory.usage_in_bytes"
-        cache = "inactive_file" if is_unified else "total_inactive_file"
-        # Contents of files that nobody looks at go before anything is refused.
-        used = _number(folder / usage, 0) - _statistic(folder / "memory.stat", cache)
+        total = "" if is_unified else "total_"
+        # Contents of files go before anything is refused.
+        cached = [f"{total}inactive_file", f"{total}active_file"]
+        used = _number(folder / usage, 0) - _statistics(folder / "memory.stat", cached)
         left.append(max(0, limit - max(0, used)))
     return min(left, default=None)
 
@@ -99,10 +100,10 @@ def _number(file: Path, otherwise: int) -> int:
     return otherwise
 
 
-def _statistic(file: Path, name: str) -> int:
+def _statistics(file: Path, names: Sequence[str]) -> int:
     with contextlib.suppress(OSError, ValueError):
         lines = (line.split() for line in file.read_text().splitlines())
-        return next((int(value) for key, value in lines if key == name), 0)
+        return sum(int(value) for key, value in lines if key in names)
     return 0
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -120,5 +121,7 @@ def _libc() -> ModuleType | None:
 
 def _can_write(folder: Path) -> bool:
     # What does not exist is made where its parent lets it.
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    with suppress(OSError):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    return False

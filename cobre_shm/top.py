@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
@@ -217,6 +218,9 @@ class _Screen:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        if isinstance(stream, io.TextIOWrapper):
+            # Paths of programs may be of any bytes.
+            stream.reconfigure(errors="backslashreplace")
         self._redraws = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._shown = 0
 

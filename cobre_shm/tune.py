@@ -193,7 +193,6 @@ def _run_inside(output: Path) -> None:
     with create_communicator() as comm:
         chosen = _chosen_by(comm)
         if comm.rank == 0:
-            output.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({name: chosen[name] for name in NAMES if name in chosen}, indent=1)
             unfinished = output.with_name(f".{output.name}.{os.getpid()}")
             unfinished.write_text(text + "\n", encoding="utf-8")
@@ -210,13 +209,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=None, metavar="FILE")
     parser.add_argument(_INSIDE, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    output = (args.output or tuned_file()).absolute()
     if args.inside:
-        _run_inside(output)
+        _run_inside(args.output)
         return 0
     if args.nprocs < 2:
         parser.error("argument -n: at least 2 ranks have something to measure")
-    launched = [sys.executable, "-m", "cobre_shm.spawn", "-n", str(args.nprocs)]
+    try:
+        output = (args.output or tuned_file()).absolute()
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        parser.error(f"there is no place for the result: {error}; give another --output")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        parser.error(f"{output.parent} cannot be written; give another --output")
+    # What is measured does not depend on what was measured before.
+    launched = [sys.executable, "-m", "cobre_shm.spawn", "--unset-env", "COBRE_SHM_TUNING"]
+    launched += ["-n", str(args.nprocs)]
     code = subprocess.call([*launched, "-m", "cobre_shm.tune", _INSIDE, "--output", str(output)])
     if code == 0:
         print(f"Written to {output}; use it with COBRE_SHM_TUNING={args.output or 'auto'}")

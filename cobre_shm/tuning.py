@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = [
@@ -107,14 +108,14 @@ def load_tuning(name: str) -> dict[str, int]:
     Raises:
         ValueError: It is no such file; the message says what is wrong with it.
     """
-    path = tuned_file() if name == AUTO else Path(name)
-    if name == AUTO and not path.exists():
+    path = _reachable_file() if name == AUTO else Path(name)
+    if path is None:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object of switch points")
@@ -130,8 +131,20 @@ def load_tuning(name: str) -> dict[str, int]:
     return found
 
 
+def _reachable_file() -> Path | None:
+    """Return the file of this machine, if this user has a home and there is one in it."""
+    with suppress(OSError, RuntimeError):
+        path = tuned_file()
+        return path if path.exists() else None
+    return None
+
+
 def tuned_file() -> Path:
-    """Return where ``python -m cobre_shm.tune`` writes what it measured on this machine."""
+    """Return where ``python -m cobre_shm.tune`` writes what it measured on this machine.
+
+    Raises:
+        RuntimeError: This user has no home.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "cobre-shm" / f"tuning-{platform.node()}.json"
 

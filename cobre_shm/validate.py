@@ -58,7 +58,11 @@ def as_buffer(operation: str, name: str, obj: Any, *, writable: bool) -> Array:
                 operation,
                 f"{name} must be a numpy array or export a buffer, got {type(obj).__name__}",
             )
-        array = np.asarray(obj if hasattr(obj, "__array_interface__") else memoryview(obj))
+        try:
+            array = np.asarray(obj if hasattr(obj, "__array_interface__") else memoryview(obj))
+        except ValueError as error:
+            # A memoryview that was released, or elements that numpy does not know.
+            raise InvalidDatatype(operation, f"{name} cannot be an array: {error}") from error
         if isinstance(obj, np.generic):
             # The one kind that numpy copies: a scalar cannot be written to.
             array.flags.writeable = False
@@ -219,7 +223,7 @@ def region_words(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int
 def _exports_buffer(obj: Any) -> bool:
     try:
         memoryview(obj)
-    except TypeError:
+    except (TypeError, ValueError):
         return False
     return True
 

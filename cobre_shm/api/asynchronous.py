@@ -65,7 +65,7 @@ async def train_async(
         try:
             future = loop.run_in_executor(
                 executor,
-                train_at,
+                _train,
                 place,
                 case,
                 config_overrides,
@@ -93,3 +93,11 @@ async def train_async(
             # end it does no harm.
             cancellation.request()
             executor.shutdown()
+
+
+def _train(*arguments: Any) -> TrainingResult:
+    try:
+        return train_at(*arguments)
+    except StopIteration as error:
+        # A future of asyncio takes none, and would never be done; generators say the same.
+        raise RuntimeError("progress_callback raised StopIteration") from error

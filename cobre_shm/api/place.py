@@ -25,7 +25,7 @@ from typing import Any
 from cobre_shm.communicator import Communicator
 from cobre_shm.errors import IncompatibleSettings
 from cobre_shm.selection.factory import choose, create_communicator
-from cobre_shm.selection.kinds import LocalConfig, MpiConfig, ShmConfig, TcpConfig
+from cobre_shm.selection.kinds import BackendKind, LocalConfig, MpiConfig, ShmConfig, TcpConfig
 from cobre_shm.selection.registry import read_registry
 from cobre_shm.selection.values import join_address
 from cobre_shm.spawn.calls import check_size
@@ -76,12 +76,13 @@ class Place:
         if self.backend == "shm":
             return ShmMeeting.unnamed(self.workers)
         # All ranks are of this process, so a secret that nobody else knows costs nothing.
-        env = {"COBRE_TCP_SECRET": secrets.token_hex(32), **os.environ}
+        env = dict(os.environ)
+        env["COBRE_TCP_SECRET"] = env.get("COBRE_TCP_SECRET") or secrets.token_hex(32)
         return TcpMeeting(Network(coordinator=self.coordinator), self.workers, env)
 
 
 def find_place(
-    backend: str,
+    backend: str | BackendKind,
     num_workers: int,
     coordinator: str | None,
     rank: int | None,
@@ -95,7 +96,10 @@ def find_place(
         InvalidArguments: ``num_workers`` is out of range.
         BackendError: The backend is not known, or not available.
     """
-    name = backend.strip().lower()
+    name = backend.value if isinstance(backend, BackendKind) else backend
+    if not isinstance(name, str):
+        raise _refuse(f"backend={backend!r}: expected a name, such as 'shm', or 'auto'", "backend")
+    name = name.strip().lower()
     workers = check_size(num_workers, "num_workers")
     member = {"coordinator": coordinator, "rank": rank, "size": size}
     given = [key for key, value in member.items() if value is not None]

@@ -28,6 +28,7 @@ from cobre_shm.sddp.simulation_results import write_simulation
 from cobre_shm.sddp.solver import Check
 from cobre_shm.sddp.training_files import training_files
 from cobre_shm.sddp.training_result import Iteration
+from cobre_shm.spawn.standard import standard_descriptors
 from cobre_shm.spawn.workers import Cancellation, WorkerGroup
 
 __all__ = ["ProgressCallback", "simulate", "train"]
@@ -85,7 +86,8 @@ def train(
         IncompatibleSettings: The arguments do not go together, or the user has set the start
             method ``fork`` for :mod:`multiprocessing`, and ``num_workers`` is above 1.
         BackendError: The backend is not known or not available, or could not start.
-        WorkerError: A worker failed; ``inner`` is its exception. All are gone.
+        WorkerError: A worker failed; ``inner`` is its exception, also one of those below that
+            several processes find out only at work. All are gone.
         SolverError: A stage problem has no solution (one process).
         OutputError: ``output_dir`` cannot be used.
         CheckpointError: The checkpoint to resume from is of another case or damaged.
@@ -277,7 +279,7 @@ def _on_workers(
     def on_event(_rank: int, payload: bytes) -> bool:
         return callback is not None and callback(ProgressEvent(**json.loads(payload))) is True
 
-    with place.meeting() as meeting:
+    with standard_descriptors(), place.meeting() as meeting:
         group = WorkerGroup(
             "cobre_shm.api.worker:carry_out",
             pickle.dumps(task),

@@ -7,6 +7,7 @@ with ``--token-file`` it answers only to those who know the token in that file.
 
 from __future__ import annotations
 
+import argparse
 import hmac
 import logging
 import socket
@@ -50,7 +51,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--port",
-        type=int,
+        type=_port,
         default=8000,
         help="for http; 0 lets the system choose, and stderr tells it (default: 8000)",
     )
@@ -101,12 +102,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer in 0..65535")
+    return int(text)
+
+
 def _token(path: Path | None) -> str | None:
     if path is None:
         return None
-    token = path.read_text(encoding="ascii").strip()
-    if not token:
-        raise CobreError(f"{path}: holds no token", context={"path": str(path)})
+    token = path.read_bytes().decode("ascii", "replace").strip()
+    if not token or not token.isascii():
+        raise CobreError(f"{path}: holds no token of ASCII text", context={"path": str(path)})
     return token
 
 

@@ -20,7 +20,7 @@ from cobre_shm.sddp.documents import OPTIONAL, REQUIRED
 __all__ = ["Folders", "NotAllowed"]
 
 _POLICY = ("cuts.parquet", "state.json", FILE_NAME)
-_OUTPUT = ("training", "policy", "simulation", "stochastic", f"policy/{FILE_NAME}")
+_OUTPUT = ("training", "policy", "simulation", "stochastic", "failed", f"policy/{FILE_NAME}")
 
 
 class NotAllowed(CobreError):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any
 
@@ -219,12 +220,21 @@ def _answer(command: str, function: Callable[[], Values]) -> CallToolResult:
         command, _FAILED if errors else 0, errors=errors, warnings=warnings, data=data
     )
     # One text for both: what is no JSON value (a path in a context) is told by its text.
-    text = json.dumps(values, default=str)
+    text = json.dumps(_finite(values), default=str)
     return CallToolResult(
         content=[TextContent(type="text", text=text)],
         structured_content=json.loads(text),
         is_error=bool(errors),
     )
+
+
+def _finite(value: Any) -> Any:
+    """Return values with None for the numbers that JSON has not."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _resource(function: Callable[[], Values]) -> str:

@@ -98,7 +98,9 @@ def _trusted_content(path: Path) -> bytes:
     Raises:
         OSError: There is none.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
+    # A pipe in its place has no writer to wait for.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(os.open(path, flags), "rb") as file:
         facts = os.fstat(file.fileno())
         is_ours = facts.st_uid in (os.geteuid(), 0)
         if not (is_ours and stat.S_ISREG(facts.st_mode)) or facts.st_mode & 0o022:
@@ -198,7 +200,11 @@ def _version_file(package: str) -> bytes:
 
 def _cpu() -> bytes:
     """Return what the first processor is and can."""
-    with open("/proc/cpuinfo", "rb", buffering=0) as file:
-        first = file.read(8192).partition(b"\n\n")[0]
+    try:
+        with open("/proc/cpuinfo", "rb", buffering=0) as file:
+            first = file.read(8192).partition(b"\n\n")[0]
+    except OSError:
+        # A /proc of processes only.
+        return Path("/sys/devices/system/cpu/modalias").read_bytes()
     lines = first.splitlines()
     return b"\n".join(line for line in lines if line.split(b"\t")[0].strip() in _CPU_FACTS)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cobre_shm.sddp.case import Case
+from cobre_shm.sddp.errors import OutputError
 from cobre_shm.sddp.layout import StageLp
+from cobre_shm.sddp.results import write_atomically
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,17 @@ class ProblemWriter:
         for i in range(solver.getNumRow() - base):
             solver.passRowName(base + i, f"cut_{i}")
         path = self.directory / f"{name}.lp"
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return None
-        solver.writeModel(str(path))
-        return path if path.is_file() else None
+        with suppress(OutputError):
+            write_atomically(path, lambda partial: _write(solver, partial))
+            return path
+        return None
+
+
+def _write(solver: Any, partial: Path) -> None:
+    # It knows the format by the name.
+    named = partial.with_name(f"{partial.name}.lp")
+    solver.writeModel(str(named))
+    named.rename(partial)
 
 
 def _ids(entities: Sequence[Any]) -> list[int]:

@@ -22,13 +22,14 @@ from cobre_shm import layout
 from cobre_shm.communicator import Communicator
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.errors import AllocationFailed, CobreError
+from cobre_shm.segment.posix import remove_objects
 from cobre_shm.segment.segment import Segment
 from cobre_shm.segment.unnamed import Whereabouts, open_unnamed
 
 __all__ = ["NotAName", "new_named_segment", "new_unnamed_segment"]
 
-# What Segment.random_name() gives.
-_NAME = re.compile(r"/cobre-[0-9a-f]{24}")
+# What Segment.region_prefix and a number give: who removes what a group left knows such names.
+_NAME = re.compile(r"/cobre-[0-9a-f]{32}-\d+-\d+")
 _NAME_BYTES = 64
 
 
@@ -37,11 +38,18 @@ class NotAName(ValueError):
 
 
 @contextmanager
-def new_named_segment(comm: Communicator, slot_bytes: int) -> Iterator[tuple[str, Segment | None]]:
+def new_named_segment(
+    comm: Communicator, prefix: str, slot_bytes: int
+) -> Iterator[tuple[str, Segment | None]]:
     """Make a segment for all ranks of ``comm``; yield its name and, on rank 0, the segment.
 
     Collective. The segment is rank 0's to join with; its name goes when all have joined, or when
-    the block is left by an exception.
+    the block is left by an exception, also by those that survive rank 0.
+
+    Args:
+        comm: The group.
+        prefix: Of the names of its regions.
+        slot_bytes: Of the new segment.
 
     Raises:
         AllocationFailed: On all ranks; the memory is not there.
@@ -52,7 +60,8 @@ def new_named_segment(comm: Communicator, slot_bytes: int) -> Iterator[tuple[str
     words = np.zeros(_NAME_BYTES, dtype=np.uint8)
     if comm.rank == 0:
         try:
-            made = Segment.create(Segment.random_name(), comm.size, slot_bytes=slot_bytes)
+            name = f"{prefix}{int.from_bytes(os.urandom(4))}"
+            made = Segment.create(name, comm.size, slot_bytes=slot_bytes)
             words[: len(made.name)] = np.frombuffer(made.name.encode(), dtype=np.uint8)
         except CobreError as error:
             refused = error
@@ -65,9 +74,10 @@ def new_named_segment(comm: Communicator, slot_bytes: int) -> Iterator[tuple[str
             raise NotAName(name)
         yield name, made
     except BaseException:
+        # Names of the group are made behind a collective, so there is no other now.
+        with suppress(OSError):
+            remove_objects(prefix)
         if made is not None:
-            with suppress(OSError):
-                made.unlink()
             made.close()
         raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 from cobre_shm import layout
 from cobre_shm.segment.segment import Segment
@@ -23,8 +24,10 @@ NO_ROBUST_LIST = (
 
 
 def say(text: str) -> None:
-    """Write a line on stderr."""
-    print(f"cobre_shm: {text}", file=sys.stderr, flush=True)
+    """Write a line on stderr, if there is one: a full disk is no reason to lose the group."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(f"cobre_shm: {text}", file=sys.stderr, flush=True)
 
 
 def note_once(segment: Segment, note: tuple[int, str]) -> None:

@@ -53,9 +53,9 @@ def create_object(name: str, nbytes: int, *, allocate: bool = True) -> int:
     """
     try:
         memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
-    except posix_ipc.ExistentialError as error:
-        raise FileExistsError(f"shared memory object {name} exists") from error
     except (posix_ipc.Error, OSError) as error:
+        if isinstance(error, posix_ipc.ExistentialError) and DIRECTORY.is_dir():
+            raise FileExistsError(f"shared memory object {name} exists") from error
         raise AllocationFailed(
             nbytes,
             f"{name} cannot be created: {error}",
@@ -191,11 +191,14 @@ def allocation_failed(nbytes: int, error: BaseException) -> AllocationFailed:
     usage = os.statvfs(DIRECTORY)
     free = usage.f_bavail * usage.f_frsize
     used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+    suggestion = f"Make room in {DIRECTORY} or enlarge it: {how_to_enlarge(used + nbytes)}"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        suggestion = "Let this process make larger files: ulimit -f"
     return AllocationFailed(
         nbytes,
         f"{error} ({DIRECTORY} has {free} bytes free)",
         context={"free_bytes": free, "mount": str(DIRECTORY)},
-        suggestion=f"Make room in {DIRECTORY} or enlarge it: {how_to_enlarge(used + nbytes)}",
+        suggestion=suggestion,
     )
 
 

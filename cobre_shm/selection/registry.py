@@ -228,10 +228,31 @@ class Registry:
             reason = f"the BackendSpec's name {spec.name!r} must equal it, in lower case"
         elif spec.name == "auto":
             reason = "the name stands for auto-detection"
+        elif field := _wrong_field(spec):
+            reason = f"the BackendSpec's {field} is {getattr(spec, field)!r}"
         else:
             return spec
         self._failures.append(entry.failure(reason))
         return None
+
+
+def _wrong_field(spec: BackendSpec) -> str:
+    """Return the name of a field that is of another type than it says, or nothing."""
+    good = {
+        "priority": isinstance(spec.priority, int),
+        "connect": isinstance(spec.connect, str) or callable(spec.connect),
+        "detect": callable(spec.detect),
+        "configure": callable(spec.configure),
+        "requirements": _is_tuple_of(str, spec.requirements),
+        "install_hint": isinstance(spec.install_hint, str),
+        "variables": _is_tuple_of(Variable, spec.variables),
+        "capabilities": isinstance(spec.capabilities, Capabilities),
+    }
+    return next((field for field, is_good in good.items() if not is_good), "")
+
+
+def _is_tuple_of(kind: type, values: object) -> bool:
+    return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
 
 
 def read_registry() -> Registry:

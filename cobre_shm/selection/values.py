@@ -241,7 +241,7 @@ class SegmentName(_Text):
 
     max_bytes: ClassVar[int] = 250
     expected: ClassVar[str] = (
-        f"1 to {max_bytes} bytes without NUL, and without a slash other than a leading one; "
+        f"1 to {max_bytes} bytes of UTF-8 without NUL, and no slash other than a leading one; "
         "or fd:N for an inherited descriptor"
     )
 
@@ -252,7 +252,8 @@ class SegmentName(_Text):
         if value.startswith("fd:"):
             return _descriptor(value)
         bare = value.removeprefix("/")
-        if not 1 <= len(os.fsencode(bare)) <= self.max_bytes or bare in (".", ".."):
+        # What cannot be encoded is a ValueError too.
+        if not 1 <= len(bare.encode()) <= self.max_bytes or bare in (".", ".."):
             raise ValueError(value)
         if "/" in bare or "\0" in bare:
             raise ValueError(value)

@@ -126,7 +126,8 @@ class ShmCommunicator(Collectives):
             with new_unnamed_segment(self, self.slot_bytes) as handed:
                 return self._join_again(handed)
         try:
-            with new_named_segment(self, self.slot_bytes) as (name, made):
+            prefix = self._segment.region_prefix
+            with new_named_segment(self, prefix, self.slot_bytes) as (name, made):
                 return self._join_again(name, made)
         except NotAName:
             self._fail(poison(self._segment, layout.DAMAGED, self.rank))

@@ -109,10 +109,10 @@ def _make_segment(kind: type[WatchedSegment], size: int) -> WatchedSegment:
         mount, free = error.context.get("mount"), error.context.get("free_bytes")
         if mount is None:
             raise
-        line = (
-            f"{mount} has {free} bytes free, {error.requested_bytes} are needed: "
-            "using memory without a name (memfd) instead"
-        )
+        why = error.message
+        if free is not None:
+            why = f"{mount} has {free} bytes free, {error.requested_bytes} are needed"
+        line = f"{why}: using memory without a name (memfd) instead"
         try:
             segment = kind.create_unnamed(size, launched=True)
         except AllocationFailed as refused:

@@ -43,9 +43,15 @@ def encode_exception(error: BaseException) -> bytes:
     """Return an exception with its traceback as bytes."""
     described: dict[str, Any] = {
         "class": f"{type(error).__module__}:{type(error).__qualname__}",
-        "text": str(error),
+        "text": "",
         "traceback": "".join(traceback.format_exception(error)),
     }
+    try:
+        described["text"] = str(error)
+    except Exception as failed:
+        # Whoever shows it there would fail in the same way.
+        described["text"] = f"its text cannot be made: {type(failed).__name__}"
+        return json.dumps(described).encode()
     plain = _plain_arguments(error)
     if plain is not None:
         described["plain"] = plain
@@ -102,7 +108,7 @@ def _rebuild(described: dict[str, Any]) -> BaseException:
     module, _, name = described["class"].partition(":")
     plain = described.get("plain")
     if plain is None:
-        error: BaseException = pickle.loads(base64.b64decode(described["pickle"]))
+        error: BaseException = pickle.loads(base64.b64decode(described.get("pickle") or b""))
     elif module == "builtins":
         error = _exception_class(getattr(builtins, name))(*plain["args"])
     elif module.partition(".")[0] in _OWN:

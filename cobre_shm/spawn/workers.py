@@ -2,9 +2,10 @@
 
 Unlike the launcher, which has a process to itself, this runs inside anybody's process and maybe in
 one of its threads: it installs no signal handler, forks nothing of its own (each worker is a fresh
-interpreter, executed at once), and leaves nothing global changed. One loop, in the thread that
-called: ends of processes (pidfds), messages, a cancellation, deadlines. It returns when all workers
-have ended and are reaped, whatever happened.
+interpreter, executed at once), and leaves nothing global changed. While it runs, standard
+descriptors that the process lacks are the null device's (see ``standard.py``). One loop, in the
+thread that called: ends of processes (pidfds), messages, a cancellation, deadlines. It returns when
+all workers have ended and are reaped, whatever happened.
 
 The first failure decides. The others then have a moment to fail by themselves, woken through the
 meeting: who is to blame may be known only from them. Then they are ended, SIGTERM first; whom the
@@ -297,7 +298,8 @@ class WorkerGroup:
 
     def _transmit(self, worker: _Worker) -> None:
         try:
-            sent = worker.socket.send(worker.outbox)
+            # An error also where the program has given SIGPIPE back its default.
+            sent = worker.socket.send(worker.outbox, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return
         except OSError:

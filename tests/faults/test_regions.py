@@ -29,6 +29,22 @@ def names_left(prefix):
     return [path.name for path in Path("/dev/shm").glob(f"{prefix.lstrip('/')}*")]
 
 
+def split_while_rank_0_dies(comm, place):
+    if comm.rank == 0:
+        maker = Segment if place == "_make_ready" else comm
+        setattr(maker, place, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RankFailed):
+        comm.split_local()
+    return names_left(comm._segment.region_prefix)
+
+
+# It has a name and is not ready; it is, and nobody knows its name.
+@pytest.mark.parametrize("place", ["_make_ready", "broadcast"])
+def test_segment_of_a_group_whose_maker_died_is_removed_by_the_others(place):
+    _, *others = run_ranks(split_while_rank_0_dies, 3, "shm", place)
+    assert [outcome.result for outcome in others] == [[], []], others
+
+
 def mappings_of(prefix):
     """The entries of smaps that map memory of the group: a dictionary of kB, and VmFlags."""
     found, entry = [], None

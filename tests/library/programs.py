@@ -24,6 +24,13 @@ class Unheard(Exception):
         super().__init__(f"{first} and {second}")
 
 
+class Speechless(Exception):
+    """An exception whose text cannot be made."""
+
+    def __str__(self):
+        raise KeyError
+
+
 class Refusal(Exception):
     """An exception of a program."""
 
@@ -32,6 +39,16 @@ def add_up(factor, offset=0.0):
     with create_communicator() as comm:
         total = comm.allreduce(np.arange(3.0) + comm.rank) * factor + offset
         return comm.rank, comm.size, comm.backend, total
+
+
+def speak_and_add_up():
+    """Write to both streams, before the group is joined and between its collectives."""
+    for stream in (1, 2):
+        os.write(stream, b"spoken\n" * 1000)
+    with create_communicator() as comm:
+        for stream in (1, 2):
+            os.write(stream, b"spoken\n" * 1000)
+        return float(comm.allreduce(np.ones(1))[0])
 
 
 def surroundings():
@@ -119,6 +136,7 @@ _WAYS = {
     "raise": lambda: _raise(ValueError("the reason")),
     "refuse": lambda: _raise(Refusal("no", 3)),
     "unheard": lambda: _raise(Unheard("this", "that")),
+    "say nothing": lambda: _raise(Speechless("this")),
     "file": lambda: Path("/no/such/file").read_text(),
     "exit": lambda: sys.exit(3),
     "leave": lambda: os._exit(0),

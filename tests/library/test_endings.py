@@ -143,6 +143,17 @@ def test_cancelled_training_leaves_nothing(case_path, workers):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_asynchronous_training_ends_where_the_callback_has_no_more(case_path, workers):
+    events = iter(())
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(
+            cobre_shm.train_async(
+                case_path, num_workers=workers, progress_callback=lambda _: next(events)
+            )
+        )
+
+
 def test_asynchronous_training_raises_what_the_other_raises(case_path):
     with pytest.raises(MissingFile):
         asyncio.run(cobre_shm.train_async(case_path / "absent"))

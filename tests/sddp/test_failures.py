@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import highspy._core as highs
 import numpy as np
@@ -64,6 +65,17 @@ def test_insoluble_problem_is_named_and_kept(random_path, tmp_path, size):
     text = (tmp_path / "out" / "failed").joinpath(path).read_text()
     for name in ("water_h0", "load_b0_k1", "future_cost", "turbined_h2_k0", "deficit0_b0_k0"):
         assert name in text
+
+
+def test_problem_is_written_over_no_other_file(random_path, tmp_path, comm):
+    without_water(random_path)
+    for _ in range(2):
+        with pytest.raises(SolverError) as caught:
+            train(load_case(random_path), comm, output_dir=tmp_path / "out")
+        path = Path(caught.value.context["lp_file"])
+        path.unlink()
+        path.symlink_to(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_command_line_ends_with_code_three_and_names_the_file(random_path, tmp_path, capsys):

@@ -100,6 +100,15 @@ def test_group_with_nothing_to_measure_is_refused(quick, capsys, nprocs):
     assert "argument -n" in err
 
 
+def test_place_that_takes_no_file_is_refused_before_anything_is_measured(quick, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as caught:
+        tune.main(["--output", str(tmp_path / "file" / "tuning.json")])
+    assert caught.value.code == 1
+    assert quick == []
+    assert "give another --output" in capsys.readouterr().err
+
+
 # From which payload on the algorithm beyond a threshold wins, or up to which.
 WINS = {
     "direct_bytes": lambda nbytes: nbytes <= 32 * KIB,

@@ -132,6 +132,7 @@ def test_read_settings_variables_of_other_backend_are_not_taken_for_misspellings
         ("COBRE_SHM_TIMEOUT_SECS", "60s", "above 0"),
         ("COBRE_SHM_TIMEOUT_SECS", "1.2.3", "above 0"),
         ("COBRE_SHM_NAME", "/", "1 to 250 bytes"),
+        ("COBRE_SHM_NAME", "a\udcff", "bytes of UTF-8"),
         ("COBRE_SHM_NAME", "a/b", "1 to 250 bytes"),
         ("COBRE_SHM_NAME", "//a", "1 to 250 bytes"),
         ("COBRE_SHM_NAME", "a\0b", "1 to 250 bytes"),

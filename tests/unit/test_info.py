@@ -171,6 +171,24 @@ def test_module_runs_as_a_program():
     assert done.stdout.startswith(f"cobre-shm {cobre_shm.__version__}, Python ")
 
 
+def test_report_is_shown_where_a_name_is_no_text():
+    root = Path(cobre_shm.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "cobre_shm.info"],
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": "ascii:strict",
+            "COBRE_SHM_NAME": "/aÿ",
+            "COBRE_SHM_RANK": "0",
+            "COBRE_SHM_SIZE": "1",
+        },
+        capture_output=True,
+        cwd=root,
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"/a\xff" in done.stdout
+
+
 def test_report_without_the_facts_says_so(capsys, monkeypatch):
     for name in ("memory_bytes", "shared_memory_bytes", "mpi_library", "kernel_cache"):
         monkeypatch.setattr(limits if "memory" in name else machine, name, lambda: None)
@@ -274,11 +292,11 @@ def test_suggestions_can_be_pasted_where_something_is_small(capsys, monkeypatch)
     code, out, _ = run_info(capsys)
     assert code == 0
     shown = [line.strip() for line in out.partition("Suggestions\n")[2].splitlines()]
+    own = Path(tempfile.gettempdir(), f"numba-{os.geteuid()}")
     assert shown == [
         "/dev/shm has 60 MiB free, little for shared regions: "
         "mount -o remount,size=1g /dev/shm, or for a container --shm-size=1g",
-        f"every process compiles for itself: export NUMBA_CACHE_DIR="
-        f"{Path(tempfile.gettempdir(), f'numba-{os.geteuid()}')}",
+        f"every process compiles for itself: mkdir -m 700 {own} && export NUMBA_CACHE_DIR={own}",
         "segments of dead runs hold memory: python -m cobre_shm.info --clean",
     ]
     assert report_of(capsys)[1]["suggestions"] == shown

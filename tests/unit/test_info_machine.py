@@ -78,7 +78,8 @@ def test_available_memory_is_what_the_limit_leaves_beside_what_is_used(tmp_path)
     job = {
         "job__memory_dot_max": "5000\n",
         "job__memory_dot_current": "4000\n",
-        "job__memory_dot_stat": "anon 1000\ninactive_file 1500\ntotal_inactive_file 9\n",
+        "job__memory_dot_stat": "anon 1000\ninactive_file 900\nactive_file 600\n"
+        "total_inactive_file 9\n",
     }
     assert available(tmp_path, "0::/\n") == 8192
     assert available(tmp_path, "0::/job/step\n", **job) == 2500
@@ -93,7 +94,8 @@ def test_available_memory_of_the_older_interface_counts_what_is_used(tmp_path):
     files = {
         "memory__job__memory_dot_limit_in_bytes": "3000\n",
         "memory__job__memory_dot_usage_in_bytes": "2000\n",
-        "memory__job__memory_dot_stat": "inactive_file 7\ntotal_inactive_file 500\n",
+        "memory__job__memory_dot_stat": "inactive_file 7\ntotal_inactive_file 300\n"
+        "total_active_file 200\n",
         "memory__memory_dot_limit_in_bytes": "9223372036854771712\n",
     }
     assert available(tmp_path, "3:memory:/job\n", **files) == 1500

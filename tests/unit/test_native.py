@@ -112,7 +112,7 @@ def test_image_that_cannot_be_used_is_replaced(folder, compilations, damage):
     assert list(folder.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("distrust", ["group", "others", "link", "owner"])
+@pytest.mark.parametrize("distrust", ["group", "others", "link", "owner", "pipe"])
 def test_image_that_others_could_have_written_is_not_executed(folder, compilations, distrust):
     cache.addresses(GROUP)
     (path,) = folder.iterdir()
@@ -121,6 +121,9 @@ def test_image_that_others_could_have_written_is_not_executed(folder, compilatio
         if os.geteuid() != 0:
             pytest.skip("only root gives files to somebody else")
         os.chown(path, 65534, 65534)
+    elif distrust == "pipe":
+        path.unlink()
+        os.mkfifo(path, 0o644)
     elif distrust == "link":
         path.rename(folder / "elsewhere")
         path.symlink_to(folder / "elsewhere")

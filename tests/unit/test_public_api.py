@@ -44,6 +44,11 @@ def test_public_names_are_listed_by_dir():
     assert dir(cobre_shm) == cobre_shm.__all__
 
 
+@pytest.mark.parametrize("name", ["jit", "sddp", "spawn"])
+def test_package_for_use_by_its_name_needs_no_import_of_its_own(name):
+    assert f"cobre_shm.{name}" in loaded_after(f"import cobre_shm\ncobre_shm.{name}")
+
+
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         cobre_shm.no_such_name  # noqa: B018 - the look-up is what is tested

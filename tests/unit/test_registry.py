@@ -97,6 +97,14 @@ def test_find_loads_nothing_but_the_named_entry(register):
         ("ring", spec("other")),
         ("Ring", spec("Ring")),
         ("auto", spec("auto")),
+        ("ring", spec(priority="high")),
+        ("ring", spec(connect=None)),
+        ("ring", spec(detect="here")),
+        ("ring", spec(requirements=None)),
+        ("ring", spec(requirements=("numba", None))),
+        ("ring", spec(requirements="numba")),
+        ("ring", spec(variables=None)),
+        ("ring", spec(variables=("COBRE_RING",))),
     ],
 )
 def test_registry_unusable_object_is_recorded_and_harms_nobody(register, name, obj):

@@ -1,18 +1,23 @@
 """Creating and opening segments: nothing foreign is trusted, followed, or removed."""
 
 import contextlib
+import errno
 import os
 import re
 import resource
 import struct
+import sys
 
 import numpy as np
+import posix_ipc
 import pytest
 
 from cobre_shm import layout
 from cobre_shm.errors import AllocationFailed, InitializationFailed
+from cobre_shm.segment import posix
 from cobre_shm.segment.failure import failure
 from cobre_shm.segment.join import join
+from cobre_shm.segment.notes import say
 from cobre_shm.segment.poison import read_poison
 from cobre_shm.segment.posix import (
     DIRECTORY,
@@ -235,3 +240,34 @@ def test_end_of_a_rank_is_told_as_it_was_seen(name, code, number):
     finally:
         segment.unlink()
         segment.close()
+
+
+def test_name_is_not_taken_where_there_is_no_place_for_names(name, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise posix_ipc.ExistentialError
+
+    monkeypatch.setattr(posix_ipc, "SharedMemory", refuse)
+    with pytest.raises(FileExistsError):
+        create_object(name, SLOT)
+    monkeypatch.setattr(posix, "DIRECTORY", tmp_path / "absent")
+    with pytest.raises(AllocationFailed, match="absent is mounted") as caught:
+        create_object(name, SLOT)
+    assert caught.value.context["mount"] == str(tmp_path / "absent")
+
+
+class Full:
+    """A stream whose disk is full."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize("stream", [Full(), None])
+def test_line_that_cannot_be_written_is_no_failure(monkeypatch, capsys, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    say("anything")
+    monkeypatch.undo()
+    assert capsys.readouterr() == ("", "")

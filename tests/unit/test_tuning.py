@@ -2,6 +2,7 @@
 
 import json
 import platform
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,7 @@ def machine_file(tmp_path, monkeypatch):
     ("content", "words"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         (b"\xff\xfe", "not JSON"),
         ("[1]", "expected a JSON object"),
         ("null", "expected a JSON object"),
@@ -80,6 +82,15 @@ def test_auto_is_the_file_of_this_machine_or_nothing(machine_file):
     # A file that is there and wrong is never passed over: the user believes it is in use.
     with pytest.raises(ValueError, match=f"{machine_file}: not JSON"):
         load_tuning(AUTO)
+
+
+def test_auto_is_nothing_for_a_user_without_a_home(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert load_tuning(AUTO) == {}
 
 
 def test_file_of_this_machine_lies_in_the_cache_of_the_user(tmp_path, monkeypatch):

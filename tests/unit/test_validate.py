@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import json
 import pickle
 from itertools import pairwise
@@ -202,6 +203,12 @@ def test_as_buffer_array_returned_itself():
     assert as_buffer("allreduce", "send", given_array, writable=True) is given_array
 
 
+def released():
+    view = memoryview(b"abc")
+    view.release()
+    return view
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -218,6 +225,8 @@ def test_as_buffer_array_returned_itself():
         np.array([None]),
         np.zeros(2, [("a", "O")]),
         memoryview(b"abcdef")[::2],
+        released(),
+        (ctypes.c_void_p * 2)(),
     ],
     ids=repr,
 )
@@ -311,7 +320,9 @@ def test_check_region_shape_normalised(shape, extents):
     assert dtype == np.float32
 
 
-@pytest.mark.parametrize("shape", [-1, (2, -1), 2.0, (2.0,), True, (True,), "3", None, (None,)])
+@pytest.mark.parametrize(
+    "shape", [-1, (2, -1), 2.0, (2.0,), True, (True,), "3", None, (None,), np.array(3)]
+)
 def test_check_region_malformed_shape_refused(shape):
     with pytest.raises(InvalidBufferSize) as caught:
         check_region(shape, "f8")
