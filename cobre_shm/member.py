@@ -7,6 +7,7 @@ statement, or out of the program. A child that it forks is not the rank.
 from __future__ import annotations
 
 import atexit
+import copy
 import os
 import sys
 import traceback
@@ -31,7 +32,8 @@ class Member(Communicator):
 
     Attributes:
         _unusable: Why nothing may begin any more; None while all is well. Closed or forked away is
-            an ``InvalidCommunicator``, and final.
+            an ``InvalidCommunicator``, and final. Copies of it are raised: its traceback would keep
+            the frames, with their arrays, as long as this lives.
     """
 
     _unusable: CollectiveFailed | InvalidCommunicator | None = None
@@ -57,8 +59,7 @@ class Member(Communicator):
 
     def _check_usable(self) -> None:
         if self._unusable is not None:
-            # A fresh traceback each time: the exception object is kept for its values.
-            raise self._unusable.with_traceback(None)
+            raise copy.copy(self._unusable)
 
     def _taken(self) -> InvalidCommunicator:
         return InvalidCommunicator(

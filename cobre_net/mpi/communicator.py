@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import zlib
@@ -279,7 +280,7 @@ class MpiCommunicator(ContextFirst, Member):
 
     def _lose(self, reason: CollectiveFailed) -> None:
         """Be of no use from now on."""
-        self._unusable = reason
+        self._unusable = copy.copy(reason)
         self._leave_road()
 
     def _learn(self, dtype: np.dtype[Any], op: ReduceOp | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import threading
@@ -141,7 +142,7 @@ class Membership(Member):
     def _fail(self, failure: Failure) -> CollectiveFailed:
         """Make the first failure of the group everybody's; return it as an exception."""
         error = failure.to_error()
-        self._unusable = error
+        self._unusable = copy.copy(error)
         if self._star is not None:
             say_last(self._star.links, failure.to_frame())
         self._report(failure)

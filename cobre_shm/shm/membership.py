@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import threading
@@ -265,7 +266,7 @@ class Membership(fastcall.ContextFirst, Member):
         self._record_failure(status)
         if status == context.MISMATCH:
             self._unusable = mismatch(self._segment)
-            raise self._unusable
+            raise copy.copy(self._unusable)
         if status == context.DEAD:
             suspect = int(self._context[context.SUSPECT])
             self._fail(poison(self._segment, layout.DIED, suspect))
@@ -294,7 +295,7 @@ class Membership(fastcall.ContextFirst, Member):
                     f"Rank {self.rank} could not read memory of rank {suspect} (pid {pid}), which "
                     "lives: is its buffer a file that was cut off, or has it changed its user?"
                 )
-                raise self._unusable  # type: ignore[misc]
+                raise copy.copy(self._unusable)  # type: ignore[misc]
             time.sleep(0.001)
         self._fail(poison(self._segment, layout.DIED, suspect))
 
@@ -315,7 +316,7 @@ class Membership(fastcall.ContextFirst, Member):
 
     def _fail(self, first: Poison) -> NoReturn:
         self._unusable = self._failure(first)
-        raise self._unusable
+        raise copy.copy(self._unusable)
 
     def _failure(self, first: Poison) -> CollectiveFailed:
         return failure(self._segment, first, self._config.timeout_secs)

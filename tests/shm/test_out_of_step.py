@@ -217,6 +217,32 @@ def test_call_that_is_refused_behind_the_counts_keeps_nothing(backend):
     assert results_of(run_ranks(forget_a_refused_call, 2, backend)) == [True, True]
 
 
+def fail_with_an_array(comm):
+    send = np.ones(3)
+    kept = weakref.ref(send)
+    if comm.rank == 1:
+        comm.close()
+        return True
+    with suppress(RankFailed):
+        _reduce_in_trouble(comm, send)
+    del send
+    with pytest.raises(RankFailed) as caught:
+        comm.barrier()
+    return kept() is None and caught.value.__context__ is None
+
+
+def _reduce_in_trouble(comm, send):
+    try:
+        raise KeyError
+    except KeyError:
+        comm.allreduce(send)
+
+
+@pytest.mark.parametrize("backend", ["shm", "tcp"])
+def test_group_that_failed_keeps_nothing_of_the_call(backend):
+    assert results_of(run_ranks(fail_with_an_array, 2, backend)) == [True, True]
+
+
 def be_refused_and_interrupted(comm, refused):
     """A thread that is refused, for another is inside, is interrupted before it knows."""
     if comm.rank == 0:
