@@ -75,18 +75,20 @@ class Membership(Member):
             return
         if not self._take_lock():
             raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
-        is_whole = self._unusable is None
-        self._retire()
-        self._lock.release()
-        links = [] if self._star is None else self._star.links
         try:
+            try:
+                is_whole = self._unusable is None
+                self._retire()
+            finally:
+                self._lock.release()
             if self._sentinel is not None:
                 self._sentinel.stop()
-            if is_whole:
-                say_last(links, frame(SHUTDOWN))
+            if is_whole and self._star is not None:
+                say_last(self._star.links, frame(SHUTDOWN))
         finally:
             # Also if that was interrupted: peers find the connections ended.
-            for link in links:
+            self._retire()
+            for link in [] if self._star is None else self._star.links:
                 link.close()
 
     def _fail_for(self, text: str) -> None:

@@ -28,7 +28,6 @@ from cobre_shm.sddp.simulation_results import write_simulation
 from cobre_shm.sddp.solver import Check
 from cobre_shm.sddp.training_files import training_files
 from cobre_shm.sddp.training_result import Iteration
-from cobre_shm.spawn.standard import standard_descriptors
 from cobre_shm.spawn.workers import Cancellation, WorkerGroup
 
 __all__ = ["ProgressCallback", "simulate", "train"]
@@ -279,7 +278,7 @@ def _on_workers(
     def on_event(_rank: int, payload: bytes) -> bool:
         return callback is not None and callback(ProgressEvent(**json.loads(payload))) is True
 
-    with standard_descriptors(), place.meeting() as meeting:
+    with place.meeting() as meeting:
         group = WorkerGroup(
             "cobre_shm.api.worker:carry_out",
             pickle.dumps(task),

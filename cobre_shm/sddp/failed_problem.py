@@ -54,8 +54,11 @@ class ProblemWriter:
 def _write(solver: Any, partial: Path) -> None:
     # It knows the format by the name.
     named = partial.with_name(f"{partial.name}.lp")
-    solver.writeModel(str(named))
-    named.rename(partial)
+    try:
+        solver.writeModel(str(named))
+        named.rename(partial)
+    finally:
+        named.unlink(missing_ok=True)
 
 
 def _ids(entities: Sequence[Any]) -> list[int]:

@@ -28,7 +28,8 @@ from cobre_shm.segment.unnamed import Whereabouts, open_unnamed
 
 __all__ = ["NotAName", "new_named_segment", "new_unnamed_segment"]
 
-# What Segment.region_prefix and a number give: who removes what a group left knows such names.
+# What Segment.region_prefix and a number give, as for a region: who removes what a group left knows
+# such names.
 _NAME = re.compile(r"/cobre-[0-9a-f]{32}-\d+-\d+")
 _NAME_BYTES = 64
 

@@ -140,7 +140,12 @@ def _is_abandoned(path: Path) -> bool:
 
 def _is_region_of_ours(file_name: str) -> bool:
     match = _REGION_NAME.fullmatch(file_name)
-    return match is not None and int(match[1]) == pid_namespace()
+    if match is None or int(match[1]) != pid_namespace():
+        return False
+    # A segment that ``split_local`` makes has such a name, and says more.
+    with suppress(OSError):
+        return not _begins_with_magic(DIRECTORY / file_name)
+    return True
 
 
 def _remove_region_if_dead(name: str) -> bool:

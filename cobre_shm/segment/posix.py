@@ -10,6 +10,7 @@ from pathlib import Path
 
 import posix_ipc
 
+from cobre_shm.descriptors import above_standard
 from cobre_shm.errors import AllocationFailed
 
 __all__ = [
@@ -65,17 +66,20 @@ def create_object(name: str, nbytes: int, *, allocate: bool = True) -> int:
                 "this process may open more files (ulimit -n)."
             ),
         ) from error
+    fd = -1
     try:
-        os.ftruncate(memory.fd, nbytes)
+        fd = above_standard(memory.fd)
+        os.ftruncate(fd, nbytes)
         if allocate:
-            os.posix_fallocate(memory.fd, 0, nbytes)
+            os.posix_fallocate(fd, 0, nbytes)
     except BaseException as error:
-        memory.close_fd()
+        if fd >= 0:
+            os.close(fd)
         remove_object(name)
         if isinstance(error, OSError | OverflowError):
             raise allocation_failed(nbytes, error) from error
         raise
-    return int(memory.fd)
+    return fd
 
 
 def open_object(name: str, minimum_bytes: int) -> tuple[int, int]:
@@ -87,7 +91,8 @@ def open_object(name: str, minimum_bytes: int) -> tuple[int, int]:
         OSError: The system refused for another reason.
     """
     try:
-        fd = posix_ipc.SharedMemory(name).fd  # shm_open: O_NOFOLLOW, O_CLOEXEC
+        # shm_open: O_NOFOLLOW, O_CLOEXEC
+        fd = above_standard(posix_ipc.SharedMemory(name).fd)
     except posix_ipc.ExistentialError as error:
         raise FileNotFoundError(f"there is no shared memory object {name}") from error
     except (posix_ipc.PermissionsError, OSError, ValueError) as error:
@@ -114,7 +119,7 @@ def open_descriptor(path: Path, minimum_bytes: int, *, writable: bool = False) -
     # Before opening: a pipe's writer would take us for its reader.
     check_ours(path, path.stat(), minimum_bytes)
     access = os.O_RDWR if writable else os.O_RDONLY
-    fd = os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = above_standard(os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC))
     try:
         status = os.fstat(fd)
         check_ours(path, status, minimum_bytes)

@@ -23,6 +23,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from cobre_shm.descriptors import above_standard
 from cobre_shm.errors import AllocationFailed
 from cobre_shm.limits import available_bytes
 from cobre_shm.segment.posix import UntrustedObject, check_ours, open_descriptor
@@ -93,11 +94,11 @@ def create_unnamed(label: str, nbytes: int, *, allocate: bool = True) -> int:
 def _memfd(label: str) -> int:
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        return os.memfd_create(label, flags | _MFD_NOEXEC_SEAL)
+        return above_standard(os.memfd_create(label, flags | _MFD_NOEXEC_SEAL))
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.memfd_create(label, flags)
+        return above_standard(os.memfd_create(label, flags))
 
 
 def check_available(nbytes: int) -> None:

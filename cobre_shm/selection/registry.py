@@ -237,22 +237,22 @@ class Registry:
 
 
 def _wrong_field(spec: BackendSpec) -> str:
-    """Return the name of a field that is of another type than it says, or nothing."""
+    """Return the name of a field with which nothing can be done, or nothing."""
     good = {
-        "priority": isinstance(spec.priority, int),
+        "priority": isinstance(spec.priority, int | float),
         "connect": isinstance(spec.connect, str) or callable(spec.connect),
         "detect": callable(spec.detect),
         "configure": callable(spec.configure),
-        "requirements": _is_tuple_of(str, spec.requirements),
-        "install_hint": isinstance(spec.install_hint, str),
-        "variables": _is_tuple_of(Variable, spec.variables),
+        "requirements": _are(str, spec.requirements),
+        "install_hint": isinstance(spec.install_hint, str | None),
+        "variables": _are(Variable, spec.variables),
         "capabilities": isinstance(spec.capabilities, Capabilities),
     }
     return next((field for field, is_good in good.items() if not is_good), "")
 
 
-def _is_tuple_of(kind: type, values: object) -> bool:
-    return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
+def _are(kind: type, values: object) -> bool:
+    return isinstance(values, tuple | list) and all(isinstance(value, kind) for value in values)
 
 
 def read_registry() -> Registry:

@@ -97,16 +97,18 @@ class Collectives(Membership):
                     return self._allgatherv(send, recv, counts, displs, 0)
                 more = () if displs is None else (displs,)
                 return self.allgatherv(send, recv, counts, *more)
-            except (CobreError, MemoryError):
+            except (CobreError, MemoryError) as error:
                 if self._unusable is not None or self._begun() != begun:
                     raise
                 checked, mistakes = check_gathered(self.rank, self.size, send, recv, counts, displs)
-                if not mistakes:
+                if not mistakes and isinstance(error, CobreError):
                     # It was not ours, but a signal handler's.
                     self._abandon()
                     raise
             self._gather(layout.ALLGATHERV, *checked)
-        raise mistakes.pop()
+        if mistakes:
+            raise mistakes.pop()
+        return checked.recv
 
     def _gather_counts(self, send: Array) -> Array:
         own = np.array([send.size], dtype=np.int64)

@@ -11,7 +11,6 @@ from cobre_shm.layout import MAX_RANKS
 from cobre_shm.spawn.errors import InvalidArguments, ProgramNotRunnable
 from cobre_shm.spawn.frames import Channel
 from cobre_shm.spawn.meeting import ShmMeeting
-from cobre_shm.spawn.standard import standard_descriptors
 from cobre_shm.spawn.workers import WorkerGroup
 
 __all__ = ["carry_out", "check_size", "run"]
@@ -60,7 +59,7 @@ def run(
     if not callable(function):
         raise InvalidArguments(f"function must be something to call, not {function!r}")
     task = _pack(function, (function, tuple(args), dict(kwargs or {})))
-    with standard_descriptors(), ShmMeeting.unnamed(size) as meeting:
+    with ShmMeeting.unnamed(size) as meeting:
         results = WorkerGroup(f"{__name__}:carry_out", task, size, meeting).run()
     return [pickle.loads(result) for result in results]
 

@@ -331,10 +331,11 @@ class Group:
             self._is_abandoned = True
 
         def is_over() -> bool:
-            # While ranks are asked for their stacks, something is still to be said.
-            return self._is_abandoned or (self.output.is_flushed and not self._is_asking)
+            return self.output.is_flushed or self._is_abandoned
 
         self.loop.turn_until(lambda: is_over() or self.is_ending or self._is_overdue)
+        # While ranks are asked for their stacks, something is still to be said.
+        self.loop.turn_until(lambda: not self._is_asking)
         if not is_over():
             self.loop.call_after(self.job.grace, abandon)
             self.loop.turn_until(is_over)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 
 from cobre_shm.spawn.forking import start_zygote
 from cobre_shm.spawn.job import Job
-from cobre_shm.spawn.standard import open_standard_descriptors
 
 __all__ = ["launch"]
 
@@ -22,7 +22,7 @@ def launch(job: Job) -> int:
         ProgramNotRunnable: The system refuses to start a rank.
         InvalidArguments: Output cannot be written where it shall go.
     """
-    open_standard_descriptors()
+    _open_standard_descriptors()
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         # As some daemons start what they run: children would end without a trace.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -34,3 +34,13 @@ def launch(job: Job) -> int:
         from cobre_shm.spawn.attempts import run
 
         return run(job, zygote)
+
+
+def _open_standard_descriptors() -> None:
+    """Give missing standard descriptors to the null device, or a pipe of ours would become one."""
+    for standard in (0, 1, 2):
+        try:
+            os.fstat(standard)
+        except OSError:
+            # It is the lowest number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

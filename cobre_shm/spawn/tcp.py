@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from cobre_shm.descriptors import above_standard, socket_above_standard
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.selection.kinds import TcpConfig
 from cobre_shm.spawn.environment import rank_variables
@@ -57,7 +58,7 @@ class TcpMeeting:
             self._listener: socket.socket | None = None
             coordinator = network.coordinator
             if network.node_rank == 0:
-                self._listener = stack.enter_context(_listen(coordinator))
+                self._listener = stack.enter_context(socket_above_standard(_listen(coordinator)))
                 coordinator = coordinator or f"127.0.0.1:{self._listener.getsockname()[1]}"
             assert coordinator is not None
             self._coordinator = coordinator
@@ -68,7 +69,8 @@ class TcpMeeting:
             if key:
                 self._secret = _hidden(key)
                 stack.callback(os.close, self._secret)
-            self._report, self._report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self._report, self._report_end = map(above_standard, ends)
             stack.callback(os.close, self._report)
             stack.callback(os.close, self._report_end)
             self._told = b""
@@ -173,10 +175,10 @@ def _listen(coordinator: str | None) -> socket.socket:
 def _hidden(key: str) -> int:
     """Return a descriptor of memory without a name that holds ``key``."""
     try:
-        descriptor = os.memfd_create("cobre-secret", os.MFD_CLOEXEC)
+        descriptor = above_standard(os.memfd_create("cobre-secret", os.MFD_CLOEXEC))
     except OSError:
         # The kernel refuses it; a file that never had a name is as private.
         with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
+            descriptor = above_standard(os.dup(file.fileno()))
     os.pwrite(descriptor, key.encode("utf-8", "surrogateescape"), 0)
     return descriptor

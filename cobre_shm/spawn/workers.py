@@ -2,10 +2,9 @@
 
 Unlike the launcher, which has a process to itself, this runs inside anybody's process and maybe in
 one of its threads: it installs no signal handler, forks nothing of its own (each worker is a fresh
-interpreter, executed at once), and leaves nothing global changed. While it runs, standard
-descriptors that the process lacks are the null device's (see ``standard.py``). One loop, in the
-thread that called: ends of processes (pidfds), messages, a cancellation, deadlines. It returns when
-all workers have ended and are reaped, whatever happened.
+interpreter, executed at once), and leaves nothing global changed. One loop, in the thread that
+called: ends of processes (pidfds), messages, a cancellation, deadlines. It returns when all workers
+have ended and are reaped, whatever happened.
 
 The first failure decides. The others then have a moment to fail by themselves, woken through the
 meeting: who is to blame may be known only from them. Then they are ended, SIGTERM first; whom the
@@ -27,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
+from cobre_shm.descriptors import socket_above_standard
 from cobre_shm.errors import CollectiveFailed, WorkerError
 from cobre_shm.spawn.environment import common_environment
 from cobre_shm.spawn.errors import ProgramNotRunnable
@@ -105,7 +105,7 @@ class _Worker:
         self.is_streaming = True
         self.outbox = memoryview(encode_frame(Frame.TASK, task))
         self.reader = FrameReader()
-        self.socket, theirs = socket.socketpair()
+        self.socket, theirs = map(socket_above_standard, socket.socketpair())
         self.pidfd: int | None = None
         try:
             with theirs:
@@ -163,6 +163,8 @@ def _start(rank: int, entry: str, descriptor: int, meeting: Meeting) -> subproce
         return subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
+            stdout=_stream(1),
+            stderr=_stream(2),
             env={
                 **common_environment(os.environ, backend=meeting.backend),
                 **meeting.variables(rank),
@@ -175,6 +177,15 @@ def _start(rank: int, entry: str, descriptor: int, meeting: Meeting) -> subproce
         raise ProgramNotRunnable(
             f"Worker {rank} cannot be started: {error}", context={"rank": rank}
         ) from error
+
+
+def _stream(number: int) -> int | None:
+    """Return where a worker writes: where we do, or nowhere if that is no stream of ours."""
+    with contextlib.suppress(OSError):
+        # What was opened in the place of a missing one is not.
+        if os.get_inheritable(number):
+            return None
+    return subprocess.DEVNULL
 
 
 def _wait_for(workers: Sequence[_Worker], secs: float) -> None:

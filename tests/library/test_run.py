@@ -353,10 +353,12 @@ target, *numbers = sys.argv[1:]
 missing = [int(number) for number in numbers]
 for descriptor in missing:
     os.close(descriptor)
+for descriptor in missing if "reused" in target else []:
+    assert os.open(target, os.O_CREAT | os.O_RDWR) == descriptor
 found = cobre_shm.spawn.run(programs.speak_and_add_up, 2)
 for descriptor in missing:
     try:
-        os.fstat(descriptor)
+        found.append(os.fstat(descriptor).st_size)
     except OSError:
         found.append("closed")
 Path(target).write_text(repr(found))
@@ -364,9 +366,11 @@ Path(target).write_text(repr(found))
 
 
 @pytest.mark.parametrize("missing", [[0], [1], [2], [0, 1, 2]])
-def test_workers_of_a_program_without_standard_descriptors(tmp_path, missing):
-    done = python("-c", CLOSED, tmp_path / "found", *map(str, missing))
-    assert (tmp_path / "found").read_text() == repr([2.0, 2.0] + ["closed"] * len(missing)), done
+@pytest.mark.parametrize(("name", "after"), [("found", "closed"), ("reused", 0)])
+def test_workers_of_a_program_without_standard_descriptors(tmp_path, missing, name, after):
+    """Nor do they write into what the program has opened in their place."""
+    done = python("-c", CLOSED, tmp_path / name, *map(str, missing))
+    assert (tmp_path / name).read_text() == repr([2.0, 2.0] + [after] * len(missing)), done
 
 
 def test_worker_that_dies_before_it_is_told_raises_no_signal(monkeypatch):

@@ -301,15 +301,18 @@ def send_where_nobody_reads(comm, sender, elements):
         comm.allreduce(np.ones(elements))
 
 
-def close_and_be_interrupted(comm):
-    """Rank 0 is interrupted while it says its last word, and calls close() again."""
+def close_and_be_interrupted(comm, place):
+    """Rank 0 is interrupted in close(), and calls it again."""
     comm.barrier()
     if comm.rank == 1:
         with pytest.raises(RankFailed) as caught:
             comm.barrier()
         return caught.value.rank
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(membership, "say_last", _raise_late)
+        if place == "say last":
+            patch.setattr(membership, "say_last", _raise_late)
+        else:
+            patch.setattr(comm, "_retire", _Once(comm._retire))
         with pytest.raises(Late):
             comm.close()
     comm.close()
@@ -324,8 +327,22 @@ def _raise_late(*_):
     raise Late
 
 
-def test_interrupted_close_ends_the_connections():
-    assert results_of(run_ranks(close_and_be_interrupted, 2, "tcp")) == [0, 0]
+class _Once:
+    """A function before whose first call a signal comes."""
+
+    def __init__(self, function):
+        self._function, self._has_raised = function, False
+
+    def __call__(self):
+        if not self._has_raised:
+            self._has_raised = True
+            raise Late
+        self._function()
+
+
+@pytest.mark.parametrize("place", ["say last", "retire"])
+def test_interrupted_close_ends_the_connections(place):
+    assert results_of(run_ranks(close_and_be_interrupted, 2, "tcp", place)) == [0, 0]
 
 
 def lack_memory_behind_the_counts(comm, kind):

@@ -102,6 +102,7 @@ def test_find_loads_nothing_but_the_named_entry(register):
         ("ring", spec(detect="here")),
         ("ring", spec(requirements=None)),
         ("ring", spec(requirements=("numba", None))),
+        ("ring", spec(install_hint=3)),
         ("ring", spec(requirements="numba")),
         ("ring", spec(variables=None)),
         ("ring", spec(variables=("COBRE_RING",))),
@@ -112,6 +113,13 @@ def test_registry_unusable_object_is_recorded_and_harms_nobody(register, name, o
     assert registry.specs() == [MPI, TCP, SHM, LOCAL]
     assert [failure.name for failure in registry.failures] == [name]
     assert registry.failure_of(name).reference == "third_party_specs:spec0"
+
+
+def test_registry_fields_that_can_be_worked_with_are_taken(register):
+    kind = spec(priority=25.5, requirements=["sys"], variables=[], install_hint=None)
+    registry = register(("ring", kind))
+    assert registry.find("ring") is kind
+    assert registry.available().index("tcp") < registry.available().index("ring")
 
 
 def test_registry_entry_that_raises_is_recorded_once(monkeypatch):
