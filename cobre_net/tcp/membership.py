@@ -86,8 +86,11 @@ class Membership(Member):
             if is_whole and self._star is not None:
                 say_last(self._star.links, frame(SHUTDOWN))
         finally:
-            # Also if that was interrupted: peers find the connections ended.
+            # Also if that was interrupted: peers find the connections ended, for which nobody may
+            # be waiting for something on them.
             self._retire()
+            if self._sentinel is not None:
+                self._sentinel.stop()
             for link in [] if self._star is None else self._star.links:
                 link.close()
 

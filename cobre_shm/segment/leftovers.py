@@ -80,7 +80,7 @@ def find_segments() -> list[FoundSegment]:
                 if _RANDOM_NAME.fullmatch(path.name):
                     problem = f"belongs to user {user} and is not looked into"
                     found.append(FoundSegment(name, status.st_size, user, 0, 0, problem))
-            elif _is_region_of_ours(path.name):
+            elif _is_region_of_ours(path.name) and not _begins_with_magic(path):
                 found.append(FoundSegment(name, status.st_size, user, 0, _who_has_open(status)))
             elif _begins_with_magic(path):
                 segment = _look_at(name, status.st_size, user)
@@ -91,12 +91,15 @@ def find_segments() -> list[FoundSegment]:
 
 def remove_if_dead(name: str) -> bool:
     """Remove the name if no process of its run lives; return whether it did."""
-    if _is_region_of_ours(name.lstrip("/")):
-        return _remove_region_if_dead(name)
+    file_name = name.lstrip("/")
+    may_be_region = _is_region_of_ours(file_name)
     try:
+        if may_be_region and not _begins_with_magic(DIRECTORY / file_name):
+            return _remove_region_if_dead(name)
         segment = Segment.open(name)
     except (InitializationFailed, OSError):
-        return False
+        # Perhaps one of another version.
+        return may_be_region and _remove_region_if_dead(name)
     if segment is None:
         return False
     try:
@@ -139,13 +142,9 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _is_region_of_ours(file_name: str) -> bool:
+    """Whether it has the name of one; so has a segment that ``split_local`` makes."""
     match = _REGION_NAME.fullmatch(file_name)
-    if match is None or int(match[1]) != pid_namespace():
-        return False
-    # A segment that ``split_local`` makes has such a name, and says more.
-    with suppress(OSError):
-        return not _begins_with_magic(DIRECTORY / file_name)
-    return True
+    return match is not None and int(match[1]) == pid_namespace()
 
 
 def _remove_region_if_dead(name: str) -> bool:
@@ -181,8 +180,12 @@ def _who_has_open(status: os.stat_result, besides: int = -1) -> int:
 
 
 def _begins_with_magic(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(8) == layout.MAGIC.to_bytes(8, "little")
+    # A pipe of somebody else has no writer to wait for, and a link leads elsewhere.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, 8, 0) == layout.MAGIC.to_bytes(8, "little")
+    finally:
+        os.close(fd)
 
 
 def _user_name(uid: int) -> str:

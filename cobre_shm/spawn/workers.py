@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from cobre_shm.descriptors import socket_above_standard
+from cobre_shm.descriptors import above_standard, socket_above_standard
 from cobre_shm.errors import CollectiveFailed, WorkerError
 from cobre_shm.spawn.environment import common_environment
 from cobre_shm.spawn.errors import ProgramNotRunnable
@@ -64,7 +64,7 @@ class Cancellation:
     """A request from another thread to end. Close it when nobody uses it any more."""
 
     def __init__(self) -> None:
-        self._descriptor = os.eventfd(0, os.EFD_CLOEXEC)
+        self._descriptor = above_standard(os.eventfd(0, os.EFD_CLOEXEC))
         self.is_requested: bool = False
 
     def request(self) -> None:

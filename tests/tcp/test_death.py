@@ -301,12 +301,13 @@ def send_where_nobody_reads(comm, sender, elements):
         comm.allreduce(np.ones(elements))
 
 
-def close_and_be_interrupted(comm, place):
+def close_and_be_interrupted(comm, place, folder):
     """Rank 0 is interrupted in close(), and calls it again."""
     comm.barrier()
-    if comm.rank == 1:
+    if comm.rank > 0:
         with pytest.raises(RankFailed) as caught:
             comm.barrier()
+        (folder / str(comm.rank)).touch()
         return caught.value.rank
     with pytest.MonkeyPatch.context() as patch:
         if place == "say last":
@@ -316,6 +317,8 @@ def close_and_be_interrupted(comm, place):
         with pytest.raises(Late):
             comm.close()
     comm.close()
+    # They know while it lives, and keeps the communicator.
+    assert appear([folder / str(rank) for rank in range(1, comm.size)])
     return 0
 
 
@@ -340,9 +343,12 @@ class _Once:
         self._function()
 
 
+# Of three, rank 0 has a sentinel.
+@pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("place", ["say last", "retire"])
-def test_interrupted_close_ends_the_connections(place):
-    assert results_of(run_ranks(close_and_be_interrupted, 2, "tcp", place)) == [0, 0]
+def test_interrupted_close_ends_the_connections(size, place, tmp_path):
+    outcomes = run_ranks(close_and_be_interrupted, size, "tcp", place, tmp_path)
+    assert results_of(outcomes) == [0] * size
 
 
 def lack_memory_behind_the_counts(comm, kind):

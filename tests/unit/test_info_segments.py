@@ -244,3 +244,32 @@ def test_machine_without_shared_memory_is_reported_and_not_a_crash(monkeypatch, 
     info.main(["--clean"])
     assert "not looked at" in capsys.readouterr().out
     assert info.collect()[0]["segments"] is None
+
+
+@pytest.mark.parametrize("is_of_this_version", [True, False])
+def test_dead_segment_with_the_name_of_a_region_is_removed(region_name, is_of_this_version):
+    process = subprocess.Popen([sys.executable, "-c", MAKE_AND_DIE, region_name], cwd=ROOT)
+    assert process.wait() == -9
+    path = Path("/dev/shm", region_name[1:])
+    if is_of_this_version:
+        assert found(region_name).creator == process.pid
+    else:
+        content = bytearray(path.read_bytes())
+        content[8:24] = b"of other version"
+        path.write_bytes(content)
+    assert remove_if_dead(region_name)
+    assert not path.exists()
+
+
+def test_living_segment_with_the_name_of_a_region_stays(region_name):
+    segment = Segment.create(region_name, 1, slot_bytes=4096)
+    assert not remove_if_dead(region_name)
+    assert found(region_name).living == os.getpid()
+    segment.unlink()
+    segment.close()
+
+
+def test_pipe_with_the_name_of_a_region_is_passed_over(region_name):
+    os.mkfifo(Path("/dev/shm", region_name[1:]), 0o600)
+    assert found(region_name) is None
+    assert not remove_if_dead(region_name)
