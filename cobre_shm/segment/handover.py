@@ -31,7 +31,8 @@ __all__ = ["NotAName", "new_named_segment", "new_unnamed_segment"]
 # What Segment.region_prefix and a number give, as for a region: who removes what a group left knows
 # such names.
 _NAME = re.compile(r"/cobre-[0-9a-f]{32}-\d+-\d+")
-_NAME_BYTES = 64
+# As long as one can be whatever the group's words say.
+_NAME_BYTES = 96
 
 
 class NotAName(ValueError):

@@ -245,7 +245,8 @@ def _wrong_field(spec: BackendSpec) -> str:
         "configure": callable(spec.configure),
         "requirements": _are(str, spec.requirements),
         "install_hint": isinstance(spec.install_hint, str | None),
-        "variables": _are(Variable, spec.variables),
+        "variables": _are(object, spec.variables)
+        and all(isinstance(getattr(each, "name", None), str) for each in spec.variables),
         "capabilities": isinstance(spec.capabilities, Capabilities),
     }
     return next((field for field, is_good in good.items() if not is_good), "")
