@@ -81,13 +81,11 @@ class Membership(Member):
                 self._retire()
             finally:
                 self._lock.release()
-            if self._sentinel is not None:
-                self._sentinel.stop()
             if is_whole and self._star is not None:
                 say_last(self._star.links, frame(SHUTDOWN))
         finally:
-            # Also if that was interrupted: peers find the connections ended, for which nobody may
-            # be waiting for something on them.
+            # Also if that was interrupted: then peers find the connections ended. They end only
+            # when the sentinel, too, has let go of them.
             self._retire()
             if self._sentinel is not None:
                 self._sentinel.stop()

@@ -104,11 +104,15 @@ def test_call_that_is_left_between_two_collectives_fails_the_group(method):
     assert results_of(run_ranks(interrupt_between, 2, "shm", method, 1)) == [0, 0]
 
 
+def be_left(comm):
+    with pytest.raises(RankFailed, match="closed its communicator") as caught:
+        comm.barrier()
+    return caught.value.rank
+
+
 def close_and_be_interrupted(comm, place):
     if comm.rank == 1:
-        with pytest.raises(RankFailed, match="closed its communicator") as caught:
-            comm.barrier()
-        return caught.value.rank
+        return be_left(comm)
     with pytest.MonkeyPatch.context() as patch:
         if place == "claim":
             patch.setattr(membership, "CLAIM", _LateKernel(membership.CLAIM))
@@ -145,9 +149,7 @@ def test_interrupted_close_can_be_repeated_and_is_told(place):
 def close_while_it_closes(comm, place):
     """A handler, or another thread, closes the communicator while it is being closed."""
     if comm.rank == 1:
-        with pytest.raises(RankFailed, match="closed its communicator") as caught:
-            comm.barrier()
-        return caught.value.rank
+        return be_left(comm)
     with pytest.MonkeyPatch.context() as patch:
         if place == "handler":
             patch.setattr(comm, "_give_back", lambda: (patch.undo(), comm.close()))
