@@ -13,7 +13,7 @@ from cobre_shm.api.result import TrainingResult
 from cobre_shm.api.training import ProgressCallback, train_at, trainer_options
 from cobre_shm.communicator import Communicator
 from cobre_shm.sddp.case import Case
-from cobre_shm.spawn.workers import Cancellation
+from cobre_shm.spawn.cancellation import Cancellation
 
 __all__ = ["train_async"]
 

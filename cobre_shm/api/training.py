@@ -28,7 +28,8 @@ from cobre_shm.sddp.simulation_results import write_simulation
 from cobre_shm.sddp.solver import Check
 from cobre_shm.sddp.training_files import training_files
 from cobre_shm.sddp.training_result import Iteration
-from cobre_shm.spawn.workers import Cancellation, WorkerGroup
+from cobre_shm.spawn.cancellation import Cancellation
+from cobre_shm.spawn.workers import WorkerGroup
 
 __all__ = ["ProgressCallback", "simulate", "train"]
 

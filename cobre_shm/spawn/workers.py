@@ -24,10 +24,10 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
 
-from cobre_shm.descriptors import above_standard, socket_above_standard
+from cobre_shm.descriptors import socket_above_standard
 from cobre_shm.errors import CollectiveFailed, WorkerError
+from cobre_shm.spawn.cancellation import Cancellation, Cancelled
 from cobre_shm.spawn.environment import common_environment
 from cobre_shm.spawn.errors import ProgramNotRunnable
 from cobre_shm.spawn.frames import Frame, FrameReader, encode_frame
@@ -38,7 +38,7 @@ from cobre_shm.spawn.program import interpreter
 from cobre_shm.spawn.rank import Ending, look_at, wait_for_killed
 from cobre_shm.spawn.remote import decode_exception
 
-__all__ = ["Cancellation", "Cancelled", "OnEvent", "WorkerGroup"]
+__all__ = ["OnEvent", "WorkerGroup"]
 
 # Between SIGTERM and SIGKILL.
 _GRACE = 0.25
@@ -54,42 +54,6 @@ _BOOT = (
 
 # Gets a worker's rank and an event; true asks the workers to stop.
 OnEvent = Callable[[int, bytes], bool]
-
-
-class Cancelled(Exception):
-    """The work was ended because its :class:`Cancellation` asked for it."""
-
-
-class Cancellation:
-    """A request from another thread to end. Close it when nobody uses it any more."""
-
-    def __init__(self) -> None:
-        self._descriptor = above_standard(os.eventfd(0, os.EFD_CLOEXEC))
-        self.is_requested: bool = False
-
-    def request(self) -> None:
-        """Ask for the end."""
-        self.is_requested = True
-        os.eventfd_write(self._descriptor, 1)
-
-    def check(self) -> None:
-        """Raise :class:`Cancelled` if the end has been asked for."""
-        if self.is_requested:
-            raise Cancelled
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable once the end has been asked for."""
-        return self._descriptor
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        os.close(self._descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
 
 
 class _Worker:

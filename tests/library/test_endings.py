@@ -17,7 +17,7 @@ from cobre_shm.sddp.errors import (
     SolverError,
 )
 from cobre_shm.sddp.solver import StageSolver
-from cobre_shm.spawn.workers import Cancellation
+from cobre_shm.spawn.cancellation import Cancellation
 from tests.library.conftest import limit
 from tests.sddp.editing import hydro_plant, small_case
 from tests.sddp.test_stage_lp import hydros
