@@ -90,7 +90,10 @@ class SharedRegion(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release this rank's hold on the region. Idempotent; live views stay valid."""
+        """Release this rank's hold on the region. Idempotent; live views stay valid.
+
+        Afterwards the attribute ``array`` is an empty array.
+        """
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse to be copied or pickled: a copy would give back what both hold."""
@@ -121,8 +124,9 @@ class Communicator(ABC):
 
     What a lost group raises is a ``CollectiveFailed``: mostly one of the three classes named
     below, itself where the launcher ended the group, an MPI call failed, or shared memory was
-    damaged. A communicator that is closed, or was made before a fork, or is inside a collective
-    in another thread, raises ``InvalidCommunicator``; ``close`` does so in the last case.
+    damaged. A communicator that is closed, or (if it has peers) was made before a fork, or is
+    inside a collective in another thread, raises ``InvalidCommunicator``; ``close`` does so in the
+    last case.
 
     Attributes:
         rank: Of this process, ``0 <= rank < size``.
@@ -256,7 +260,8 @@ class Communicator(ABC):
     ) -> Callable[[], Array]:
         """Return a plan: ``plan()`` is ``allgatherv(send, recv, counts, displs)``.
 
-        A plan is a collective whose arguments are checked once. It reads and writes the buffers
+        A plan is a collective whose arguments are checked when it is made (some backends check
+        them in each call as well). It reads and writes the buffers
         as they are when it is called, and keeps them alive. Making it is not collective, calling
         it is. Other ranks may call the method instead.
 
@@ -362,7 +367,7 @@ class Communicator(ABC):
         """Take the whole group down: peers that wait raise ``RankFailed`` at once.
 
         Not collective. Under the launcher the run ends with ``code``. This communicator is
-        failed afterwards.
+        failed afterwards, if it has peers. On mpi the call does not return: MPI ends the job.
 
         Args:
             code: 0 to 255. The system keeps the last eight bits of another; where these are 0, the

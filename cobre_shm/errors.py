@@ -1,4 +1,4 @@
-"""Every error of cobre-shm.
+"""The errors of choosing and using a communicator, and the base of all others.
 
     CobreError                       kind, message, context, suggestion, to_dict()
     |-- BackendError                 choosing or starting a backend
@@ -18,6 +18,9 @@
             |-- RankFailed           a rank died, left or aborted
             |-- CollectiveTimeout    nothing moved for the whole time limit
             `-- CollectiveMismatch   ranks called different collectives
+
+The launcher's (``cobre_shm.spawn.errors``) and the trainer's derive from CobreError in modules of
+their own.
 
 Whatever is found locally, before anything was published to a peer, leaves the communicator
 usable. After a CollectiveFailed the receive buffer is unspecified and the communicator can only
@@ -63,7 +66,8 @@ class CobreError(Exception):
     """Base of all errors of cobre-shm.
 
     Attributes:
-        kind: The error kind of the structured output.
+        kind: The error kind of the structured output. It is coarser than the class: all errors of
+            using a communicator are ``"MpiError"``, on any backend.
         message: One sentence: what was wrong, and where.
         context: The values behind the message, JSON-serialisable.
         suggestion: What would be right, or None.
@@ -112,7 +116,12 @@ class BackendError(CobreError):
 
 
 class BackendNotAvailable(BackendError):
-    """The backend is known, but its requirements are not installed."""
+    """The backend is known, but its requirements are not installed.
+
+    Attributes:
+        requested: Name of the backend.
+        available: Names of those that are.
+    """
 
     kind = "IncompatibleSettings"
 
@@ -136,7 +145,12 @@ class BackendNotAvailable(BackendError):
 
 
 class InvalidBackend(BackendError):
-    """No backend of this name is registered."""
+    """No backend of this name is registered.
+
+    Attributes:
+        requested: The name.
+        available: Names of the backends that are registered and installed.
+    """
 
     kind = "IncompatibleSettings"
 
@@ -197,7 +211,12 @@ class InitializationFailed(BackendError):
 
 
 class MissingConfiguration(BackendError):
-    """Variables that the chosen backend requires are not set; all of them are listed."""
+    """Variables that the chosen backend requires are not set; all of them are listed.
+
+    Attributes:
+        backend: Name of the backend.
+        missing_vars: Names of the variables.
+    """
 
     kind = "IncompatibleSettings"
 
@@ -281,7 +300,10 @@ class WorkerError(CobreError):
 
 
 class CommError(CobreError):
-    """Using a communicator failed. ``context["code"]`` is the name of the class."""
+    """Using a communicator failed.
+
+    ``context["code"]`` is the name of the class; after a fork it is ``"ForkedCommunicator"``.
+    """
 
     kind = "MpiError"
 
@@ -298,7 +320,13 @@ class CommError(CobreError):
 
 
 class InvalidBufferSize(CommError, ValueError):
-    """A buffer, a count or a displacement does not fit the operation; nothing was sent."""
+    """A buffer, a count or a displacement does not fit the operation; nothing was sent.
+
+    Attributes:
+        operation: Name of the collective.
+        expected: What would fit.
+        actual: What was given.
+    """
 
     def __init__(
         self, operation: str, expected: object, actual: object, *, what: str = "buffer size"
@@ -313,7 +341,11 @@ class InvalidBufferSize(CommError, ValueError):
 
 
 class InvalidDatatype(CommError, TypeError):
-    """A buffer's type cannot take part in the operation; nothing was sent."""
+    """A buffer's type cannot take part in the operation; nothing was sent.
+
+    Attributes:
+        operation: Name of the collective.
+    """
 
     def __init__(self, operation: str, message: str) -> None:
         super().__init__(f"{operation}: {message}", context={"operation": operation})

@@ -18,7 +18,8 @@ A function returns a status, :data:`OK` (0) or another; with another the collect
 :func:`check` raises, in Python, what the method of the communicator would have raised there. Until
 then the jitted code must return. Buffers are C-contiguous arrays of a dtype that numba computes
 with (not ``float16``, which is refused when the code is compiled); all other preconditions are
-those of :class:`cobre_shm.Communicator`.
+those of :class:`cobre_shm.Communicator`. Two of them are not told as the method tells them: buffers
+that overlap are not noticed, and an ``op`` that is none is an ``InvalidDatatype``.
 
 Waits, time limits, the death of a peer and signals (^C) are seen as in Python: a wait that gets
 long is taken over by the interpreter.
@@ -129,7 +130,7 @@ def check(comm: Communicator, status: int) -> None:
     if status == WRONG_LAYOUT:
         raise InvalidBufferSize("jit.allgatherv", "blocks in rank order inside recv", "others")
     if status == WRONG_OPERATION:
-        raise InvalidDatatype("jit.allreduce", "the reduction is not defined for this dtype")
+        raise InvalidDatatype("jit.allreduce", "op is no reduction, or is undefined for this dtype")
     if status == WRONG_BUILD:
         raise InvalidCommunicator(
             "The jitted code was compiled with another version of cobre_shm: delete its cache "

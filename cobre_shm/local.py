@@ -25,7 +25,11 @@ __all__ = ["LocalCommunicator"]
 
 
 class LocalCommunicator(Communicator):
-    """One process. Collectives are identities that check their arguments like all backends."""
+    """One process. Collectives are identities that check their arguments like all backends.
+
+    There is no group to lose: it goes on working in a forked child, which has its own, and after
+    an ``abort`` whose SystemExit was caught.
+    """
 
     rank = 0
     size = 1

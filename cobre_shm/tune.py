@@ -205,8 +205,22 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m cobre_shm.tune",
         description="Measure the switch points of the shm algorithms on this machine.",
     )
-    parser.add_argument("-n", "--nprocs", type=int, default=max(2, count_cpus()), metavar="RANKS")
-    parser.add_argument("--output", type=Path, default=None, metavar="FILE")
+    parser.add_argument(
+        "-n",
+        "--nprocs",
+        type=int,
+        default=max(2, count_cpus()),
+        metavar="RANKS",
+        help="ranks of the group that is measured (default: as many as CPUs, at least 2)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="where the result goes (default: where COBRE_SHM_TUNING=auto finds it, "
+        "~/.cache/cobre-shm/tuning-HOST.json)",
+    )
     parser.add_argument(_INSIDE, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.inside:

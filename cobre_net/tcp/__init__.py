@@ -12,6 +12,7 @@
     reducing      the reduction kernels, by address
     flows         payloads in frames: streams with places to come from and to go to
     patience      time limits, warnings
+    star          what both ends of the star have, and the small rounds between them
     centre        rank 0's view of the group, and what went wrong
     centre_small  rank 0's side of small collectives
     coordinator   rank 0's side of large ones

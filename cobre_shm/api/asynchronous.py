@@ -55,6 +55,8 @@ async def train_async(
     Raises:
         asyncio.CancelledError: The awaiting task was cancelled.
         CobreError: As for :func:`cobre_shm.train`.
+        RuntimeError: ``progress_callback`` raised StopIteration, which is its ``__cause__``; any
+            other exception comes out as it is.
     """
     place = find_place(backend, num_workers, coordinator, rank, size, comm)
     options = trainer_options(resume, output_dir)

@@ -29,7 +29,7 @@ class ProgressEvent:
     """One iteration, as one worker ended it; costs in $.
 
     Attributes:
-        worker_id: Rank of the worker; 0 in a single process.
+        worker_id: Rank of the process, worker or not; 0 in a single one.
         iteration: Number of the iteration, from 1; ascending for each worker.
         iteration_limit: The iteration after which the training ends at the latest.
         lower_bound: Bound of the expected (or risk-adjusted) cost.
@@ -80,9 +80,9 @@ class WorkerInfo:
         rank: Its rank.
         pid: Its process id, while it ran.
         backend: Name of the communication backend.
-        seconds: Wall time of the training on this worker.
+        seconds: Wall time of the training, by the clock of rank 0.
         lp_solves: Problems that it solved.
-        wait_share: Part of its time in which it waited for the others, 0 to 1.
+        wait_share: Part of that time, 0 to 1, in which it exchanged data or waited for the others.
     """
 
     rank: int

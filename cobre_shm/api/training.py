@@ -65,10 +65,11 @@ def train(
             ``COBRE_TCP_COORDINATOR`` is set. Or ``"local"``, ``"shm"``, ``"tcp"``, ``"mpi"``, or a
             registered name.
         num_workers: 1: this process does the work. More: that many processes are started on this
-            machine, each a fresh interpreter which does not import this program's main module;
-            this process computes nothing. No ``if __name__ == "__main__"`` is needed.
-        coordinator: For ``"tcp"``: address of rank 0, ``host`` or ``host:port``. The secret and the
-            time limits are those of ``COBRE_TCP_*``.
+            machine, each a fresh interpreter which does not import this program's main module,
+            with one thread in each pool unless ``OMP_NUM_THREADS`` and relatives are set; this
+            process computes nothing. No ``if __name__ == "__main__"`` is needed.
+        coordinator: For ``"tcp"``: address of rank 0, ``host`` or ``host:port``. Everything else
+            of a group over tcp or shm is as its variables say: secret, time limits, tuning.
         rank: Rank of this process in a group that is started elsewhere.
         size: Number of ranks of that group.
         comm: A communicator to use instead of all of these; it stays open.
@@ -91,8 +92,11 @@ def train(
         SolverError: A stage problem has no solution (one process).
         OutputError: ``output_dir`` cannot be used.
         CheckpointError: The checkpoint to resume from is of another case or damaged.
-        InvalidArguments: ``num_workers`` is out of range.
-        AllocationFailed: There is no memory for what the workers share.
+        CommError: The group was lost (this process is a rank of it), or there is no memory for
+            what workers share (AllocationFailed).
+        MissingDependency: Extra packages that the case or ``output_dir`` needs are not installed.
+        CobreError: ``num_workers`` is out of range (``cobre_shm.spawn.errors.InvalidArguments``),
+            or the system refuses another process (``ProgramNotRunnable`` there).
 
     Ctrl-C ends the workers within a second and leaves nothing.
 
@@ -144,8 +148,8 @@ def simulate(
     Raises:
         ValueError: ``scenarios`` is below 1, or the cuts have another shape than the case.
         CheckpointError: The policy is of other stages, plants or lags.
-        CaseError, IncompatibleSettings, BackendError, WorkerError, SolverError, OutputError: As
-            for :func:`train`.
+        CaseError, IncompatibleSettings, BackendError, WorkerError, SolverError, OutputError,
+            CommError, MissingDependency, CobreError: As for :func:`train`.
     """
     place = find_place(backend, num_workers, coordinator, rank, size, comm)
     return simulate_at(place, case, policy, scenarios, config_overrides, output_dir)

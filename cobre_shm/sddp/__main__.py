@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a hydrothermal operation policy. Under the launcher the same line "
         "runs on every rank. 'validate CASE' checks a case instead; 'report DIR' draws what is in "
         "an output directory.",
+        epilog="Exit codes: 0 success, 1 wrong arguments or output directory, 2 wrong config.json, "
+        "3 wrong case data or a stage problem without solution, 4 backend or communication, 5 a "
+        "checkpoint or policy that cannot be gone on with, 130 interrupted, 143 terminated.",
     )
     parser.add_argument(
         "case",

@@ -47,8 +47,8 @@ class Iteration:
         lp_solves: Problems solved in this iteration by all ranks.
         forward_seconds: Time of the forward pass on the slowest rank.
         backward_seconds: Time of the backward pass on the slowest rank.
-        total_seconds: Time of the iteration on rank 0.
-        elapsed_seconds: Time since the start of the training on rank 0.
+        total_seconds: Time of the iteration on this rank.
+        elapsed_seconds: Time since the start of the training on this rank.
         forward_passes: Trajectories of the iteration.
         wait_share: Part of the ranks' time, 0 to 1, that went into exchanging and waiting.
     """

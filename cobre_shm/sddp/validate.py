@@ -1,6 +1,7 @@
 """``python -m cobre_shm.sddp validate CASE``: everything that is wrong with a case, at once.
 
-Exit codes: 0 the case can be trained, 3 it has findings.
+Exit codes: 0 the case can be trained, 3 it has findings (also in ``config.json``), 1 wrong
+arguments.
 """
 
 from __future__ import annotations

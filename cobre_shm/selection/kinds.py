@@ -93,7 +93,8 @@ class MpiConfig:
         deterministic: Whether ``allreduce`` adds in rank order, so that its bits are those of
             every other backend. False: MPI's own reduction, where MPI has one.
         hierarchical: Whether the ranks of a node form a shared memory group, whose leaders talk
-            MPI. True: it is an error where that is not possible. The same on all ranks.
+            MPI. ``"auto"``: where that is possible; True: it is an error where it is not. The same
+            on all ranks.
         check: Whether every call is compared with those of all ranks first, at the cost of one
             small collective. The same on all ranks.
         node: Ranks of one machine that have equal numbers count as a node; None: all of them.

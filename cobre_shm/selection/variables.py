@@ -88,7 +88,7 @@ VARIABLES: tuple[Variable, ...] = (
         "comm",
         Failpoint(),
         "For tests: where a rank kills itself, `PHASE:kill@RANK,SEQUENCE`, or yields, "
-        "`anywhere:yield@RANK,SEED`",
+        "`anywhere:yield@RANK,SEED`; `on`: nowhere yet",
         default=None,
         example="publish:kill@1,5",
     ),

@@ -9,6 +9,7 @@
     program       what a rank runs, checked before anything starts
     environment   what a rank finds in its environment
     binding       on which CPUs it runs
+    errors        what keeps ranks from being started
     dry_run       what would be started, for --dry-run
     doctor        whether ranks can be run here, for --doctor
 
@@ -45,6 +46,7 @@
 
     calls         run(), and what a worker does for it
     workers       the group of them: start, watch, stop; inside anybody's process and thread
+    cancellation  the request to end them, from another thread
     worker        what a worker process runs
     frames        messages between the two
     remote        exceptions as messages

@@ -45,7 +45,8 @@ def run(
 
     Raises:
         WorkerError: A rank raised, or ended otherwise; the others were ended, nothing is left.
-        InvalidArguments: ``nprocs`` is out of range, or ``function`` cannot be called.
+        InvalidArguments: ``nprocs`` is out of range, or ``function`` cannot be called. This and
+            the next are in ``cobre_shm.spawn.errors``.
         ProgramNotRunnable: The function or its arguments cannot be sent, or the system refuses
             another process.
         AllocationFailed: There is not enough memory for the group.

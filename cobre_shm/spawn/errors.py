@@ -1,4 +1,4 @@
-"""Errors found before any rank is started.
+"""What keeps ranks from being started.
 
 CobreError
 `-- LaunchError               exit_code
@@ -26,7 +26,7 @@ class LaunchError(CobreError):
 
 
 class InvalidArguments(LaunchError):
-    """The command line is not understood."""
+    """The command line is not understood, or a number of ranks or workers is out of range."""
 
     kind = "InvalidArguments"
 

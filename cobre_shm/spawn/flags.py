@@ -131,15 +131,15 @@ def _add_network(parser: Parser) -> None:
         type=values.backend,
         metavar="auto|shm|tcp",
         default="auto",
-        help="shared memory, or tcp, also on several machines; auto: tcp where --nnodes or "
-        "--coordinator is given (default: auto)",
+        help="shared memory, or tcp, also on several machines; auto: tcp where --nnodes is above 1 "
+        "or --coordinator is given, whatever COBRE_COMM_BACKEND says (default: auto)",
     )
     add(
         "--nnodes",
         metavar="NODES",
         type=values.nodes,
         default=1,
-        help="number of machines, on each of which this command starts N ranks (tcp)",
+        help="number of machines, on each of which this command starts N ranks (tcp; default: 1)",
     )
     add(
         "--node-rank",
