@@ -18,8 +18,11 @@ from cobre_shm.communicator import Communicator
 from cobre_shm.sddp.case_files import CaseFiles, digest_of
 from cobre_shm.sddp.case_warnings import (
     warn_of_entity_dates,
+    warn_of_lags,
+    warn_of_missing_statistics,
     warn_of_past_inflows,
     warn_of_sources,
+    warn_of_storage,
 )
 from cobre_shm.sddp.config import Config, parse_config
 from cobre_shm.sddp.constraints import GenericConstraint, parse_constraints
@@ -255,9 +258,13 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
     if len(files.findings):
         return None
     files.warnings += [
+        *files.skipped(),
         *warn_of_entity_dates(files),
+        *warn_of_storage(hydros, initial_state),
         *warn_of_past_inflows(files, horizon, hydros, statistics),
+        *warn_of_lags(horizon, hydros, statistics),
         *warn_of_sources(horizon, sources, statistics, overrides),
+        *warn_of_missing_statistics(horizon, hydros, buses, sources, statistics),
     ]
     return Case(
         name=name,
@@ -314,8 +321,10 @@ def _check_stage_bounds(
         for i, hydro in enumerate(hydros):
             at = overrides.hydro(hydro, (i, t))
             if at is not hydro:
-                low, high = at.min_storage_hm3, at.max_storage_hm3
-                pairs.append(("hydro", at.id, "storage_hm3", low, high))
+                pairs += [
+                    ("hydro", at.id, name, getattr(at, f"min_{name}"), getattr(at, f"max_{name}"))
+                    for name in ("storage_hm3", "turbined_m3s", "outflow_m3s", "generation_mw")
+                ]
         for i, thermal in enumerate(thermals):
             plant = overrides.thermal(thermal, (i, t))
             if plant is not thermal:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 
 from cobre_shm.sddp.documents import Documents
 from cobre_shm.sddp.errors import SchemaViolation
 from cobre_shm.sddp.fields import Record
 from cobre_shm.sddp.findings import Findings
+
+# What a row without effect names.
+UNKNOWN = "no entity or no stage of the case"
 
 
 class CaseFiles:
@@ -24,6 +28,7 @@ class CaseFiles:
         self._documents = documents
         self.findings = findings
         self.warnings: list[str] = []
+        self._skipped: Counter[tuple[str, str]] = Counter()
 
     def __contains__(self, file: str) -> bool:
         return file in self._documents
@@ -60,6 +65,16 @@ class CaseFiles:
         for i, values in enumerate(zip(*table.values(), strict=True)):
             row = dict(zip(names, values, strict=True))
             yield Record(row, file, self.findings, f"row {i}")
+
+    def skip(self, file: str, what: str, rows: int = 1) -> None:
+        """Take note of rows of a file that have no effect, because they name ``what``."""
+        self._skipped[file, what] += rows
+
+    def skipped(self) -> Iterator[str]:
+        """Tell of these rows, file by file."""
+        for (file, what), rows in self._skipped.items():
+            if rows:
+                yield f"{file}: rows without effect, for they name {what}: {rows}"
 
     def data_digest(self) -> str:
         """Return a hash over every file but ``config.json``."""

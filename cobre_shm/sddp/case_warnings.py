@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 
 from cobre_shm.sddp.case_files import CaseFiles
 from cobre_shm.sddp.overrides import Overrides
-from cobre_shm.sddp.scenarios import Statistics
+from cobre_shm.sddp.scenarios import Floats, Key, Statistics, lag_moments
 from cobre_shm.sddp.stages import Horizon
-from cobre_shm.sddp.system import Hydro, Source
+from cobre_shm.sddp.system import Bus, Hydro, Source
+
+_INFLOW = "scenarios/inflow_seasonal_stats.parquet"
+_LOAD = "scenarios/load_seasonal_stats.parquet"
+_SOURCE = "scenarios/non_controllable_stats.parquet"
 
 
 def warn_of_entity_dates(files: CaseFiles) -> Iterator[str]:
@@ -46,22 +50,94 @@ def warn_of_past_inflows(
             )
 
 
+def warn_of_lags(
+    horizon: Horizon, hydros: tuple[Hydro, ...], statistics: Statistics
+) -> Iterator[str]:
+    """Tell of coefficients without effect, because the stage that they look back to is unknown."""
+    for h, hydro in enumerate(hydros):
+        unknown = sorted(
+            {
+                stage.id - lag
+                for stage in horizon.stages
+                for lag, coefficient in enumerate(
+                    statistics.autoregression.get((h, stage.id), ((), 1.0))[0], start=1
+                )
+                if coefficient and lag_moments(statistics, horizon, h, stage.id - lag) is None
+            }
+        )
+        if unknown:
+            yield (
+                f"{_INFLOW}: hydro {hydro.id} has no row for stage {_listed(unknown)}: "
+                "coefficients of lags that reach it have no effect"
+            )
+
+
+def warn_of_storage(hydros: tuple[Hydro, ...], initial_state: Floats) -> Iterator[str]:
+    """Tell of reservoirs that begin outside of their bounds."""
+    for hydro, storage in zip(hydros, initial_state, strict=False):
+        if not hydro.min_storage_hm3 <= storage <= hydro.max_storage_hm3:
+            yield (
+                f"initial_conditions.json: hydro {hydro.id}: its storage of {storage:g} hm3 is not "
+                f"within its bounds, {hydro.min_storage_hm3:g} to {hydro.max_storage_hm3:g}"
+            )
+
+
 def warn_of_sources(
     horizon: Horizon, sources: tuple[Source, ...], statistics: Statistics, overrides: Overrides
 ) -> Iterator[str]:
-    """Tell where a random source has bounds without effect, or no statistics."""
+    """Tell where a random source has bounds without effect."""
     bounds = overrides.tables["ncs_bounds"]
     for i in statistics.random_sources:
         source = sources[i]
-        active = [t for t, stage in enumerate(horizon.stages) if source.is_active(stage.id)]
-        if any(bounds.get((i, t)) for t in active):
+        if any(bounds.get((i, t)) for t in _active(source, horizon)):
             yield (
                 f"constraints/ncs_bounds.parquet: source {source.id}: available_generation_mw is "
                 "ignored, as the source has statistics"
             )
-        without = [horizon.stages[t].id for t in active if (i, t) not in statistics.source]
-        if without:
-            yield (
-                f"scenarios/non_controllable_stats.parquet: source {source.id} has statistics, "
-                f"but none at stage {', '.join(map(str, without))}: it generates nothing there"
-            )
+
+
+def warn_of_missing_statistics(
+    horizon: Horizon,
+    hydros: tuple[Hydro, ...],
+    buses: tuple[Bus, ...],
+    sources: tuple[Source, ...],
+    statistics: Statistics,
+) -> Iterator[str]:
+    """Tell of stages that a table of statistics leaves out; the reference program refuses them.
+
+    A source without any row is none of a random availability.
+    """
+    every = range(len(horizon.stages))
+    inflow = {
+        (h, horizon.positions[stage])
+        for h, stage in statistics.inflow
+        if stage in horizon.positions
+    }
+    has_rows = {i: sources[i] for i in statistics.random_sources}
+    tables: tuple[tuple[str, str, Mapping[int, Hydro | Bus | Source], Container[Key], str], ...] = (
+        (_INFLOW, "hydro", dict(enumerate(hydros)) if inflow else {}, inflow, "its inflow is zero"),
+        (
+            _LOAD,
+            "bus",
+            dict(enumerate(buses)) if statistics.load else {},
+            statistics.load,
+            "its load is zero",
+        ),
+        (_SOURCE, "source", has_rows, statistics.source, "it generates nothing"),
+    )
+    for file, kind, entities, given, effect in tables:
+        for i, entity in entities.items():
+            needed = _active(entity, horizon) if isinstance(entity, Source) else every
+            without = [horizon.stages[t].id for t in needed if (i, t) not in given]
+            if without:
+                stages = _listed(without)
+                yield f"{file}: {kind} {entity.id} has no row for stage {stages}: {effect} there"
+
+
+def _active(source: Source, horizon: Horizon) -> list[int]:
+    return [t for t, stage in enumerate(horizon.stages) if source.is_active(stage.id)]
+
+
+def _listed(stages: list[int]) -> str:
+    more = f" and {len(stages) - 6} more" if len(stages) > 7 else ""
+    return ", ".join(map(str, stages[:6] if more else stages)) + more

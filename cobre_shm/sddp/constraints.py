@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cobre_shm.sddp.case_files import CaseFiles
+from cobre_shm.sddp.case_files import UNKNOWN, CaseFiles
 from cobre_shm.sddp.errors import MissingReference, OutOfRange, SchemaViolation, Unsupported
 from cobre_shm.sddp.fields import Positions, Record, identified
 from cobre_shm.sddp.stages import Horizon, Stage
@@ -91,6 +91,7 @@ def parse_constraints(
         constraint = ids.get(row.integer("constraint_id"))
         t = horizon.positions.get(row.integer("stage_id"))
         if constraint is None or t is None:
+            files.skip(BOUNDS, UNKNOWN)
             continue
         last = horizon.stages[t].last_block
         block = row.integer("block_id", minimum=0, maximum=last) if "block_id" in row else None

@@ -85,6 +85,8 @@ def _parse_hydro(
     diversion = record.record("diversion", required=False)
     low_storage = reservoir.number("min_storage_hm3", minimum=0.0)
     low_outflow = outflow.number("min_outflow_m3s", minimum=0.0)
+    low_turbined = generation.number("min_turbined_m3s", minimum=0.0)
+    low_generation = generation.number("min_generation_mw", minimum=0.0)
     own = record.record("penalties", required=False)
     costs = {name: own.number(name, minimum=0.0) for name in HYDRO_COST_NAMES if name in own}
     return Hydro(
@@ -101,10 +103,10 @@ def _parse_hydro(
         min_outflow_m3s=low_outflow,
         max_outflow_m3s=outflow.number("max_outflow_m3s", math.inf, minimum=low_outflow),
         productivity=generation.number("productivity_mw_per_m3s", minimum=0.0),
-        min_turbined_m3s=generation.number("min_turbined_m3s", minimum=0.0),
-        max_turbined_m3s=generation.number("max_turbined_m3s", minimum=0.0),
-        min_generation_mw=generation.number("min_generation_mw", minimum=0.0),
-        max_generation_mw=generation.number("max_generation_mw", minimum=0.0),
+        min_turbined_m3s=low_turbined,
+        max_turbined_m3s=generation.number("max_turbined_m3s", minimum=low_turbined),
+        min_generation_mw=low_generation,
+        max_generation_mw=generation.number("max_generation_mw", minimum=low_generation),
         diversion_target=(
             diversion.reference("downstream_id", positions, "hydro plant")
             if diversion.data

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cobre_shm.sddp.case_files import CaseFiles
-from cobre_shm.sddp.fields import Positions, Record
+from cobre_shm.sddp.case_files import UNKNOWN, CaseFiles
+from cobre_shm.sddp.fields import Positions
 from cobre_shm.sddp.stages import Horizon
 from cobre_shm.sddp.system import Bus, Hydro, Line, Source, Thermal
 
@@ -125,10 +125,10 @@ class Overrides:
 def parse_overrides(
     files: CaseFiles, horizon: Horizon, positions: Mapping[str, Positions]
 ) -> Overrides:
-    """Read every override; rows that name an unknown entity or stage have no effect.
+    """Read every override; rows that name an unknown entity or stage, or a block, have no effect.
 
     Args:
-        files: The files of the case; columns with values that have no effect add a warning.
+        files: The files of the case; values and rows that have no effect add a warning.
         horizon: The stages.
         positions: Position by id, for each key column.
     """
@@ -141,9 +141,7 @@ def parse_overrides(
         )
 
     def factors(file: str, key: str, names: tuple[str, ...]) -> Mapping[str, Factors]:
-        root = file.rsplit("/", 1)[-1].removesuffix(".json")
-        records = files.record(file).records(root)
-        return _parse_factors(records, key, names, horizon, positions[key])
+        return _parse_factors(files, file, key, names, horizon, positions[key])
 
     exchange = factors(
         "constraints/exchange_factors.json", "line_id", ("direct_factor", "reverse_factor")
@@ -169,9 +167,14 @@ def _parse_table(
     positions: Positions,
 ) -> Values:
     result: dict[Key, dict[str, float]] = {}
-    for row in files.rows(f"constraints/{name}.parquet", (key, "stage_id")):
+    file = f"constraints/{name}.parquet"
+    for row in files.rows(file, (key, "stage_id")):
         entity, stage = row.integer(key), row.integer("stage_id")
-        if entity not in positions or stage not in horizon.positions or "block_id" in row:
+        if entity not in positions or stage not in horizon.positions:
+            files.skip(file, UNKNOWN)
+            continue
+        if "block_id" in row:
+            files.skip(file, "a block")
             continue
         values = result.setdefault((positions[entity], horizon.positions[stage]), {})
         for column, field in columns.items():
@@ -183,16 +186,19 @@ def _parse_table(
 
 
 def _parse_factors(
-    records: list[Record],
+    files: CaseFiles,
+    file: str,
     key: str,
     names: tuple[str, ...],
     horizon: Horizon,
     positions: Positions,
 ) -> Mapping[str, Factors]:
     result: dict[str, dict[Key, tuple[float, ...]]] = {name: {} for name in names}
-    for record in records:
+    root = file.rsplit("/", 1)[-1].removesuffix(".json")
+    for record in files.record(file).records(root):
         entity, stage = record.integer(key), record.integer("stage_id")
         if entity not in positions or stage not in horizon.positions:
+            files.skip(file, UNKNOWN)
             continue
         t = horizon.positions[stage]
         last = horizon.stages[t].last_block

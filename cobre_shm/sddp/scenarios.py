@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -83,15 +84,21 @@ def parse_statistics(
     """Read and check the ``scenarios/`` folder except the block factors."""
     before = len(files.findings)
 
-    def moments(file: str, key: str, mean: str, std: str, what: str) -> dict[Key, Moments]:
+    def moments(
+        file: str, key: str, mean: str, std: str, what: str, **limits: float
+    ) -> dict[Key, Moments]:
         name = f"scenarios/{file}.parquet"
-        return {
+        found = {
             (row.reference(key, positions[key], what), row.integer("stage_id")): (
-                row.number(mean),
+                row.number(mean, **limits),
                 row.number(std, minimum=0.0),
             )
             for row in files.rows(name, (key, "stage_id", mean, std))
         }
+        # Ids below zero are stages before the study.
+        strange = sum(stage >= 0 and stage not in horizon.positions for _, stage in found)
+        files.skip(name, "no stage of the case", strange)
+        return found
 
     def by_position(values: dict[Key, Moments]) -> dict[Key, Moments]:
         return {
@@ -103,7 +110,11 @@ def parse_statistics(
     hydro_count = len(positions["hydro_id"])
     load = by_position(moments("load_seasonal_stats", "bus_id", "mean_mw", "std_mw", "bus"))
     source = by_position(
-        moments("non_controllable_stats", "ncs_id", "mean", "std", "non-controllable source")
+        moments(
+            *("non_controllable_stats", "ncs_id", "mean", "std", "non-controllable source"),
+            minimum=0.0,
+            maximum=1.0,
+        )
     )
     random_buses = tuple(sorted({bus for (bus, _), (_, std) in load.items() if std > 0}))
     random_sources = tuple(sorted({item for item, _ in source}))
@@ -175,7 +186,24 @@ def _parse_autoregression(
 
 
 def _check_seasons(horizon: Horizon, findings: Findings) -> None:
-    """Refuse seasons for which "one stage back" is not one lag back."""
+    """Refuse ids and seasons for which "one stage back" is not one lag back."""
+    ids = [stage.id for stage in horizon.stages]
+    for before, after in pairwise(ids):
+        if after != before + 1:
+            findings.add(
+                Unsupported(
+                    "stages.json: stages: autoregressive inflow needs stage ids without gaps, for "
+                    f"a lag has the statistics of an earlier id, but {after} follows {before}",
+                    context={
+                        "file": "stages.json",
+                        "field": "stages.id",
+                        "entity_id": after,
+                        "value": after,
+                        "expected": before + 1,
+                    },
+                )
+            )
+            return
     if horizon.cycle is None:
         return
     if horizon.cycle != "monthly":
@@ -299,23 +327,23 @@ def inflow_model(statistics: Statistics, horizon: Horizon, t: int, hydros: int) 
         coefficients, ratio = statistics.autoregression.get((h, stage_id), ((), 1.0))
         base[h], sigma[h] = mean, std * ratio
         for lag, coefficient in enumerate(coefficients, start=1):
-            lag_mean, lag_std = _lag_moments(statistics, horizon, h, stage_id - lag)
+            lag_mean, lag_std = lag_moments(statistics, horizon, h, stage_id - lag) or _ZERO
             if lag_std > 0:
                 psi[lag - 1, h] = coefficient * std / lag_std
                 base[h] -= psi[lag - 1, h] * lag_mean
     return InflowModel(base, sigma, psi)
 
 
-def _lag_moments(statistics: Statistics, horizon: Horizon, h: int, stage_id: int) -> Moments:
-    """Return the moments of an earlier stage, or of its season where it has no row."""
+def lag_moments(statistics: Statistics, horizon: Horizon, h: int, stage_id: int) -> Moments | None:
+    """Return the moments of an earlier stage, or of its season where it has no row, or None."""
     found = statistics.inflow.get((h, stage_id))
     if found is not None:
         return found
     seasons = [stage.season_id for stage in horizon.stages]
     if seasons[0] is None:
-        return _ZERO
+        return None
     wanted = (stage_id + seasons[0]) % len({season for season in seasons if season is not None})
     for stage in horizon.stages:
         if stage.season_id == wanted and (h, stage.id) in statistics.inflow:
             return statistics.inflow[h, stage.id]
-    return _ZERO
+    return None

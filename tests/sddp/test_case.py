@@ -268,6 +268,15 @@ def test_shipped_case_is_valid():
             TypeMismatch,
             "hydros[1].reservoir.max_storage_hm3",
         ),
+        *(
+            (
+                "system/hydros.json",
+                set_path("hydros", 1, "generation", f"min_{name}", value=1e6),
+                OutOfRange,
+                f"hydros[1].generation.max_{name}",
+            )
+            for name in ("turbined_m3s", "generation_mw")
+        ),
         (
             "initial_conditions.json",
             set_path("storage", 0, "hydro_id", value=44),
@@ -322,14 +331,15 @@ def test_statistics_of_an_unknown_plant_are_refused(shipped_copy):
         load_case(shipped_copy)
 
 
-def test_stage_bounds_that_cross_are_refused(shipped_copy):
+@pytest.mark.parametrize("name", ["storage_hm3", "turbined_m3s", "outflow_m3s", "generation_mw"])
+def test_stage_bounds_that_cross_are_refused(shipped_copy, name):
     write_table(
         shipped_copy,
         "constraints/hydro_bounds.parquet",
-        ["hydro_id", "stage_id", "max_storage_hm3"],
-        [(0, 3, 0.5)],
+        ["hydro_id", "stage_id", f"min_{name}", f"max_{name}"],
+        [(0, 3, 0.5, 0.4)],
     )
-    with pytest.raises(OutOfRange, match="hydro 0 at stage 3"):
+    with pytest.raises(OutOfRange, match=f"min_{name} of hydro 0 at stage 3"):
         load_case(shipped_copy)
 
 

@@ -3,7 +3,17 @@
 import pytest
 
 from cobre_shm.sddp import load_case
-from tests.sddp.editing import edit, set_path, write_table
+from tests.sddp.editing import (
+    constant_load,
+    edit,
+    hydro_plant,
+    set_path,
+    small_case,
+    write_json,
+    write_table,
+)
+
+_RESERVOIR = {"min_storage_hm3": 10.0, "max_storage_hm3": 100.0}
 
 
 def test_losses_are_ignored_with_a_warning(shipped_copy):
@@ -38,7 +48,7 @@ def test_random_source_with_bounds_or_without_statistics_is_a_warning(random_pat
     file = "scenarios/non_controllable_stats.parquet"
     write_table(random_path, file, ["ncs_id", "stage_id", "mean", "std"], [(0, 1, 0.5, 0.2)])
     (warning,) = load_case(random_path).warnings
-    assert warning.startswith(f"{file}: source 0 has statistics, but none at stage 0, 2")
+    assert warning == f"{file}: source 0 has no row for stage 0, 2: it generates nothing there"
     sources = "system/non_controllable_sources.json"
     inside = {"entry_stage_id": 1, "exit_stage_id": 2}
     edit(
@@ -64,3 +74,74 @@ def test_too_few_past_inflows_are_a_warning(random_path, first, given, needed):
         return
     (warning,) = warnings
     assert f"hydro 1: its inflow depends on {needed} past_inflows, and {given} are" in warning
+
+
+def test_statistics_that_leave_out_a_stage_are_a_warning(random_path):
+    """The reference program refuses them; here what has no row counts as zero."""
+    constant_load(random_path, 190.0, stages=2)
+    (warning,) = load_case(random_path).warnings
+    file = "scenarios/load_seasonal_stats.parquet"
+    assert warning == f"{file}: bus 0 has no row for stage 2: its load is zero there"
+    # Shifted by one: a row for a stage that does not exist, and none for the first.
+    rows = [(0, t, 190.0, 0.0) for t in (1, 2, 3)]
+    write_table(random_path, file, ["bus_id", "stage_id", "mean_mw", "std_mw"], rows)
+    strange, missing = load_case(random_path).warnings
+    assert strange == f"{file}: rows without effect, for they name no stage of the case: 1"
+    assert missing == f"{file}: bus 0 has no row for stage 0: its load is zero there"
+
+
+def test_plant_without_inflow_is_a_warning(tmp_path):
+    small_case(tmp_path, stages=9)
+    plants = [hydro_plant(h) for h in range(2)]
+    write_json(tmp_path, "system/hydros.json", {"hydros": plants})
+    file = "scenarios/inflow_seasonal_stats.parquet"
+    columns = ["hydro_id", "stage_id", "mean_m3s", "std_m3s"]
+    write_table(tmp_path, file, columns, [(1, t, 20.0, 0.0) for t in range(9)])
+    (warning,) = load_case(tmp_path).warnings
+    named = "0, 1, 2, 3, 4, 5 and 3 more"
+    assert warning == f"{file}: hydro 0 has no row for stage {named}: its inflow is zero there"
+
+
+def test_lag_whose_stage_has_no_statistics_is_a_warning(random_path):
+    def without_seasons(content):
+        del content["season_definitions"]
+        for stage in content["stages"]:
+            del stage["season_id"]
+
+    edit(random_path, "stages.json", without_seasons)
+    assert load_case(random_path).warnings == ()
+    file = "scenarios/inflow_seasonal_stats.parquet"
+    columns = ["hydro_id", "stage_id", "mean_m3s", "std_m3s"]
+    rows = [(h, t, 25.0, 9.0) for h in range(3) for t in range(-1 if h else -2, 3)]
+    write_table(random_path, file, columns, rows)
+    # Plant 2 has no lags.
+    (warning,) = load_case(random_path).warnings
+    assert warning == (
+        f"{file}: hydro 1 has no row for stage -2: coefficients of lags that reach it have no "
+        "effect"
+    )
+
+
+@pytest.mark.parametrize(("storage", "is_outside"), [(20.0, False), (5.0, True), (101.0, True)])
+def test_storage_outside_of_its_bounds_is_a_warning(random_path, storage, is_outside):
+    edit(random_path, "system/hydros.json", set_path("hydros", 1, "reservoir", value=_RESERVOIR))
+    change = set_path("storage", 1, "value_hm3", value=storage)
+    edit(random_path, "initial_conditions.json", change)
+    text = f"initial_conditions.json: hydro 1: its storage of {storage:g} hm3 is not within its "
+    expected = (f"{text}bounds, 10 to 100",) if is_outside else ()
+    assert load_case(random_path).warnings == expected
+
+
+def test_rows_without_effect_are_counted(random_path):
+    file = "constraints/thermal_bounds.parquet"
+    columns = ["thermal_id", "stage_id", "max_generation_mw", "block_id"]
+    rows = [(0, 0, 50.0, None), (0, 1, 50.0, 0), (0, 1, 50.0, 1), (7, 0, 50.0, None), (0, 9, 1, 0)]
+    write_table(random_path, file, columns, rows)
+    factors = [{"bus_id": 4, "stage_id": 0, "block_factors": []}]
+    write_json(random_path, "scenarios/load_factors.json", {"load_factors": factors})
+    assert set(load_case(random_path).warnings) == {
+        f"{file}: rows without effect, for they name a block: 2",
+        f"{file}: rows without effect, for they name no entity or no stage of the case: 2",
+        "scenarios/load_factors.json: rows without effect, for they name no entity or no stage of "
+        "the case: 1",
+    }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cobre_shm.sddp import load_case, series_digest, simulate, train
+from cobre_shm.sddp.errors import OutOfRange, Unsupported
 from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.scenarios import draw_opening, inflow_model
 from tests.sddp.editing import (
@@ -190,3 +191,29 @@ def test_autoregressive_inflow_with_each_method_against_negative_inflow(tmp_path
     inflow = [stage.inflow[0, 0] for stage in simulate(result.case, result.cuts, comm, 1).stages]
     cut_off = method.startswith("truncation")
     assert inflow == pytest.approx([0.0, 0.0] if cut_off else [-5.0, -17.5], abs=1e-9)
+
+
+@pytest.mark.parametrize("mean", [-0.1, 35.0])
+def test_availability_is_a_fraction_of_the_capacity(random_path, mean):
+    """A mean in MW would be cut off at the capacity."""
+    file = "scenarios/non_controllable_stats.parquet"
+    write_table(random_path, file, ["ncs_id", "stage_id", "mean", "std"], [(0, 0, mean, 0.2)])
+    with pytest.raises(OutOfRange, match=r"non_controllable_stats\.parquet.*mean"):
+        load_case(random_path)
+
+
+def test_lags_need_stage_ids_without_gaps(random_path):
+    """Lag states go by the place of a stage, their statistics by its id."""
+
+    def spread(content):
+        for stage in content["stages"]:
+            stage["id"] *= 10
+
+    edit(random_path, "stages.json", spread)
+    for file in sorted((random_path / "constraints").iterdir()):
+        file.unlink()
+    (random_path / "scenarios/noise_openings.parquet").unlink(missing_ok=True)
+    with pytest.raises(Unsupported, match=r"without gaps.* but 10 follows 0"):
+        load_case(random_path)
+    (random_path / "scenarios/inflow_ar_coefficients.parquet").unlink()
+    load_case(random_path)

@@ -121,15 +121,17 @@ def test_factor_of_a_source_holds_in_its_block(small, comm):
     assert cost(small, comm) == pytest.approx(windy * 30 + calm * 70)
 
 
-@pytest.mark.parametrize(("mean", "share"), [(1.4, 1.0), (-0.3, 0.0), (0.25, 0.25)])
-def test_availability_is_a_share_of_the_capacity(small, comm, mean, share):
+@pytest.mark.parametrize(("noise", "share"), [(3.0, 1.0), (-3.0, 0.0), (-0.5, 0.25)])
+def test_availability_is_a_share_of_the_capacity(small, comm, noise, share):
     wind(small, capacity=20.0, curtailment_cost=0.25)
     write_table(
         small,
         "scenarios/non_controllable_stats.parquet",
         ["ncs_id", "stage_id", "mean", "std"],
-        [(0, 0, mean, 0.0)],
+        [(0, 0, 0.5, 0.5)],
     )
+    columns = ["stage_id", "opening_index", "entity_index", "value"]
+    write_table(small, "scenarios/noise_openings.parquet", columns, [(0, 0, 0, noise)])
     constant_load(small, 60.0)
     power = 20.0 * share
     assert cost(small, comm) == pytest.approx(((60 - power) * 10 - power * 0.25) * HOURS)
