@@ -21,6 +21,7 @@ from cobre_shm.sddp.case_warnings import (
     warn_of_lags,
     warn_of_missing_statistics,
     warn_of_past_inflows,
+    warn_of_settings,
     warn_of_sources,
     warn_of_storage,
 )
@@ -259,6 +260,7 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
         return None
     files.warnings += [
         *files.skipped(),
+        *warn_of_settings(files, config),
         *warn_of_entity_dates(files),
         *warn_of_storage(hydros, initial_state),
         *warn_of_past_inflows(files, horizon, hydros, statistics),

@@ -76,6 +76,10 @@ class CaseFiles:
             if rows:
                 yield f"{file}: rows without effect, for they name {what}: {rows}"
 
+    def count_rows(self, file: str) -> int:
+        """Return how many rows a table has, none where there is no such file."""
+        return len(next(iter(self._documents.get(file, {}).values()), ()))
+
     def data_digest(self) -> str:
         """Return a hash over every file but ``config.json``."""
         counted = {file: data for file, data in self._documents.items() if file != "config.json"}

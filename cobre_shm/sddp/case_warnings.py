@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping
 
 from cobre_shm.sddp.case_files import CaseFiles
+from cobre_shm.sddp.config import Config
 from cobre_shm.sddp.overrides import Overrides
 from cobre_shm.sddp.scenarios import Floats, Key, Statistics, lag_moments
 from cobre_shm.sddp.stages import Horizon
@@ -13,6 +14,16 @@ from cobre_shm.sddp.system import Bus, Hydro, Source
 _INFLOW = "scenarios/inflow_seasonal_stats.parquet"
 _LOAD = "scenarios/load_seasonal_stats.parquet"
 _SOURCE = "scenarios/non_controllable_stats.parquet"
+
+
+def warn_of_settings(files: CaseFiles, config: Config) -> Iterator[str]:
+    """Tell of a seed that is not the one which counts."""
+    source = files.record("config.json").data["training"].get("scenario_source") or {}
+    if source.get("seed", config.tree_seed) != config.tree_seed:
+        yield (
+            "config.json: training.scenario_source.seed is ignored: openings and forward draws "
+            f"come from training.tree_seed, {config.tree_seed}"
+        )
 
 
 def warn_of_entity_dates(files: CaseFiles) -> Iterator[str]:

@@ -69,11 +69,13 @@ def parse_correlation(
     profiles = {
         name: _parse_groups(parts_of.record(name), offsets, positions) for name in parts_of.data
     }
+    some = next(iter(profiles), "")
     scheduled = {
-        entry.integer("stage_id"): entry.text("profile_name")
+        entry.integer("stage_id"): entry.choice("profile_name", tuple(profiles)) or some
         for entry in document.records("schedule", [])
     }
-    default = "default" if "default" in profiles else next(iter(profiles), "")
+    files.skip(_FILE, "no stage of the case", len(set(scheduled) - set(horizon.positions)))
+    default = "default" if "default" in profiles else some
     if default != "default" and len(profiles) != 1:
         default = ""
     by_stage: dict[int, Groups] = {}

@@ -254,6 +254,16 @@ def _parse_openings(
     if file not in files or components is None or min(counts, default=0) < 1:
         return None
     before = len(files.findings)
+    needed, found = sum(counts) * components, files.count_rows(file)
+    if found < needed:
+        # Before there is memory for what the table lacks.
+        files.findings.add(
+            SchemaViolation(
+                f"{file}: each opening and entity needs a row, {needed} in all, not {found}",
+                context={"file": file, "field": "value", "value": found, "expected": needed},
+            )
+        )
+        return None
     tree = [np.full((count, components), np.nan) for count in counts]
     for row in files.rows(file, ("stage_id", "opening_index", "entity_index", "value")):
         t = row.reference("stage_id", horizon.positions, "stage")

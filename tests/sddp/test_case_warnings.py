@@ -145,3 +145,14 @@ def test_rows_without_effect_are_counted(random_path):
         "scenarios/load_factors.json: rows without effect, for they name no entity or no stage of "
         "the case: 1",
     }
+
+
+def test_seed_that_does_not_count_is_a_warning(shipped_copy):
+    seed = load_case(shipped_copy).config.tree_seed
+    change = set_path("training", "scenario_source", value={"seed": seed})
+    edit(shipped_copy, "config.json", change)
+    assert load_case(shipped_copy).warnings == ()
+    change = set_path("training", "scenario_source", "seed", value=seed + 1)
+    edit(shipped_copy, "config.json", change)
+    (warning,) = load_case(shipped_copy).warnings
+    assert warning.startswith("config.json: training.scenario_source.seed is ignored")

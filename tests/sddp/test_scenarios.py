@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from cobre_shm.sddp import load_case, series_digest, simulate, train
-from cobre_shm.sddp.errors import OutOfRange, Unsupported
+from cobre_shm.sddp.case import check_case
+from cobre_shm.sddp.errors import InvalidEnum, OutOfRange, SchemaViolation, Unsupported
 from cobre_shm.sddp.node_arrays import NodeArrays
 from cobre_shm.sddp.scenarios import draw_opening, inflow_model
 from tests.sddp.editing import (
     constant_load,
     edit,
     hydro_plant,
+    set_path,
     small_case,
     write_json,
     write_table,
@@ -66,6 +68,14 @@ def test_given_tree_is_taken_as_it_is(random_path, comm):
         rows,
     )
     assert series_digest(train(random_path, comm, iterations=3)) == series_digest(first)
+
+
+def test_tree_without_all_rows_is_refused_before_it_takes_memory(random_path):
+    edit(random_path, "stages.json", set_path("stages", 1, "num_scenarios", value=2**31 - 1))
+    columns = ["stage_id", "opening_index", "entity_index", "value"]
+    write_table(random_path, "scenarios/noise_openings.parquet", columns, [(0, 0, 0, 1.0)])
+    with pytest.raises(SchemaViolation, match=r"10737418275 in all, not 1$"):
+        load_case(random_path)
 
 
 def test_correlated_noise_has_the_given_correlation(random_path, comm):
@@ -217,3 +227,16 @@ def test_lags_need_stage_ids_without_gaps(random_path):
         load_case(random_path)
     (random_path / "scenarios/inflow_ar_coefficients.parquet").unlink()
     load_case(random_path)
+
+
+def test_profile_of_a_scheduled_stage_must_be_one(random_path):
+    file = "scenarios/correlation.json"
+    schedule = [{"stage_id": 7, "profile_name": "default"}]
+    edit(random_path, file, set_path("schedule", value=schedule))
+    (warning,) = load_case(random_path).warnings
+    assert warning == f"{file}: rows without effect, for they name no stage of the case: 1"
+    edit(random_path, file, set_path("schedule", 0, "profile_name", value="wet"))
+    _, findings, _ = check_case(random_path)
+    (error,) = findings
+    assert isinstance(error, InvalidEnum)
+    assert "must be one of default, not 'wet'" in error.message
