@@ -136,7 +136,7 @@ class Passes:
             for t, solver in enumerate(self.solvers):
                 opening = draw_opening(config.tree_seed, iteration, scenario, t, len(self.tree[t]))
                 self._drawn[i, t] = opening
-                solver.begin(state, i)
+                solver.begin(state, i, openings=slice(opening, opening + 1))
                 objective = solver.solve(opening, Place(iteration, scenario))
                 values, theta = solver.next_state()
                 cost += self._discounts[t] * (objective - solver.lp.discount * theta) * self.scale

@@ -222,7 +222,8 @@ class _Stage:
     ) -> tuple[Floats, float]:
         """Solve, write the outcome into ``record``, return the next state and the cost in $."""
         solver, lp, at = self.solver, self.lp, self.lp.layout
-        solver.begin(state, _FIRST, keep=scenario == 0)
+        met = slice(opening, opening + 1)
+        solver.begin(state, _FIRST, keep=scenario == 0, openings=met)
         objective = solver.solve(opening, Place(0, scenario))
         values, duals = solver.solution()
         future = lp.discount * values[at.theta]

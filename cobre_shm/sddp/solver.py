@@ -161,7 +161,12 @@ class StageSolver:
         self._bases: dict[Hashable, tuple[Any, int]] = {}
         self._key: Hashable = None
         self._unsaved = False
-        self._use(noise.lower, noise.upper)
+        lower, upper = noise.lower, noise.upper
+        if noise.inflow_noise is not None:
+            # The inflows in them are each chain's own.
+            lower = noise.lower.copy()
+            upper = lower if noise.upper is noise.lower else noise.upper.copy()
+        self._use(lower, upper)
 
     def _pass_model(self) -> None:
         lp, model = self.lp, highs.HighsLp()
@@ -232,7 +237,14 @@ class StageSolver:
         basis.valid, basis.alien, basis.was_alien = True, False, False
         self._bases[key] = (basis, len(values) - columns)
 
-    def begin(self, state: Floats, key: Hashable = None, *, keep: bool = True) -> None:
+    def begin(
+        self,
+        state: Floats,
+        key: Hashable = None,
+        *,
+        keep: bool = True,
+        openings: slice = slice(None),
+    ) -> None:
         """Begin a chain at ``state``.
 
         Args:
@@ -240,6 +252,7 @@ class StageSolver:
             key: Names the chain among those of this solver. The basis of the chain's first
                 solve is kept under it for the next chain of the same key; None keeps nothing.
             keep: Whether it is; without, the basis that is there stays.
+            openings: Those that the chain solves.
 
         Raises:
             SolverError: HiGHS refuses the state or the basis.
@@ -258,15 +271,13 @@ class StageSolver:
             self._expect(status, "changeColsBounds", "a state at the beginning")
         noise = self._noise.inflow_noise
         if noise is not None:
-            self._truncate(noise, state)
+            self._truncate(noise, state, openings)
 
-    def _truncate(self, eta: Floats, state: Floats) -> None:
+    def _truncate(self, eta: Floats, state: Floats, openings: slice) -> None:
         hydros = eta.shape[1]
         lags = state.reshape(-1, hydros)[1:] if hydros else state.reshape(0, 0)
-        inflow = truncated_inflow(self.lp.inflow, eta, lags)
-        lower, upper = self._noise.lower.copy(), self._noise.upper.copy()
-        lower[:, :hydros] = upper[:, :hydros] = inflow
-        self._use(lower, upper)
+        inflow = truncated_inflow(self.lp.inflow, eta[openings], lags)
+        self._lower_rows[openings, :hydros] = self._upper_rows[openings, :hydros] = inflow
 
     def solve(self, opening: int, place: Place = _NOWHERE) -> float:
         """Solve for one opening and return the scaled objective.
