@@ -16,7 +16,13 @@ import numpy.typing as npt
 
 from cobre_shm.sddp.envelope import envelope
 from cobre_shm.sddp.errors import CaseError, OutputError
-from cobre_shm.sddp.results import SIMULATION_SUMMARY, read_table, write_atomically, write_text
+from cobre_shm.sddp.results import (
+    SIMULATION_SUMMARY,
+    TRAINING_METADATA,
+    read_table,
+    write_atomically,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +94,7 @@ def write_report(directory: Path, others: Sequence[Path] = ()) -> Path:
 
 
 def _facts(directory: Path) -> dict[str, Any]:
-    path = directory / "training" / "metadata.json"
+    path = directory / TRAINING_METADATA
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,14 +1,16 @@
 """The files that a run leaves behind.
 
+    policy/cuts.parquet, state.json                 the cuts and what their coefficients mean
     training/convergence.parquet, convergence.csv   one row per iteration
     training/timing.parquet                         one row per iteration and rank
     training/metadata.json                          versions, sizes, why it stopped
-    policy/cuts.parquet, state.json                 the cuts and what their coefficients mean
     simulation/*.parquet, summary.json              what the policy did, if it was simulated
     simulation/costs.csv                            its costs, for people
     stochastic/noise_openings.parquet               the opening tree, if the case asks for it
 
-A file appears under its name only when it is complete.
+A file appears under its name only when it is complete. So does a set of files: the JSON file that
+tells what the others are, without which they are not read, is removed before the first of them is
+written and comes last. Whatever breaks that off, files of two runs are never taken for one.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from cobre_shm.sddp.training_result import TIMING_COLUMNS, TrainingDetails
 
 Columns = Mapping[str, npt.ArrayLike]
 
-# Below the output directory; written last of a simulation.
+# Below the output directory; each is written last of what it tells about.
+TRAINING_METADATA = Path("training", "metadata.json")
 SIMULATION_SUMMARY = Path("simulation", "summary.json")
 
 _PROBE = ".cobre-write-test"
@@ -197,17 +200,19 @@ def write_training(result: TrainingDetails, root: Path) -> None:
     Raises:
         OutputError: A file cannot be written.
     """
-    # What is simulated there was another policy; without its summary a simulation does not count.
+    # What is simulated there was another policy.
     remove_old(root / SIMULATION_SUMMARY)
+    remove_old(root / TRAINING_METADATA)
+    # First, for the disk that becomes full: this is what took the time.
+    ids = [stage.id for stage in result.case.horizon.stages]
+    write_policy(root / "policy", ids, result.cuts, result.case.state_names())
     convergence = _convergence(result)
     write_table(root / "training" / "convergence.parquet", convergence)
     write_csv(root / "training" / "convergence.csv", convergence)
     write_table(root / "training" / "timing.parquet", _timing(result))
-    write_json(root / "training" / "metadata.json", _metadata(result))
-    ids = [stage.id for stage in result.case.horizon.stages]
-    write_policy(root / "policy", ids, result.cuts, result.case.state_names())
     if result.case.config.export_tree:
         write_table(root / "stochastic" / "noise_openings.parquet", _openings(result))
+    write_json(root / TRAINING_METADATA, _metadata(result))
 
 
 def _text(value: Any) -> str:
@@ -353,6 +358,7 @@ def write_policy(
     }
     coefficients = np.concatenate([item.coefficients for item in cuts])
     columns |= {f"coef_{j}": coefficients[:, j] for j in range(coefficients.shape[1])}
+    remove_old(folder / "state.json")
     write_table(folder / "cuts.parquet", columns)
     state = {
         "cost_unit": "$",

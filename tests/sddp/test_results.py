@@ -10,7 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cobre_shm.sddp import OutputError, series_digest, simulate, simulation_results, train
+from cobre_shm.sddp import (
+    OutputError,
+    results,
+    series_digest,
+    shipped_case_path,
+    simulate,
+    simulation_results,
+    train,
+)
+from cobre_shm.sddp.errors import MissingFile
+from cobre_shm.sddp.policy_files import read_policy
 from cobre_shm.sddp.results import remove_old, write_atomically
 from cobre_shm.sddp.simulation_results import write_simulation
 from tests.sddp.editing import constant_load, copy_case, edit
@@ -193,6 +203,34 @@ def test_training_ends_the_simulation_of_the_one_before(trained, comm):
     train(result.case, comm, iterations=1, output_dir=root)
     assert not (root / "simulation" / "summary.json").exists()
     assert (root / "simulation" / "costs.parquet").exists()
+
+
+@pytest.mark.parametrize("stays", range(7))
+def test_results_of_two_trainings_are_never_taken_for_one(trained, comm, monkeypatch, stays):
+    """Of every file that the second training writes, the disk becomes full at the next one."""
+    result, root = trained
+    written, write = [], results.write_atomically
+
+    def until_full(path, fill):
+        if len(written) == stays:
+            raise OutputError("No space left on device")
+        write(path, fill)
+        written.append(path.relative_to(root).as_posix())
+
+    monkeypatch.setattr(results, "write_atomically", until_full)
+    try:
+        train(shipped_case_path(), comm, iterations=1, output_dir=root)
+    except OutputError:
+        assert not (root / "training" / "metadata.json").exists()
+    else:
+        assert written[:2] == ["policy/cuts.parquet", "policy/state.json"]
+        assert written[-1] == "training/metadata.json"
+        assert len(written) == 6
+    if stays < 2:
+        with pytest.raises(MissingFile, match=r"state\.json"):
+            read_policy(root / "policy")
+    else:
+        assert len(read_policy(root / "policy").components) != result.case.state_size
 
 
 def test_old_file_that_cannot_be_removed_is_an_output_error(tmp_path):
