@@ -111,11 +111,10 @@ def simulate(
 
     Raises:
         SolverError: A stage problem has no solution; on every rank.
-        ValueError: ``scenarios`` is below 1 or the cuts do not fit the case.
+        AllocationFailed: There is no memory for the result.
+        ValueError: The cuts do not fit the case, or as :func:`scenario_count` has it.
     """
-    count = case.config.simulation_scenarios if scenarios is None else scenarios
-    if count < 1:
-        raise ValueError(f"the number of scenarios must be at least 1, not {count}")
+    count = scenario_count(case, scenarios)
     if len(cuts) != case.stages:
         raise ValueError(f"cuts of {case.stages} stages are needed, not of {len(cuts)}")
     for found in cuts:
@@ -177,6 +176,23 @@ def simulate(
         ),
         discounts=discounts,
     )
+
+
+def scenario_count(case: Case, scenarios: int | None) -> int:
+    """Return the number of trajectories to simulate, by default what the case asks for.
+
+    Raises:
+        ValueError: It is below 1 or above 2**31 - 1, or it is not given and the case asks for no
+            simulation.
+    """
+    count = case.config.simulation_scenarios if scenarios is None else scenarios
+    if scenarios is None and not count:
+        raise ValueError(
+            "config.json of the case asks for no simulation (simulation.enabled): give scenarios="
+        )
+    if not 1 <= count < 2**31:
+        raise ValueError(f"the number of scenarios must be from 1 to 2**31 - 1, not {count}")
+    return count
 
 
 class _Stage:

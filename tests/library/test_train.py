@@ -274,3 +274,12 @@ def test_policy_of_another_case_is_not_simulated(case_path, alone):
     narrow = [replace(cuts, coefficients=cuts.coefficients[:, :1]) for cuts in alone.details.cuts]
     with pytest.raises(ValueError, match="coefficients"):
         cobre_shm.simulate(case_path, narrow, scenarios=1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_number_of_scenarios_is_checked_before_any_worker_starts(case_path, alone, workers):
+    with pytest.raises(ValueError, match=r"asks for no simulation .*: give scenarios="):
+        cobre_shm.simulate(case_path, alone, num_workers=workers)
+    for count in (0, 2**31):
+        with pytest.raises(ValueError, match=f"from 1 to .*, not {count}"):
+            cobre_shm.simulate(case_path, alone, scenarios=count, num_workers=workers)
