@@ -36,6 +36,8 @@ _FIRST = "first"
 class StageOutcome:
     """What happened at one stage, float64; the first axis of every array is the scenario.
 
+    The arrays of all stages are parts of one, which holds the result once.
+
     Attributes:
         immediate_cost: (scenarios,), in $.
         future_cost: (scenarios,), cost of the following stages as the policy sees it, in $.
@@ -279,11 +281,11 @@ class _Stage:
         return values[lp.next_state_columns], cost
 
     def outcome(self, records: Floats) -> StageOutcome:
-        """Return the stage's part of all records, (scenarios, width), by name."""
+        """Return the stage's part of all records, (scenarios, width), by name: views of them."""
         arrays, start = {}, 0
         for name, shape in self.shapes.items():
             end = start + int(np.prod(shape))
-            arrays[name] = records[:, start:end].reshape(len(records), *shape).copy()
+            arrays[name] = records[:, start:end].reshape(len(records), *shape)
             start = end
         return StageOutcome(**arrays)
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +151,10 @@ def test_simulation_is_the_same_on_workers(case_path, alone, tmp_path):
         output_dir=tmp_path / "out",
     )
     assert one.total_cost.tobytes() == other.total_cost.tobytes()
+    for mine, theirs in zip(one.stages, other.stages, strict=True):
+        for field in fields(mine):
+            a, b = getattr(mine, field.name), getattr(theirs, field.name)
+            assert (a.shape, a.tobytes()) == (b.shape, b.tobytes())
     assert (tmp_path / "out" / "simulation" / "costs.parquet").is_file()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+from dataclasses import fields
 
 import numpy as np
 import pyarrow as pa
@@ -175,6 +177,16 @@ def test_simulation_tables_agree_with_the_result(trained, comm):
     summary = json.loads((root / "simulation" / "summary.json").read_text())
     assert summary["scenarios"] == 5
     assert summary["mean"] == pytest.approx(simulation.total_cost.mean())
+
+
+def test_simulation_holds_its_result_once(trained, comm):
+    result, _ = trained
+    outcomes = simulate(result.case, result.cuts, comm, 5).stages
+    arrays = [getattr(outcome, field.name) for outcome in outcomes for field in fields(outcome)]
+    whole = arrays[0].base
+    assert whole is not None
+    assert all(array.base is whole for array in arrays)
+    assert not any(np.shares_memory(a, b) for a, b in itertools.combinations(arrays, 2))
 
 
 def test_simulation_leaves_nothing_of_an_earlier_one(trained, comm, monkeypatch):
