@@ -15,6 +15,7 @@ written and comes last. Whatever breaks that off, files of two runs are never ta
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -107,7 +108,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(partial)
         _flush(partial)
         partial.replace(path)
-        _flush(path.parent)
+        _flush_folder(path.parent)
     except BaseException as error:
         # What kept it from being written may keep it from being removed.
         with suppress(OSError):
@@ -137,6 +138,15 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_folder(path: Path) -> None:
+    try:
+        _flush(path)
+    except OSError as error:
+        # Some file systems, of a network for the most part, do this for files only.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def write_table(path: Path, columns: Columns) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
+import os
+import stat
+from contextlib import nullcontext
 from dataclasses import fields
 
 import numpy as np
@@ -257,6 +261,29 @@ def test_place_that_cannot_be_written_is_an_output_error(tmp_path):
     for path in (file / "table", tmp_path / ("long" * 100)):
         with pytest.raises(OutputError):
             write_atomically(path, lambda partial: partial.write_text("all"))
+
+
+@pytest.mark.parametrize(
+    ("is_refused", "number", "is_error"),
+    [
+        (stat.S_ISDIR, errno.EINVAL, False),
+        (stat.S_ISDIR, errno.EOPNOTSUPP, False),
+        (stat.S_ISDIR, errno.EIO, True),
+        (stat.S_ISREG, errno.EINVAL, True),
+    ],
+)
+def test_file_system_need_not_flush_folders(tmp_path, monkeypatch, is_refused, number, is_error):
+    flush = os.fsync
+
+    def refuse(descriptor):
+        if is_refused(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OutputError) if is_error else nullcontext():
+        write_atomically(tmp_path / "table", lambda partial: partial.write_text("all"))
+    assert (tmp_path / "table").exists() or is_error
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
