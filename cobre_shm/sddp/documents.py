@@ -151,16 +151,22 @@ def overridden(settings: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of ``config.json`` with other values, nested as in it.
 
     Raises:
-        TypeMismatch: They are no JSON values.
+        TypeMismatch: They are no mapping of JSON values.
     """
-    try:
-        json.dumps(overrides, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    context = {"file": "config.json", "field": "config_overrides", "expected": "JSON values"}
+    if not isinstance(overrides, Mapping):
         raise TypeMismatch(
-            f"config_overrides: must hold JSON values only: {error}",
-            context={"file": "config.json", "field": "config_overrides", "expected": "JSON values"},
+            f"config_overrides: must be a mapping, not {overrides!r}",
+            context={**context, "expected": "a mapping"},
+        )
+    try:
+        # As the file would have them: with names that are texts.
+        values = json.loads(json.dumps(overrides, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeMismatch(
+            f"config_overrides: must hold JSON values only: {error}", context=context
         ) from error
-    return _merged(settings, overrides)
+    return _merged(settings, values)
 
 
 def _merged(base: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cobre_shm import LocalCommunicator, sddp
 from cobre_shm.api import training
 from cobre_shm.errors import CobreError, WorkerError
 from cobre_shm.sddp import load_case, series_digest
+from cobre_shm.sddp.case import with_overrides
 from cobre_shm.sddp.errors import (
     CaseError,
     CheckpointError,
@@ -235,6 +236,16 @@ def test_wrong_overrides_of_a_loaded_case_are_refused(case_path):
     for case in (loaded, case_path):
         with pytest.raises(TypeMismatch, match="JSON values only"):
             cobre_shm.train(case, config_overrides={"training": {"forward_passes": {1, 2}}})
+        for overrides in ([1], "training"):
+            with pytest.raises(TypeMismatch, match="must be a mapping, not"):
+                cobre_shm.train(case, config_overrides=overrides)
+
+
+def test_overrides_have_names_as_in_the_file(case_path):
+    changes = [{"training": {"note": {name: 1, "b": 2}}} for name in (1, "1")]
+    digests = {load_case(case_path, change).digest for change in changes}
+    digests |= {with_overrides(load_case(case_path), change).digest for change in changes}
+    assert len(digests) == 1
 
 
 def test_simulation_of_a_loaded_case_takes_overrides(case_path, alone):
