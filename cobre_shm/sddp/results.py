@@ -19,6 +19,7 @@ import errno
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -42,12 +43,16 @@ TRAINING_METADATA = Path("training", "metadata.json")
 SIMULATION_SUMMARY = Path("simulation", "summary.json")
 
 _PROBE = ".cobre-write-test"
+# What write_atomically writes before it moves it, with the number of the process at the end.
+_PARTIAL_FILE = re.compile(r"\..+\.(parquet|csv|json|checkpoint)\.[0-9]+")
 
 
 def prepare_output(
     directory: str | Path, comm: Communicator, folders: Sequence[str] = ("training", "policy")
 ) -> None:
     """Create the output directory on rank 0 and check that it can be written. Collective.
+
+    What writers that were killed have left in its folders is removed.
 
     Args:
         directory: The output directory.
@@ -65,6 +70,7 @@ def prepare_output(
         try:
             for name in folders:
                 (root / name).mkdir(parents=True, exist_ok=True)
+                _remove_partial_files(root / name)
             probe = root / folders[0] / _PROBE
             probe.touch()
             probe.unlink()
@@ -72,6 +78,14 @@ def prepare_output(
             raise _output_error(root, error) from error
 
     on_rank_zero(prepare, comm)
+
+
+def _remove_partial_files(folder: Path) -> None:
+    for path in list(folder.iterdir()):
+        if _PARTIAL_FILE.fullmatch(path.name):
+            # What is in the way of this shows when something is written.
+            with suppress(OSError):
+                path.unlink()
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:

@@ -144,6 +144,19 @@ def test_no_partial_file_remains(trained):
     assert not [name for name in names if name.startswith(".")]
 
 
+def test_partial_files_of_a_killed_writer_are_removed(trained, comm):
+    result, root = trained
+    kept = [root / "policy" / name for name in (".cuts.parquet.orig", ".notes.1", "7")]
+    remains = [root / "policy" / f".{name}.99999" for name in ("cuts.parquet", "state.json")]
+    remains.append(root / "training" / ".convergence.csv.12")
+    for path in (*kept, *remains):
+        path.write_text("half")
+    (root / "policy" / ".cuts.parquet.3").mkdir()
+    train(result.case, comm, iterations=1, output_dir=root)
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in remains)
+
+
 def test_failed_write_leaves_the_old_file(tmp_path):
     target = tmp_path / "table"
     target.write_text("old")
