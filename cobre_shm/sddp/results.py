@@ -9,8 +9,8 @@
     stochastic/noise_openings.parquet               the opening tree, if the case asks for it
 
 A file appears under its name only when it is complete. So does a set of files: the JSON file that
-tells what the others are, without which they are not read, is removed before the first of them is
-written and comes last. Whatever breaks that off, files of two runs are never taken for one.
+tells what the others are, without which they are not read, is removed before the first of them
+appears and comes last. Whatever breaks that off, files of two runs are never taken for one.
 """
 
 from __future__ import annotations
@@ -110,8 +110,15 @@ def parquet() -> Any:
     return pyarrow
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], None], outdated: Path | None = None
+) -> None:
     """Let ``write`` fill a file beside ``path`` and move it there when it is complete.
+
+    Args:
+        path: Where.
+        write: Fills the file that it is given.
+        outdated: A file that does not hold for the new one, and is removed before the move.
 
     Raises:
         OutputError: The file cannot be written.
@@ -121,6 +128,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         _flush(partial)
+        if outdated is not None:
+            outdated.unlink(missing_ok=True)
         partial.replace(path)
         _flush_folder(path.parent)
     except BaseException as error:
@@ -163,14 +172,16 @@ def _flush_folder(path: Path) -> None:
             raise
 
 
-def write_table(path: Path, columns: Columns) -> None:
-    """Write named columns of equal length as Parquet."""
+def write_table(path: Path, columns: Columns, outdated: Path | None = None) -> None:
+    """Write named columns of equal length as Parquet; ``outdated`` as in write_atomically."""
     arrow = parquet()
     table = arrow.table({name: arrow.array(np.asarray(v)) for name, v in columns.items()})
     # Not snappy, pyarrow's default: the reference program reads zstd and uncompressed files.
-    write_atomically(
-        path, lambda file: arrow.parquet.write_table(table, str(file), compression="zstd")
-    )
+
+    def write(file: Path) -> None:
+        arrow.parquet.write_table(table, str(file), compression="zstd")
+
+    write_atomically(path, write, outdated)
 
 
 def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -382,8 +393,8 @@ def write_policy(
     }
     coefficients = np.concatenate([item.coefficients for item in cuts])
     columns |= {f"coef_{j}": coefficients[:, j] for j in range(coefficients.shape[1])}
-    remove_old(folder / "state.json")
-    write_table(folder / "cuts.parquet", columns)
+    # The policy of before is as good as it was until the new cuts are on the disk.
+    write_table(folder / "cuts.parquet", columns, outdated=folder / "state.json")
     state = {
         "cost_unit": "$",
         "meaning": "future cost >= intercept + sum(coef_j * state_j), at the end of stage_id",
