@@ -23,7 +23,7 @@ from cobre_shm.sddp.cuts import StageCuts
 from cobre_shm.sddp.errors import CheckpointError
 from cobre_shm.sddp.results import prepare_output
 from cobre_shm.sddp.sharing import on_rank_zero
-from cobre_shm.sddp.simulation import SimulationResult
+from cobre_shm.sddp.simulation import SimulationResult, scenario_count
 from cobre_shm.sddp.simulation_results import write_simulation
 from cobre_shm.sddp.solver import Check
 from cobre_shm.sddp.training_files import training_files
@@ -146,7 +146,8 @@ def simulate(
             without solution, in ``failed``.
 
     Raises:
-        ValueError: ``scenarios`` is below 1, or the cuts have another shape than the case.
+        ValueError: ``scenarios`` is below 1 or above 2**31 - 1, or not given for a case that asks
+            for no simulation, or the cuts have another shape than the case.
         CheckpointError: The policy is of other stages, plants or lags.
         CaseError, IncompatibleSettings, BackendError, WorkerError, SolverError, OutputError,
             CommError, MissingDependency, CobreError: As for :func:`train`.
@@ -219,9 +220,10 @@ def simulate_at(
     folder = None if output_dir is None else Path(output_dir).absolute()
     if place.workers:
         loaded = load(case, overrides)
+        # Mistakes here are found before any worker is started.
         if folder is not None:
-            # A mistake here is found before any worker is started.
             prepare_output(folder, LocalCommunicator(), _SIMULATION)
+        scenarios = scenario_count(loaded, scenarios)
         task = SimulationTask(loaded, _cuts_of(policy, loaded), scenarios, folder)
         (data, *_), _pids = _on_workers(place, task, None, None)
         result: SimulationResult = replace(decode(data), case=loaded)

@@ -74,7 +74,7 @@ def config_schema() -> dict[str, Any]:
                 "type": "object",
                 "properties": {
                     "enabled": {"type": "boolean", "default": False},
-                    "num_scenarios": {**_POSITIVE, "default": 2000},
+                    "num_scenarios": {**_POSITIVE, "maximum": 2**31 - 1, "default": 2000},
                     "scenario_source": _SOURCE,
                 },
             },

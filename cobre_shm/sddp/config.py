@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from cobre_shm.sddp.errors import SchemaViolation
 from cobre_shm.sddp.fields import Record
 
+# Trajectories and scenarios have 32 bits in the tables that are written.
+_MOST = 2**31 - 1
 _METHODS = ("none", "penalty", "truncation", "truncation_with_penalty")
 _SCHEMES = ("in_sample",)
 _OTHER_SCHEMES = ("out_of_sample", "historical", "external")
@@ -107,12 +109,12 @@ def parse_config(document: Record) -> Config:
     if "boundary" in policy:
         policy.refuse("boundary", "a policy of another study at the end of the horizon")
     return Config(
-        forward_passes=training.integer("forward_passes", minimum=1, maximum=2**31 - 1),
+        forward_passes=training.integer("forward_passes", minimum=1, maximum=_MOST),
         stopping_rules=rules,
         stop_on_all=training.choice("stopping_mode", ("any", "all"), "any") == "all",
         tree_seed=abs(training.integer("tree_seed", 42)),
         simulation_scenarios=(
-            simulation.integer("num_scenarios", 2000, minimum=1)
+            simulation.integer("num_scenarios", 2000, minimum=1, maximum=_MOST)
             if simulation.boolean("enabled", False)
             else 0
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cobre_shm.communicator import Communicator
+from cobre_shm.errors import AllocationFailed
 from cobre_shm.sddp.errors import SolverError
 from cobre_shm.sddp.sharing import share_failure
 
@@ -31,11 +33,27 @@ class Shares:
         self.mine: range = range(start, start + self.counts[comm.rank])
 
 
+def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
+    """Return zeros for as many items as a case asks for, which may be any number.
+
+    Raises:
+        AllocationFailed: The memory is not there.
+    """
+    try:
+        return np.zeros(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        # The second where numpy cannot express the size.
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        raise AllocationFailed(
+            nbytes, str(error), suggestion="Ask for fewer trajectories or scenarios"
+        ) from error
+
+
 def gather_items(local: _Items, shares: Shares, comm: Communicator) -> _Items:
     """Return the rows of all ranks in item order; ``local`` has one per item. Collective."""
     width = local.shape[1]
     counts = [count * width for count in shares.counts]
-    everything = np.zeros((sum(shares.counts), width), dtype=local.dtype)
+    everything = zeros((sum(shares.counts), width), local.dtype)
     if everything.size:
         displs = [sum(counts[:rank]) for rank in range(comm.size)]
         comm.allgatherv(local.reshape(-1), everything.reshape(-1), counts, displs)
@@ -46,7 +64,8 @@ class ItemGather:
     """Repeated gathering of a fixed number of values per work item, in item order.
 
     The buffers live as long as the object, so that a gather allocates nothing and is checked once:
-    between two problems, with cold caches, the checks take longer than the exchange.
+    between two problems, with cold caches, the checks take longer than the exchange. A rank that
+    has no memory for them raises :class:`AllocationFailed`.
 
     Attributes:
         local: float64, (items of this rank, width); to be filled before a gather.
@@ -58,8 +77,8 @@ class ItemGather:
     def __init__(self, shares: Shares, width: int, comm: Communicator) -> None:
         self._comm = comm
         self._shares = shares
-        self.local: Floats = np.zeros((len(shares.mine), width))
-        self.everything: Floats = np.zeros((sum(shares.counts), width))
+        self.local: Floats = zeros((len(shares.mine), width))
+        self.everything: Floats = zeros((sum(shares.counts), width))
         self._send, self._recv = self.local.reshape(-1), self.everything.reshape(-1)
         counts = [count * width for count in shares.counts]
         self._run = comm.allgatherv_init(self._send, self._recv, counts)

@@ -11,11 +11,19 @@ dictionary build the same case.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cobre_shm.sddp.errors import MissingFile, ParseError, TypeMismatch, Unsupported, require
+from cobre_shm.sddp.errors import (
+    CaseError,
+    MissingFile,
+    ParseError,
+    TypeMismatch,
+    Unsupported,
+    require,
+)
 from cobre_shm.sddp.findings import Findings
 
 Documents = dict[str, Any]
@@ -64,43 +72,67 @@ def read_documents(directory: str | Path, findings: Findings) -> Documents:
 
     Args:
         directory: The case directory.
-        findings: Gets a :class:`MissingFile` for each required file that is absent, an
-            :class:`Unsupported` for each data file that this program does not read and a
-            :class:`ParseError` for each file that is not valid JSON or Parquet.
+        findings: Gets a :class:`MissingFile` for each required file that is absent, a
+            :class:`ParseError` for each file that cannot be read or is not valid JSON or Parquet,
+            and an :class:`Unsupported` for each data file that this program does not read.
 
     Returns:
         The content of each file by its path inside the directory, with forward slashes.
 
     Raises:
-        MissingFile: There is no such directory.
+        MissingFile: There is no such directory, or it cannot be looked at.
         MissingDependency: pyarrow is not installed.
     """
     root = Path(directory)
-    if not root.is_dir():
+    reason = ""
+    try:
+        exists = stat.S_ISDIR(_mode(root))
+    except OSError as error:
+        exists, reason = False, f": {error.strerror}"
+    if not exists:
         raise MissingFile(
-            f"there is no case directory {str(directory)!r}",
+            f"there is no case directory {str(directory)!r}{reason}",
             context={"file": str(directory), "expected": "a directory"},
         )
-    for name in REQUIRED:
-        if not (root / name).is_file():
-            findings.add(
-                MissingFile(
+    documents: Documents = {}
+    for name in REQUIRED + OPTIONAL:
+        path = root / name
+        try:
+            if stat.S_ISREG(_mode(path)):
+                read = _read_json if path.suffix == ".json" else _read_parquet
+                documents[name] = read(path, name)
+            elif name in REQUIRED:
+                raise MissingFile(
                     f"{name}: the file is missing in {str(directory)!r}",
                     context={"file": name, "directory": str(directory)},
                     suggestion=f"A case needs the files {', '.join(REQUIRED)}",
                 )
-            )
+        except OSError as error:
+            findings.add(_unreadable(name, error))
+        except CaseError as error:
+            findings.add(error)
     _refuse_unread(root, findings)
-    documents: Documents = {}
-    for name in REQUIRED + OPTIONAL:
-        path = root / name
-        if path.is_file():
-            read = _read_json if path.suffix == ".json" else _read_parquet
-            try:
-                documents[name] = read(path, name)
-            except ParseError as error:
-                findings.add(error)
     return documents
+
+
+def _mode(path: Path) -> int:
+    """Return the mode of a file, 0 where there is none.
+
+    Unlike :meth:`Path.is_file`, whose answer depends on the version of Python, this tells what
+    cannot be looked at from what is not there.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        # The last is a name that no file can have.
+        return 0
+
+
+def _unreadable(name: str, error: OSError) -> ParseError:
+    return ParseError(f"{name}: not readable: {error.strerror or error}", context={"file": name})
 
 
 def with_config(documents: Documents, overrides: Mapping[str, Any] | None) -> Documents:
@@ -119,16 +151,22 @@ def overridden(settings: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of ``config.json`` with other values, nested as in it.
 
     Raises:
-        TypeMismatch: They are no JSON values.
+        TypeMismatch: They are no mapping of JSON values.
     """
-    try:
-        json.dumps(overrides, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    context = {"file": "config.json", "field": "config_overrides", "expected": "JSON values"}
+    if not isinstance(overrides, Mapping):
         raise TypeMismatch(
-            f"config_overrides: must hold JSON values only: {error}",
-            context={"file": "config.json", "field": "config_overrides", "expected": "JSON values"},
+            f"config_overrides: must be a mapping, not {overrides!r}",
+            context={**context, "expected": "a mapping"},
+        )
+    try:
+        # As the file would have them: with names that are texts.
+        values = json.loads(json.dumps(overrides, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeMismatch(
+            f"config_overrides: must hold JSON values only: {error}", context=context
         ) from error
-    return _merged(settings, overrides)
+    return _merged(settings, values)
 
 
 def _merged(base: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +179,12 @@ def _merged(base: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_unread(root: Path, findings: Findings) -> None:
     known = {*REQUIRED, *OPTIONAL}
     for folder in _FOLDERS:
-        for path in sorted((root / folder).rglob("*")):
+        try:
+            paths = sorted((root / folder).rglob("*"))
+        except OSError as error:
+            findings.add(_unreadable(folder, error))
+            continue
+        for path in paths:
             name = path.relative_to(root).as_posix()
             if path.suffix in _DATA_SUFFIXES and name not in known:
                 findings.add(

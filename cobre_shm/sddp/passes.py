@@ -11,7 +11,7 @@ from cobre_shm.communicator import Communicator
 from cobre_shm.sddp.case import Case
 from cobre_shm.sddp.cut_store import CutStore
 from cobre_shm.sddp.cuts import CutPool, average_cut, opening_weights, ordered_sum
-from cobre_shm.sddp.distribution import ItemGather, Shares
+from cobre_shm.sddp.distribution import ItemGather, Shares, zeros
 from cobre_shm.sddp.errors import SolverError
 from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.node_arrays import NodeArrays
@@ -69,7 +69,7 @@ class Passes:
         self._discounts = np.cumprod([1.0, *(stage.discount for stage in horizon.stages[:-1])])
         self.shares: Shares = Shares(case.config.forward_passes, comm)
         # The opening of each of this rank's trajectories at each stage.
-        self._drawn = np.zeros((len(self.shares.mine), case.stages), dtype=np.int64)
+        self._drawn = zeros((len(self.shares.mine), case.stages), np.int64)
         self.trials: ItemGather = ItemGather(self.shares, case.stages * self._state_size + 1, comm)
         self.found: ItemGather = ItemGather(self.shares, 1 + self._state_size, comm)
         # As many chains as trajectories: who has a trajectory then has a part of the bound.

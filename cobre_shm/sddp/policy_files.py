@@ -68,6 +68,9 @@ def _cuts_by_stage(
     foreign = set(of_stage.tolist()) - set(stages)
     if foreign:
         raise ValueError(f"there are cuts of stage {min(foreign)}, which it has not")
+    unnamed = {name for name in columns if name.startswith("coef_")} - set(names)
+    if unnamed:
+        raise ValueError(f"cuts.parquet has {min(unnamed)}, of which state.json knows nothing")
     coefficients = np.empty((len(intercept), len(names)))
     for j, name in enumerate(names):
         coefficients[:, j] = columns[name]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import base64
 import html
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +16,35 @@ import numpy.typing as npt
 
 from cobre_shm.sddp.envelope import envelope
 from cobre_shm.sddp.errors import CaseError, OutputError
-from cobre_shm.sddp.results import SIMULATION_SUMMARY, read_table, write_atomically, write_text
+from cobre_shm.sddp.results import (
+    SIMULATION_SUMMARY,
+    TRAINING_METADATA,
+    read_table,
+    write_atomically,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Table = dict[str, npt.NDArray[Any]]
+_Kind = type | UnionType
+
+_NUMBER = int | float
+_WORDS: dict[_Kind, str] = {str: "text", int: "integer", _NUMBER: "number", dict: "object"}
+# What the report needs of training/metadata.json and of simulation/summary.json.
+_METADATA: dict[str, _Kind] = {
+    **dict.fromkeys(("case", "stop_reason", "backend"), str),
+    **dict.fromkeys(("iterations", "lp_solves", "lp_retries", "ranks"), int),
+    **dict.fromkeys(("lower_bound", "upper_bound_mean", "gap_percent", "seconds"), _NUMBER),
+    **dict.fromkeys(("dimensions", "versions", "block_hours"), dict),
+}
+_COSTS = ("mean", "ci95_half_width", "std", "minimum", "maximum")
+_SUMMARY: dict[str, _Kind] = {
+    "scenarios": int,
+    **dict.fromkeys(_COSTS, _NUMBER),
+    "quantiles": dict,
+}
 
 _ROWS = 24
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}
@@ -77,7 +100,7 @@ def write_report(directory: Path, others: Sequence[Path] = ()) -> Path:
         _check_same_case(path, facts, runs[0])
     report = _Report(directory, runs)
     body = "\n".join(report.parts())
-    name = html.escape(str(report.facts["case"]))
+    name = html.escape(report.facts["case"])
     page = directory / "report" / "index.html"
     write_text(
         page,
@@ -88,16 +111,37 @@ def write_report(directory: Path, others: Sequence[Path] = ()) -> Path:
 
 
 def _facts(directory: Path) -> dict[str, Any]:
-    path = directory / "training" / "metadata.json"
+    path = directory / TRAINING_METADATA
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return _read_object(path, _METADATA)
     except (OSError, ValueError) as error:
         raise OutputError(
             f"{str(directory)!r} has no result of a training: {path}: {error}",
             context={"path": str(path)},
             suggestion="Give a directory that was the --output-dir of a training",
         ) from error
-    return facts
+
+
+def _read_object(path: Path, members: Mapping[str, _Kind]) -> dict[str, Any]:
+    """Return the object in a JSON file, which has the ``members``.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("too many brackets inside each other") from error
+    if not isinstance(found, dict):
+        raise ValueError("must hold a JSON object")
+    for name, kind in members.items():
+        if not isinstance(found.get(name), kind):
+            raise ValueError(f"{name!r} is missing or no {_WORDS[kind]}")
+    # A name may hold half of a character, which neither a page nor a picture can show.
+    whole = json.dumps(found, ensure_ascii=False).encode(errors="replace")
+    result: dict[str, Any] = json.loads(whole)
+    return result
 
 
 def _check_same_case(path: Path, facts: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -132,11 +176,12 @@ class _Report:
             raise OutputError(error.message, context={"path": str(path)}) from error
 
     def _picture(self, name: str, title: str, figure: Figure) -> str:
-        data = io.BytesIO()
-        figure.savefig(data, format="png", metadata={"Software": None})
+        from cobre_shm.sddp import plots
+
+        data = plots.png(figure)
         path = self.directory / "report" / f"{name}.png"
-        write_atomically(path, lambda file: _ignore(file.write_bytes(data.getvalue())))
-        text = base64.b64encode(data.getvalue()).decode()
+        write_atomically(path, lambda file: _ignore(file.write_bytes(data)))
+        text = base64.b64encode(data).decode()
         return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{text}">'
 
     def _names(self, kind: str) -> dict[int, str]:
@@ -186,16 +231,19 @@ class _Report:
         from cobre_shm.sddp import plots
 
         path = self.directory / SIMULATION_SUMMARY
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            summary = _read_object(path, _SUMMARY)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{path}: {error}", context={"path": str(path)}) from error
         yield f"<h2>Simulation of {summary['scenarios']} scenarios</h2>"
         yield _table(
             ("total cost", "$"),
-            [
-                (name.replace("_", " "), f"{summary[name]:,.2f}")
-                for name in ("mean", "ci95_half_width", "std", "minimum", "maximum")
-            ]
+            [(name.replace("_", " "), f"{summary[name]:,.2f}") for name in _COSTS]
             + [(f"{float(q):.0%} quantile", f"{v:,.2f}") for q, v in summary["quantiles"].items()],
         )
+        if not self.facts["dimensions"].get("buses"):
+            yield "<p>The case has no buses.</p>"
+            return
         buses = self._over_blocks(self._read("simulation/buses"), "bus_id")
         folder, parts = self.directory / "simulation", {}
         if (folder / "hydros.parquet").is_file():

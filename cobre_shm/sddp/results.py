@@ -1,21 +1,25 @@
 """The files that a run leaves behind.
 
+    policy/cuts.parquet, state.json                 the cuts and what their coefficients mean
     training/convergence.parquet, convergence.csv   one row per iteration
     training/timing.parquet                         one row per iteration and rank
     training/metadata.json                          versions, sizes, why it stopped
-    policy/cuts.parquet, state.json                 the cuts and what their coefficients mean
     simulation/*.parquet, summary.json              what the policy did, if it was simulated
     simulation/costs.csv                            its costs, for people
     stochastic/noise_openings.parquet               the opening tree, if the case asks for it
 
-A file appears under its name only when it is complete.
+A file appears under its name only when it is complete. So does a set of files: the JSON file that
+tells what the others are, without which they are not read, is removed before the first of them
+appears and comes last. Whatever breaks that off, files of two runs are never taken for one.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -34,16 +38,21 @@ from cobre_shm.sddp.training_result import TIMING_COLUMNS, TrainingDetails
 
 Columns = Mapping[str, npt.ArrayLike]
 
-# Below the output directory; written last of a simulation.
+# Below the output directory; each is written last of what it tells about.
+TRAINING_METADATA = Path("training", "metadata.json")
 SIMULATION_SUMMARY = Path("simulation", "summary.json")
 
 _PROBE = ".cobre-write-test"
+# What write_atomically writes before it moves it, with the number of the process at the end.
+_PARTIAL_FILE = re.compile(r"\..+\.(parquet|csv|json|checkpoint)\.[0-9]+")
 
 
 def prepare_output(
     directory: str | Path, comm: Communicator, folders: Sequence[str] = ("training", "policy")
 ) -> None:
     """Create the output directory on rank 0 and check that it can be written. Collective.
+
+    What writers that were killed have left in its folders is removed.
 
     Args:
         directory: The output directory.
@@ -61,6 +70,7 @@ def prepare_output(
         try:
             for name in folders:
                 (root / name).mkdir(parents=True, exist_ok=True)
+                _remove_partial_files(root / name)
             probe = root / folders[0] / _PROBE
             probe.touch()
             probe.unlink()
@@ -68,6 +78,14 @@ def prepare_output(
             raise _output_error(root, error) from error
 
     on_rank_zero(prepare, comm)
+
+
+def _remove_partial_files(folder: Path) -> None:
+    for path in list(folder.iterdir()):
+        if _PARTIAL_FILE.fullmatch(path.name):
+            # What is in the way of this shows when something is written.
+            with suppress(OSError):
+                path.unlink()
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:
@@ -92,8 +110,15 @@ def parquet() -> Any:
     return pyarrow
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], None], outdated: Path | None = None
+) -> None:
     """Let ``write`` fill a file beside ``path`` and move it there when it is complete.
+
+    Args:
+        path: Where.
+        write: Fills the file that it is given.
+        outdated: A file that does not hold for the new one, and is removed before the move.
 
     Raises:
         OutputError: The file cannot be written.
@@ -103,8 +128,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         _flush(partial)
+        if outdated is not None:
+            outdated.unlink(missing_ok=True)
         partial.replace(path)
-        _flush(path.parent)
+        _flush_folder(path.parent)
     except BaseException as error:
         # What kept it from being written may keep it from being removed.
         with suppress(OSError):
@@ -136,14 +163,25 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_table(path: Path, columns: Columns) -> None:
-    """Write named columns of equal length as Parquet."""
+def _flush_folder(path: Path) -> None:
+    try:
+        _flush(path)
+    except OSError as error:
+        # Some file systems, of a network for the most part, do this for files only.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def write_table(path: Path, columns: Columns, outdated: Path | None = None) -> None:
+    """Write named columns of equal length as Parquet; ``outdated`` as in write_atomically."""
     arrow = parquet()
     table = arrow.table({name: arrow.array(np.asarray(v)) for name, v in columns.items()})
     # Not snappy, pyarrow's default: the reference program reads zstd and uncompressed files.
-    write_atomically(
-        path, lambda file: arrow.parquet.write_table(table, str(file), compression="zstd")
-    )
+
+    def write(file: Path) -> None:
+        arrow.parquet.write_table(table, str(file), compression="zstd")
+
+    write_atomically(path, write, outdated)
 
 
 def read_table(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -197,17 +235,19 @@ def write_training(result: TrainingDetails, root: Path) -> None:
     Raises:
         OutputError: A file cannot be written.
     """
-    # What is simulated there was another policy; without its summary a simulation does not count.
+    # What is simulated there was another policy.
     remove_old(root / SIMULATION_SUMMARY)
+    remove_old(root / TRAINING_METADATA)
+    # First, for the disk that becomes full: this is what took the time.
+    ids = [stage.id for stage in result.case.horizon.stages]
+    write_policy(root / "policy", ids, result.cuts, result.case.state_names())
     convergence = _convergence(result)
     write_table(root / "training" / "convergence.parquet", convergence)
     write_csv(root / "training" / "convergence.csv", convergence)
     write_table(root / "training" / "timing.parquet", _timing(result))
-    write_json(root / "training" / "metadata.json", _metadata(result))
-    ids = [stage.id for stage in result.case.horizon.stages]
-    write_policy(root / "policy", ids, result.cuts, result.case.state_names())
     if result.case.config.export_tree:
         write_table(root / "stochastic" / "noise_openings.parquet", _openings(result))
+    write_json(root / TRAINING_METADATA, _metadata(result))
 
 
 def _text(value: Any) -> str:
@@ -353,7 +393,8 @@ def write_policy(
     }
     coefficients = np.concatenate([item.coefficients for item in cuts])
     columns |= {f"coef_{j}": coefficients[:, j] for j in range(coefficients.shape[1])}
-    write_table(folder / "cuts.parquet", columns)
+    # The policy of before is as good as it was until the new cuts are on the disk.
+    write_table(folder / "cuts.parquet", columns, outdated=folder / "state.json")
     state = {
         "cost_unit": "$",
         "meaning": "future cost >= intercept + sum(coef_j * state_j), at the end of stage_id",

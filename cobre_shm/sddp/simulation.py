@@ -36,6 +36,8 @@ _FIRST = "first"
 class StageOutcome:
     """What happened at one stage, float64; the first axis of every array is the scenario.
 
+    The arrays of all stages are parts of one, which holds the result once.
+
     Attributes:
         immediate_cost: (scenarios,), in $.
         future_cost: (scenarios,), cost of the following stages as the policy sees it, in $.
@@ -111,11 +113,10 @@ def simulate(
 
     Raises:
         SolverError: A stage problem has no solution; on every rank.
-        ValueError: ``scenarios`` is below 1 or the cuts do not fit the case.
+        AllocationFailed: There is no memory for the result.
+        ValueError: The cuts do not fit the case, or as :func:`scenario_count` has it.
     """
-    count = case.config.simulation_scenarios if scenarios is None else scenarios
-    if count < 1:
-        raise ValueError(f"the number of scenarios must be at least 1, not {count}")
+    count = scenario_count(case, scenarios)
     if len(cuts) != case.stages:
         raise ValueError(f"cuts of {case.stages} stages are needed, not of {len(cuts)}")
     for found in cuts:
@@ -177,6 +178,23 @@ def simulate(
         ),
         discounts=discounts,
     )
+
+
+def scenario_count(case: Case, scenarios: int | None) -> int:
+    """Return the number of trajectories to simulate, by default what the case asks for.
+
+    Raises:
+        ValueError: It is below 1 or above 2**31 - 1, or it is not given and the case asks for no
+            simulation.
+    """
+    count = case.config.simulation_scenarios if scenarios is None else scenarios
+    if scenarios is None and not count:
+        raise ValueError(
+            "config.json of the case asks for no simulation (simulation.enabled): give scenarios="
+        )
+    if not 1 <= count < 2**31:
+        raise ValueError(f"the number of scenarios must be from 1 to 2**31 - 1, not {count}")
+    return count
 
 
 class _Stage:
@@ -264,11 +282,11 @@ class _Stage:
         return values[lp.next_state_columns], cost
 
     def outcome(self, records: Floats) -> StageOutcome:
-        """Return the stage's part of all records, (scenarios, width), by name."""
+        """Return the stage's part of all records, (scenarios, width), by name: views of them."""
         arrays, start = {}, 0
         for name, shape in self.shapes.items():
             end = start + int(np.prod(shape))
-            arrays[name] = records[:, start:end].reshape(len(records), *shape).copy()
+            arrays[name] = records[:, start:end].reshape(len(records), *shape)
             start = end
         return StageOutcome(**arrays)
 

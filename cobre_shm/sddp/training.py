@@ -84,6 +84,7 @@ def train(
         OutputError: ``output_dir`` cannot be used; on every rank, before the training starts.
         SolverError: A stage problem has no solution; on every rank. With an ``output_dir``, the
             problem is in a file there.
+        AllocationFailed: There is no memory for as many trajectories.
         IncompatibleSettings: Checkpoints are asked for without ``output_dir``, here or by
             ``policy.mode`` of the case.
         ValueError: A number is below 1.

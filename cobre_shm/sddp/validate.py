@@ -41,9 +41,9 @@ def run(options: argparse.Namespace) -> int:
     findings: list[CaseError]
     try:
         case, found, warnings = check_case(options.case)
-        findings = list(found)
+        findings, total = list(found), len(found)
     except MissingFile as error:
-        findings = [error]
+        findings, total = [error], 1
     code = INVALID if findings else VALID
     if options.output_format == "json":
         answer = envelope(
@@ -52,22 +52,26 @@ def run(options: argparse.Namespace) -> int:
             errors=findings,
             warnings=warnings,
             data=None if case is None else case.sizes(),
-            summary={"error_count": len(findings), "warning_count": len(warnings)},
+            summary={"error_count": total, "warning_count": len(warnings)},
         )
         print(json.dumps(answer, indent=2))
     else:
-        print("\n".join(_text(options.case, case, findings, warnings)))
+        print("\n".join(_text(options.case, case, findings, total, warnings)))
     return code
 
 
 def _text(
-    directory: str, case: Case | None, findings: list[CaseError], warnings: Iterable[str]
+    directory: str,
+    case: Case | None,
+    findings: list[CaseError],
+    total: int,
+    warnings: Iterable[str],
 ) -> Iterable[str]:
     if case is not None:
         sizes = ", ".join(f"{name} {value}" for name, value in list(case.sizes().items())[1:])
         yield f"{directory}: the case is valid ({sizes.replace('_', ' ')})"
     else:
-        count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+        count = "1 finding" if total == 1 else f"{total:,} findings"
         yield f"{directory}: {count}"
     for finding in findings:
         yield f"  {finding.kind}: {finding.message}"

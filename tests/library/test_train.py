@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from cobre_shm import LocalCommunicator, sddp
 from cobre_shm.api import training
 from cobre_shm.errors import CobreError, WorkerError
 from cobre_shm.sddp import load_case, series_digest
+from cobre_shm.sddp.case import with_overrides
 from cobre_shm.sddp.errors import (
     CaseError,
     CheckpointError,
@@ -151,6 +152,10 @@ def test_simulation_is_the_same_on_workers(case_path, alone, tmp_path):
         output_dir=tmp_path / "out",
     )
     assert one.total_cost.tobytes() == other.total_cost.tobytes()
+    for mine, theirs in zip(one.stages, other.stages, strict=True):
+        for field in fields(mine):
+            a, b = getattr(mine, field.name), getattr(theirs, field.name)
+            assert (a.shape, a.tobytes()) == (b.shape, b.tobytes())
     assert (tmp_path / "out" / "simulation" / "costs.parquet").is_file()
 
 
@@ -231,6 +236,16 @@ def test_wrong_overrides_of_a_loaded_case_are_refused(case_path):
     for case in (loaded, case_path):
         with pytest.raises(TypeMismatch, match="JSON values only"):
             cobre_shm.train(case, config_overrides={"training": {"forward_passes": {1, 2}}})
+        for overrides in ([1], "training"):
+            with pytest.raises(TypeMismatch, match="must be a mapping, not"):
+                cobre_shm.train(case, config_overrides=overrides)
+
+
+def test_overrides_have_names_as_in_the_file(case_path):
+    changes = [{"training": {"note": {name: 1, "b": 2}}} for name in (1, "1")]
+    digests = {load_case(case_path, change).digest for change in changes}
+    digests |= {with_overrides(load_case(case_path), change).digest for change in changes}
+    assert len(digests) == 1
 
 
 def test_simulation_of_a_loaded_case_takes_overrides(case_path, alone):
@@ -274,3 +289,12 @@ def test_policy_of_another_case_is_not_simulated(case_path, alone):
     narrow = [replace(cuts, coefficients=cuts.coefficients[:, :1]) for cuts in alone.details.cuts]
     with pytest.raises(ValueError, match="coefficients"):
         cobre_shm.simulate(case_path, narrow, scenarios=1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_number_of_scenarios_is_checked_before_any_worker_starts(case_path, alone, workers):
+    with pytest.raises(ValueError, match=r"asks for no simulation .*: give scenarios="):
+        cobre_shm.simulate(case_path, alone, num_workers=workers)
+    for count in (0, 2**31):
+        with pytest.raises(ValueError, match=f"from 1 to .*, not {count}"):
+            cobre_shm.simulate(case_path, alone, scenarios=count, num_workers=workers)

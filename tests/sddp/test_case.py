@@ -51,6 +51,12 @@ def test_shipped_case_is_valid():
         ),
         (
             "config.json",
+            set_path("simulation", value={"enabled": True, "num_scenarios": 2**31}),
+            OutOfRange,
+            "simulation.num_scenarios",
+        ),
+        (
+            "config.json",
             set_path("training", "stopping_rules", value=[]),
             SchemaViolation,
             "training.stopping_rules",

@@ -390,6 +390,14 @@ def test_damaged_policy_is_refused(random_path, tmp_path, comm, rows, words):
         train(random_path, comm, iterations=1, warm_start=policy)
 
 
+def test_cuts_beside_the_description_of_another_state_are_refused(random_path, tmp_path, comm):
+    policy = tmp_path / "out" / "policy"
+    train(random_path, comm, iterations=1, output_dir=tmp_path / "out")
+    edit(policy, "state.json", lambda content: content["components"].pop())
+    with pytest.raises(CheckpointError, match=r"coef_8, of which state\.json knows nothing"):
+        train(random_path, comm, iterations=1, warm_start=policy)
+
+
 def test_checkpoint_stores_arrays_by_their_names_only(random_path, tmp_path, monkeypatch):
     """Before numpy 2.1 ``savez`` has no options: every keyword is the name of an array."""
     kept, savez = [], np.savez

@@ -14,6 +14,8 @@ from cobre_shm.sddp.__main__ import main
 from tests.sddp.editing import edit
 from tests.support.processes import started
 
+ONE_ITERATION = [{"type": "iteration_limit", "limit": 1}]
+
 
 def run(*arguments, **environment):
     return subprocess.run(
@@ -122,6 +124,30 @@ def test_missing_package_names_the_extra(random_path):
     )
     assert done.returncode == 1
     assert 'pip install "cobre-shm[sddp]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": {"forward_passes": 2**31 - 1, "stopping_rules": ONE_ITERATION}},
+        {"simulation": {"enabled": True, "num_scenarios": 2**31 - 1}},
+    ],
+    ids=["trajectories", "scenarios"],
+)
+def test_more_than_fits_into_memory_is_an_error(small, change):
+    edit(small, "config.json", lambda content: content.update(change))
+    program = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
+        "from cobre_shm.sddp.__main__ import main\n"
+        f"sys.exit(main([{str(small)!r}, '--quiet']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 4
+    assert done.stderr.startswith("cobre_shm.sddp: error: Allocation of ")
     assert "Traceback" not in done.stderr
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import errno
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,6 +50,40 @@ def test_missing_required_file_is_named(shipped_copy, name):
 def test_missing_directory_is_named(tmp_path):
     with pytest.raises(MissingFile, match="absent"):
         load_case(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800"])
+def test_directory_that_cannot_be_is_named(name, tmp_path):
+    with pytest.raises(MissingFile, match="there is no case directory"):
+        load_case(tmp_path / name)
+
+
+def test_command_names_a_directory_that_cannot_be(capsys):
+    assert main(["validate", "x" * 300]) == 3
+    assert "File name too long" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["stages.json", "scenarios/correlation.json"])
+def test_file_that_cannot_be_looked_at_is_named(shipped_copy, name):
+    (shipped_copy / name).unlink(missing_ok=True)
+    (shipped_copy / name).symlink_to(shipped_copy / name)
+    with pytest.raises(ParseError, match="symbolic links") as caught:
+        load_case(shipped_copy)
+    assert caught.value.context["file"] == name
+
+
+def test_closed_folder_is_named(shipped_copy, monkeypatch):
+    """As for a user who may not enter it; the superuser may enter every one."""
+    stat = Path.stat
+
+    def refuse(path, **options):
+        if path.parent == shipped_copy / "system":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(ParseError, match=r"system/buses\.json: not readable: Permission denied"):
+        load_case(shipped_copy)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,34 @@ def test_directory_without_result_is_refused(tmp_path, capsys):
     assert "metadata.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 200_000, "\xff"])
+@pytest.mark.parametrize("name", ["training/metadata.json", "simulation/summary.json"])
+def test_result_of_another_program_is_refused_by_name(output, capsys, name, content):
+    (output / name).write_text(content, encoding="latin-1")
+    assert main(["report", str(output)]) == 1
+    err = capsys.readouterr().err
+    assert name in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", [r"SE $\frac$ x", "A\ud800"])
+def test_name_may_hold_anything(random_path, tmp_path, name):
+    edit(random_path, "system/buses.json", lambda content: content["buses"][0].update(name=name))
+    simulated = {"enabled": True, "num_scenarios": 2}
+    edit(random_path, "config.json", lambda content: content.update(simulation=simulated))
+    assert main([str(random_path), "--output-dir", str(tmp_path / "out"), "--quiet"]) == 0
+    assert len(pictures(write_report(tmp_path / "out").read_text())) == 5
+
+
+def test_case_without_buses_has_a_report(small, tmp_path):
+    for name in ("buses", "thermals"):
+        edit(small, f"system/{name}.json", lambda content, name=name: content.update({name: []}))
+    simulated = {"enabled": True, "num_scenarios": 2}
+    edit(small, "config.json", lambda content: content.update(simulation=simulated))
+    assert main([str(small), "--output-dir", str(tmp_path / "out"), "--quiet"]) == 0
+    assert "no buses" in write_report(tmp_path / "out").read_text()
+
+
 def test_table_that_is_none_is_refused_by_name(output):
     (output / "training" / "timing.parquet").write_bytes(b"no table")
     with pytest.raises(OutputError, match=r"timing\.parquet: not readable"):

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import csv
+import errno
+import itertools
 import json
+import os
+import stat
+from contextlib import nullcontext
+from dataclasses import fields
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cobre_shm.sddp import OutputError, series_digest, simulate, simulation_results, train
+from cobre_shm.sddp import (
+    OutputError,
+    results,
+    series_digest,
+    shipped_case_path,
+    simulate,
+    simulation_results,
+    train,
+)
+from cobre_shm.sddp.errors import MissingFile
+from cobre_shm.sddp.policy_files import read_policy
 from cobre_shm.sddp.results import remove_old, write_atomically
 from cobre_shm.sddp.simulation_results import write_simulation
 from tests.sddp.editing import constant_load, copy_case, edit
@@ -128,6 +144,19 @@ def test_no_partial_file_remains(trained):
     assert not [name for name in names if name.startswith(".")]
 
 
+def test_partial_files_of_a_killed_writer_are_removed(trained, comm):
+    result, root = trained
+    kept = [root / "policy" / name for name in (".cuts.parquet.orig", ".notes.1", "7")]
+    remains = [root / "policy" / f".{name}.99999" for name in ("cuts.parquet", "state.json")]
+    remains.append(root / "training" / ".convergence.csv.12")
+    for path in (*kept, *remains):
+        path.write_text("half")
+    (root / "policy" / ".cuts.parquet.3").mkdir()
+    train(result.case, comm, iterations=1, output_dir=root)
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in remains)
+
+
 def test_failed_write_leaves_the_old_file(tmp_path):
     target = tmp_path / "table"
     target.write_text("old")
@@ -167,6 +196,16 @@ def test_simulation_tables_agree_with_the_result(trained, comm):
     assert summary["mean"] == pytest.approx(simulation.total_cost.mean())
 
 
+def test_simulation_holds_its_result_once(trained, comm):
+    result, _ = trained
+    outcomes = simulate(result.case, result.cuts, comm, 5).stages
+    arrays = [getattr(outcome, field.name) for outcome in outcomes for field in fields(outcome)]
+    whole = arrays[0].base
+    assert whole is not None
+    assert all(array.base is whole for array in arrays)
+    assert not any(np.shares_memory(a, b) for a, b in itertools.combinations(arrays, 2))
+
+
 def test_simulation_leaves_nothing_of_an_earlier_one(trained, comm, monkeypatch):
     result, root = trained
     simulation, folder = simulate(result.case, result.cuts, comm, 2), root / "simulation"
@@ -195,6 +234,38 @@ def test_training_ends_the_simulation_of_the_one_before(trained, comm):
     assert (root / "simulation" / "costs.parquet").exists()
 
 
+@pytest.mark.parametrize("stays", range(7))
+def test_results_of_two_trainings_are_never_taken_for_one(trained, comm, monkeypatch, stays):
+    """Of every file that the second training writes, the disk becomes full at the next one."""
+    result, root = trained
+    written, write = [], results.write_atomically
+
+    def until_full(path, fill, outdated=None):
+        def fill_until_full(partial):
+            fill(partial)
+            if len(written) == stays:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        write(path, fill_until_full, outdated)
+        written.append(path.relative_to(root).as_posix())
+
+    monkeypatch.setattr(results, "write_atomically", until_full)
+    try:
+        train(shipped_case_path(), comm, iterations=1, output_dir=root)
+    except OutputError:
+        assert not (root / "training" / "metadata.json").exists()
+    else:
+        assert written[:2] == ["policy/cuts.parquet", "policy/state.json"]
+        assert written[-1] == "training/metadata.json"
+        assert len(written) == 6
+    if stays == 1:
+        with pytest.raises(MissingFile, match=r"state\.json"):
+            read_policy(root / "policy")
+    else:
+        is_old = len(read_policy(root / "policy").components) == result.case.state_size
+        assert is_old == (stays == 0)
+
+
 def test_old_file_that_cannot_be_removed_is_an_output_error(tmp_path):
     (tmp_path / "summary.json").mkdir()
     with pytest.raises(OutputError):
@@ -207,6 +278,29 @@ def test_place_that_cannot_be_written_is_an_output_error(tmp_path):
     for path in (file / "table", tmp_path / ("long" * 100)):
         with pytest.raises(OutputError):
             write_atomically(path, lambda partial: partial.write_text("all"))
+
+
+@pytest.mark.parametrize(
+    ("is_refused", "number", "is_error"),
+    [
+        (stat.S_ISDIR, errno.EINVAL, False),
+        (stat.S_ISDIR, errno.EOPNOTSUPP, False),
+        (stat.S_ISDIR, errno.EIO, True),
+        (stat.S_ISREG, errno.EINVAL, True),
+    ],
+)
+def test_file_system_need_not_flush_folders(tmp_path, monkeypatch, is_refused, number, is_error):
+    flush = os.fsync
+
+    def refuse(descriptor):
+        if is_refused(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OutputError) if is_error else nullcontext():
+        write_atomically(tmp_path / "table", lambda partial: partial.write_text("all"))
+    assert (tmp_path / "table").exists() or is_error
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])

@@ -122,6 +122,26 @@ def test_all_missing_files_are_named(tmp_path):
     assert found(tmp_path / "case") == [("MissingFile", name, None) for name in REQUIRED]
 
 
+def test_table_that_is_wrong_throughout_is_no_flood(random_path, capsys):
+    file = "scenarios/load_seasonal_stats.parquet"
+    names = ["bus_id", "stage_id", "mean_mw", "std_mw"]
+    write_table(random_path, file, names, [(0, 1, 5.0, -1.0)] * 1250)
+    edit(random_path, "config.json", set_path("training", "forward_passes", value=0))
+    _, findings, _ = check_case(random_path)
+    listed = list(findings)
+    assert len(findings) > 1250
+    assert len(listed) == 102
+    more = f"{len(findings) - 101:,}"
+    assert (listed[-1].message, listed[-1].context) == (
+        f"{file}: and {more} more findings",
+        {"file": file},
+    )
+    assert main(["validate", str(random_path)]) == 3
+    assert capsys.readouterr().out.startswith(f"{random_path}: {len(findings):,} findings")
+    assert main([str(random_path)]) == 2
+    assert f"The case has {len(findings) - 1} more findings" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("junk", [None, True, "x", -1, 1e300, [], {}, [[]], [{}], {"id": 0}])
 def test_any_field_may_hold_anything(random_path, junk):
     """No content of a field makes the reader fail rather than report."""
