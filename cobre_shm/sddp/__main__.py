@@ -1,11 +1,12 @@
 """Command line: train a case, on one process or on every rank of a launched group.
 
 Every rank runs the same line; rank 0 reads the case, prints and writes. Exit codes: 0 success,
-1 wrong arguments or output directory, 2 wrong configuration (``config.json``), 3 wrong case
-data or a stage problem without solution, 4 backend or communication, 5 a checkpoint or policy that
-cannot be gone on with, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM). Both signals end the
-training after its iteration, with its results and a checkpoint in the output directory; the same
-signal once more ends it at once.
+1 wrong arguments, output directory or standard output, 2 wrong configuration (``config.json``),
+3 wrong case data or a stage problem without solution, 4 backend or communication, 5 a checkpoint or
+policy that cannot be gone on with, 130 interrupted (Ctrl-C), 141 nobody reads our output,
+143 terminated (SIGTERM). Both signals end the training after its iteration, with its results and a
+checkpoint in the output directory; the same signal once more ends it at once. Output that is lost
+ends no training, and costs none of its files.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cobre_shm.errors import BackendError, CobreError, CommError
 from cobre_shm.sddp import shipped_case_path
 from cobre_shm.sddp.envelope import envelope
 from cobre_shm.sddp.errors import CaseError, CheckpointError, SolverError
+from cobre_shm.sddp.standard_streams import with_lenient_streams
 
 if TYPE_CHECKING:
     from cobre_shm.communicator import Communicator
@@ -59,9 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a hydrothermal operation policy. Under the launcher the same line "
         "runs on every rank. 'validate CASE' checks a case instead; 'report DIR' draws what is in "
         "an output directory.",
-        epilog="Exit codes: 0 success, 1 wrong arguments or output directory, 2 wrong config.json, "
-        "3 wrong case data or a stage problem without solution, 4 backend or communication, 5 a "
-        "checkpoint or policy that cannot be gone on with, 130 interrupted, 143 terminated.",
+        epilog="Exit codes: 0 success, 1 wrong arguments, output directory or standard output, "
+        "2 wrong config.json, 3 wrong case data or a stage problem without solution, 4 backend or "
+        "communication, 5 a checkpoint or policy that cannot be gone on with, 130 interrupted, 141 "
+        "nobody reads our output, 143 terminated.",
     )
     parser.add_argument(
         "case",
@@ -144,7 +147,11 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    given = sys.argv[1:] if arguments is None else arguments
+    return with_lenient_streams(lambda: _main(given))
+
+
+def _main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in _COMMANDS:
         return _run_command(arguments[0], arguments[1:])
     try:
