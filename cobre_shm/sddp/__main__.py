@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,6 +33,7 @@ from cobre_shm.sddp.standard_streams import with_lenient_streams
 if TYPE_CHECKING:
     from cobre_shm.communicator import Communicator
     from cobre_shm.sddp.simulation import SimulationResult
+    from cobre_shm.sddp.training_files import TrainingFiles
     from cobre_shm.sddp.training_result import TrainingDetails
 
 BAD_CONFIGURATION = 2
@@ -215,10 +217,20 @@ def _run(options: argparse.Namespace, comm: Communicator) -> int:
     from cobre_shm.sddp.simulation import simulate
     from cobre_shm.sddp.simulation_results import write_simulation
     from cobre_shm.sddp.training import train
+    from cobre_shm.sddp.training_files import training_files, warn_of_policy_path
 
     case = share_case(options.case or shipped_case_path(), comm)
     if options.iterations is not None:
         case = with_iterations(case, options.iterations)
+    ignored = warn_of_policy_path(case.config)
+    case = replace(case, warnings=(*case.warnings, *ignored))
+    files = training_files(
+        case.config,
+        options.output_dir,
+        options.checkpoint_every,
+        options.resume,
+        options.warm_start,
+    )
     speaks = comm.rank == 0 and not options.quiet
     if speaks:
         for warning in case.warnings:
@@ -226,7 +238,7 @@ def _run(options: argparse.Namespace, comm: Communicator) -> int:
     with ExitStack() as stack:
         shown: ConvergenceTable | EventLines | None = None
         if speaks and options.output_format == "text":
-            print(_opening_line(case.name, comm, options), flush=True)
+            print(_opening_line(case.name, comm, files), flush=True)
             shown = stack.enter_context(ConvergenceTable(case.config.iteration_limit))
         elif speaks:
             shown = EventLines(case.config.iteration_limit)
@@ -279,13 +291,11 @@ def _stop_on_signal() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _opening_line(name: str, comm: Communicator, options: argparse.Namespace) -> str:
-    from cobre_shm.sddp.checkpoint import FILE_NAME
-
+def _opening_line(name: str, comm: Communicator, files: TrainingFiles) -> str:
     ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
     line = f"case {name}, {ranks}, backend {comm.backend}"
-    if options.resume:
-        path = options.output_dir / "policy" / FILE_NAME
+    path = files.resume_from
+    if path is not None:
         line += f", {'goes on from' if path.is_file() else 'begins: there is no'} {path}"
     return line
 

@@ -144,6 +144,26 @@ def test_configuration_may_ask_to_resume(random_path, tmp_path, comm):
         train(random_path, comm, iterations=ITERATIONS)
 
 
+@pytest.mark.parametrize("resume", [None, True])
+def test_checkpoints_are_read_where_they_are_written(random_path, tmp_path, comm, resume):
+    def change(content):
+        checkpoints = {"enabled": True, "interval_iterations": 1}
+        content["policy"] = {"mode": "resume", "path": "./other", "checkpointing": checkpoints}
+
+    edit(random_path, "config.json", change)
+    seen = []
+    for iterations in (2, 4):
+        train(
+            random_path,
+            comm,
+            iterations=iterations,
+            output_dir=tmp_path / "out",
+            resume=resume,
+            progress=lambda item: seen.append(item.iteration),
+        )
+    assert seen == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("options", [{"resume": True}, {"checkpoint_every": 2}])
 def test_checkpoints_need_an_output_directory(random_path, comm, options):
     with pytest.raises(IncompatibleSettings, match=f"{next(iter(options))} needs"):

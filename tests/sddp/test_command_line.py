@@ -222,3 +222,30 @@ def test_option_begins_with_the_cuts_of_an_earlier_training(random_path, tmp_pat
 def test_option_with_no_policy_is_refused_with_code_five(random_path, tmp_path, capsys):
     assert main([str(random_path), "--warm-start", str(tmp_path / "absent")]) == 5
     assert str(tmp_path / "absent") in capsys.readouterr().err
+
+
+def test_opening_line_says_whether_the_case_goes_on(random_path, tmp_path, capsys):
+    def change(content):
+        checkpoints = {"enabled": True, "interval_iterations": 1}
+        content["policy"] = {"mode": "resume", "path": "./policy", "checkpointing": checkpoints}
+
+    edit(random_path, "config.json", change)
+    for iterations, words in (("1", "begins: there is no"), ("2", "goes on from")):
+        out = str(tmp_path / "out")
+        assert main([str(random_path), "--output-dir", out, "--iterations", iterations]) == 0
+        printed = capsys.readouterr()
+        assert f", {words} {tmp_path}/out/policy/" in printed.out.splitlines()[0]
+        assert printed.err == ""
+
+
+@pytest.mark.parametrize("mode", ["fresh", "resume"])
+def test_directory_that_is_not_read_is_a_warning(random_path, tmp_path, capsys, mode):
+    def change(content):
+        content["policy"] = {"mode": mode, "path": "./other"}
+
+    edit(random_path, "config.json", change)
+    arguments = ["--iterations", "1", "--output-dir", str(tmp_path / "out")]
+    assert main([str(random_path), *arguments, "--output-format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert "warning: config.json: policy.path './other' is ignored" in err
+    assert len(json.loads(out.splitlines()[-1])["warnings"]) == 1
