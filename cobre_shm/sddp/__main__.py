@@ -5,14 +5,16 @@ Every rank runs the same line; rank 0 reads the case, prints and writes. Exit co
 3 wrong case data or a stage problem without solution, 4 backend or communication, 5 a checkpoint or
 policy that cannot be gone on with, 130 interrupted (Ctrl-C), 141 nobody reads our output,
 143 terminated (SIGTERM). Both signals end the training after its iteration, with its results and a
-checkpoint in the output directory; the same signal once more ends it at once. Output that is lost
-ends no training, and costs none of its files.
+checkpoint in the output directory, or the simulation after it, which leaves nothing; the same
+signal once more ends the program at once. Output that is lost ends no training, and costs none of
+its files.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import signal
 import sys
@@ -213,9 +215,6 @@ def _run(options: argparse.Namespace, comm: Communicator) -> int:
     # Imported here so that a wrong backend is reported even where no solver is installed.
     from cobre_shm.sddp.case import share_case, with_iterations
     from cobre_shm.sddp.progress import ConvergenceTable, EventLines
-    from cobre_shm.sddp.sharing import on_rank_zero
-    from cobre_shm.sddp.simulation import simulate
-    from cobre_shm.sddp.simulation_results import write_simulation
     from cobre_shm.sddp.training import train
     from cobre_shm.sddp.training_files import training_files, warn_of_policy_path
 
@@ -235,37 +234,77 @@ def _run(options: argparse.Namespace, comm: Communicator) -> int:
     if speaks:
         for warning in case.warnings:
             print(f"cobre_shm.sddp: warning: {warning}", file=sys.stderr)
-    with ExitStack() as stack:
-        shown: ConvergenceTable | EventLines | None = None
-        if speaks and options.output_format == "text":
-            print(_opening_line(case.name, comm, files), flush=True)
-            shown = stack.enter_context(ConvergenceTable(case.config.iteration_limit))
-        elif speaks:
-            shown = EventLines(case.config.iteration_limit)
-        received = stack.enter_context(_stop_on_signal())
-        result = train(
-            case,
-            comm,
-            output_dir=options.output_dir,
-            progress=shown,
-            should_stop=lambda: bool(received),
-            checkpoint_every=options.checkpoint_every,
-            resume=options.resume,
-            warm_start=options.warm_start,
-        )
-    simulation: SimulationResult | None = None
-    if case.config.simulation_scenarios and result.stop_reason != "interrupted":
-        simulation = simulate(case, result.cuts, comm, output_dir=options.output_dir)
-        if options.output_dir is not None:
-            finished = simulation
-            on_rank_zero(lambda: write_simulation(finished, options.output_dir), comm)
-    code = 0
-    if result.stop_reason == "interrupted":
-        # Another rank may have got the signal, and this one none.
-        code = _SIGNAL_BASE + (received[0] if received else signal.SIGINT)
-    if speaks:
-        print(_summary(result, simulation, options, code), flush=True)
+    with _stop_on_signal() as received:
+        with ExitStack() as stack:
+            shown: ConvergenceTable | EventLines | None = None
+            if speaks and options.output_format == "text":
+                print(_opening_line(case.name, comm, files), flush=True)
+                shown = stack.enter_context(ConvergenceTable(case.config.iteration_limit))
+            elif speaks:
+                shown = EventLines(case.config.iteration_limit)
+            result = train(
+                case,
+                comm,
+                output_dir=options.output_dir,
+                progress=shown,
+                should_stop=lambda: bool(received),
+                checkpoint_every=options.checkpoint_every,
+                resume=options.resume,
+                warm_start=options.warm_start,
+            )
+        simulation: SimulationResult | None = None
+        ended_by = 0
+        if result.stop_reason == "interrupted":
+            # Another rank may have got the signal, and this one none.
+            ended_by = received[0] if received else signal.SIGINT
+        elif case.config.simulation_scenarios:
+            simulation, ended_by = _simulate(result, comm, options.output_dir, received)
+        code = _SIGNAL_BASE + ended_by if ended_by else 0
+        if speaks:
+            print(_summary(result, simulation, options, code), flush=True)
     return code
+
+
+def _simulate(
+    result: TrainingDetails, comm: Communicator, output_dir: Path | None, received: Sequence[int]
+) -> tuple[SimulationResult | None, int]:
+    """Simulate the policy until a signal comes to any rank, and write the outcome. Collective.
+
+    Args:
+        result: The training.
+        comm: The communicator.
+        output_dir: Where the outcome is written, unless it is None.
+        received: The signals that this rank received; grows meanwhile.
+
+    Returns:
+        The simulation and 0, or nothing and the number of the signal that ended it.
+    """
+    from cobre_shm.sddp.sharing import on_rank_zero
+    from cobre_shm.sddp.simulation import simulate
+    from cobre_shm.sddp.simulation_results import write_simulation
+
+    case, problems = result.case, itertools.count()
+
+    def check() -> None:
+        # Ranks build their problems together, and each is tried when it is built. From then on
+        # an error is as that of a problem without solution: raised on all ranks.
+        if next(problems) >= case.stages and received:
+            raise SolverError("the simulation was interrupted", context={"signal": received[0]})
+
+    try:
+        simulation = simulate(case, result.cuts, comm, output_dir=output_dir, check=check)
+        if output_dir is not None:
+            on_rank_zero(lambda: write_simulation(simulation, output_dir), comm)
+    except SolverError as error:
+        if "signal" not in error.context:
+            raise
+        return None, int(error.context["signal"])
+    except CommError:
+        # Whoever sent the signal to all ranks may have waited for us no longer.
+        if not received:
+            raise
+        return None, received[0]
+    return simulation, 0
 
 
 @contextmanager
@@ -273,7 +312,7 @@ def _stop_on_signal() -> Iterator[list[int]]:
     """Collect the first SIGINT and SIGTERM instead of ending by them; a second one ends at once.
 
     Yields:
-        The numbers of the signals received, to be looked at between iterations.
+        The numbers of the signals received, to be looked at between iterations or problems.
     """
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -346,6 +385,8 @@ def _summary(
             f"simulation    {costs['mean']:,.2f} $ +- {costs['ci95_half_width']:,.2f} (95 %), "
             f"{costs['scenarios']} scenarios"
         )
+    elif code and result.stop_reason != "interrupted":
+        lines.append("simulation    interrupted")
     lines.append(
         "files         none; give --output-dir DIR to keep the result"
         if directory is None
