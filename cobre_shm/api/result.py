@@ -31,7 +31,8 @@ class ProgressEvent:
     Attributes:
         worker_id: Rank of the process, worker or not; 0 in a single one.
         iteration: Number of the iteration, from 1; ascending for each worker.
-        iteration_limit: The iteration after which the training ends at the latest.
+        iteration_limit: The iteration after which the training ends at the latest, unless the
+            case asks that all of its stopping rules hold.
         lower_bound: Bound of the expected (or risk-adjusted) cost.
         upper_bound_mean: Mean cost of the iteration's trajectories.
         upper_bound_std: Their sample standard deviation.

@@ -1,22 +1,26 @@
 """Command line: train a case, on one process or on every rank of a launched group.
 
 Every rank runs the same line; rank 0 reads the case, prints and writes. Exit codes: 0 success,
-1 wrong arguments or output directory, 2 wrong configuration (``config.json``), 3 wrong case
-data or a stage problem without solution, 4 backend or communication, 5 a checkpoint or policy that
-cannot be gone on with, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM). Both signals end the
-training after its iteration, with its results and a checkpoint in the output directory; the same
-signal once more ends it at once.
+1 wrong arguments, output directory or standard output, 2 wrong configuration (``config.json``),
+3 wrong case data or a stage problem without solution, 4 backend or communication, 5 a checkpoint or
+policy that cannot be gone on with, 130 interrupted (Ctrl-C), 141 nobody reads our output,
+143 terminated (SIGTERM). Both signals end the training after its iteration, with its results and a
+checkpoint in the output directory, or the simulation after it, which leaves nothing; the same
+signal once more ends the program at once. Output that is lost ends no training, and costs none of
+its files.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,10 +30,12 @@ from cobre_shm.errors import BackendError, CobreError, CommError
 from cobre_shm.sddp import shipped_case_path
 from cobre_shm.sddp.envelope import envelope
 from cobre_shm.sddp.errors import CaseError, CheckpointError, SolverError
+from cobre_shm.sddp.standard_streams import with_lenient_streams
 
 if TYPE_CHECKING:
     from cobre_shm.communicator import Communicator
     from cobre_shm.sddp.simulation import SimulationResult
+    from cobre_shm.sddp.training_files import TrainingFiles
     from cobre_shm.sddp.training_result import TrainingDetails
 
 BAD_CONFIGURATION = 2
@@ -59,9 +65,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a hydrothermal operation policy. Under the launcher the same line "
         "runs on every rank. 'validate CASE' checks a case instead; 'report DIR' draws what is in "
         "an output directory.",
-        epilog="Exit codes: 0 success, 1 wrong arguments or output directory, 2 wrong config.json, "
-        "3 wrong case data or a stage problem without solution, 4 backend or communication, 5 a "
-        "checkpoint or policy that cannot be gone on with, 130 interrupted, 143 terminated.",
+        epilog="Exit codes: 0 success, 1 wrong arguments, output directory or standard output, "
+        "2 wrong config.json, 3 wrong case data or a stage problem without solution, 4 backend or "
+        "communication, 5 a checkpoint or policy that cannot be gone on with, 130 interrupted, 141 "
+        "nobody reads our output, 143 terminated.",
     )
     parser.add_argument(
         "case",
@@ -144,7 +151,11 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    given = sys.argv[1:] if arguments is None else arguments
+    return with_lenient_streams(lambda: _main(given))
+
+
+def _main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in _COMMANDS:
         return _run_command(arguments[0], arguments[1:])
     try:
@@ -204,49 +215,96 @@ def _run(options: argparse.Namespace, comm: Communicator) -> int:
     # Imported here so that a wrong backend is reported even where no solver is installed.
     from cobre_shm.sddp.case import share_case, with_iterations
     from cobre_shm.sddp.progress import ConvergenceTable, EventLines
-    from cobre_shm.sddp.sharing import on_rank_zero
-    from cobre_shm.sddp.simulation import simulate
-    from cobre_shm.sddp.simulation_results import write_simulation
     from cobre_shm.sddp.training import train
+    from cobre_shm.sddp.training_files import training_files, warn_of_policy_path
 
     case = share_case(options.case or shipped_case_path(), comm)
     if options.iterations is not None:
         case = with_iterations(case, options.iterations)
+    ignored = warn_of_policy_path(case.config)
+    case = replace(case, warnings=(*case.warnings, *ignored))
+    files = training_files(
+        case.config,
+        options.output_dir,
+        options.checkpoint_every,
+        options.resume,
+        options.warm_start,
+    )
     speaks = comm.rank == 0 and not options.quiet
     if speaks:
         for warning in case.warnings:
             print(f"cobre_shm.sddp: warning: {warning}", file=sys.stderr)
-    with ExitStack() as stack:
-        shown: ConvergenceTable | EventLines | None = None
-        if speaks and options.output_format == "text":
-            print(_opening_line(case.name, comm, options), flush=True)
-            shown = stack.enter_context(ConvergenceTable(case.config.iteration_limit))
-        elif speaks:
-            shown = EventLines(case.config.iteration_limit)
-        received = stack.enter_context(_stop_on_signal())
-        result = train(
-            case,
-            comm,
-            output_dir=options.output_dir,
-            progress=shown,
-            should_stop=lambda: bool(received),
-            checkpoint_every=options.checkpoint_every,
-            resume=options.resume,
-            warm_start=options.warm_start,
-        )
-    simulation: SimulationResult | None = None
-    if case.config.simulation_scenarios and result.stop_reason != "interrupted":
-        simulation = simulate(case, result.cuts, comm, output_dir=options.output_dir)
-        if options.output_dir is not None:
-            finished = simulation
-            on_rank_zero(lambda: write_simulation(finished, options.output_dir), comm)
-    code = 0
-    if result.stop_reason == "interrupted":
-        # Another rank may have got the signal, and this one none.
-        code = _SIGNAL_BASE + (received[0] if received else signal.SIGINT)
-    if speaks:
-        print(_summary(result, simulation, options, code), flush=True)
+    with _stop_on_signal() as received:
+        with ExitStack() as stack:
+            shown: ConvergenceTable | EventLines | None = None
+            if speaks and options.output_format == "text":
+                print(_opening_line(case.name, comm, files), flush=True)
+                shown = stack.enter_context(ConvergenceTable(case.config.iteration_limit))
+            elif speaks:
+                shown = EventLines(case.config.iteration_limit)
+            result = train(
+                case,
+                comm,
+                output_dir=options.output_dir,
+                progress=shown,
+                should_stop=lambda: bool(received),
+                checkpoint_every=options.checkpoint_every,
+                resume=options.resume,
+                warm_start=options.warm_start,
+            )
+        simulation: SimulationResult | None = None
+        ended_by = 0
+        if result.stop_reason == "interrupted":
+            # Another rank may have got the signal, and this one none.
+            ended_by = received[0] if received else signal.SIGINT
+        elif case.config.simulation_scenarios:
+            simulation, ended_by = _simulate(result, comm, options.output_dir, received)
+        code = _SIGNAL_BASE + ended_by if ended_by else 0
+        if speaks:
+            print(_summary(result, simulation, options, code), flush=True)
     return code
+
+
+def _simulate(
+    result: TrainingDetails, comm: Communicator, output_dir: Path | None, received: Sequence[int]
+) -> tuple[SimulationResult | None, int]:
+    """Simulate the policy until a signal comes to any rank, and write the outcome. Collective.
+
+    Args:
+        result: The training.
+        comm: The communicator.
+        output_dir: Where the outcome is written, unless it is None.
+        received: The signals that this rank received; grows meanwhile.
+
+    Returns:
+        The simulation and 0, or nothing and the number of the signal that ended it.
+    """
+    from cobre_shm.sddp.sharing import on_rank_zero
+    from cobre_shm.sddp.simulation import simulate
+    from cobre_shm.sddp.simulation_results import write_simulation
+
+    case, problems = result.case, itertools.count()
+
+    def check() -> None:
+        # Ranks build their problems together, and each is tried when it is built. From then on
+        # an error is as that of a problem without solution: raised on all ranks.
+        if next(problems) >= case.stages and received:
+            raise SolverError("the simulation was interrupted", context={"signal": received[0]})
+
+    try:
+        simulation = simulate(case, result.cuts, comm, output_dir=output_dir, check=check)
+        if output_dir is not None:
+            on_rank_zero(lambda: write_simulation(simulation, output_dir), comm)
+    except SolverError as error:
+        if "signal" not in error.context:
+            raise
+        return None, int(error.context["signal"])
+    except CommError:
+        # Whoever sent the signal to all ranks may have waited for us no longer.
+        if not received:
+            raise
+        return None, received[0]
+    return simulation, 0
 
 
 @contextmanager
@@ -254,7 +312,7 @@ def _stop_on_signal() -> Iterator[list[int]]:
     """Collect the first SIGINT and SIGTERM instead of ending by them; a second one ends at once.
 
     Yields:
-        The numbers of the signals received, to be looked at between iterations.
+        The numbers of the signals received, to be looked at between iterations or problems.
     """
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -272,13 +330,11 @@ def _stop_on_signal() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _opening_line(name: str, comm: Communicator, options: argparse.Namespace) -> str:
-    from cobre_shm.sddp.checkpoint import FILE_NAME
-
+def _opening_line(name: str, comm: Communicator, files: TrainingFiles) -> str:
     ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
     line = f"case {name}, {ranks}, backend {comm.backend}"
-    if options.resume:
-        path = options.output_dir / "policy" / FILE_NAME
+    path = files.resume_from
+    if path is not None:
         line += f", {'goes on from' if path.is_file() else 'begins: there is no'} {path}"
     return line
 
@@ -329,6 +385,8 @@ def _summary(
             f"simulation    {costs['mean']:,.2f} $ +- {costs['ci95_half_width']:,.2f} (95 %), "
             f"{costs['scenarios']} scenarios"
         )
+    elif code and result.stop_reason != "interrupted":
+        lines.append("simulation    interrupted")
     lines.append(
         "files         none; give --output-dir DIR to keep the result"
         if directory is None

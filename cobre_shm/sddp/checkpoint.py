@@ -98,9 +98,9 @@ def decode(data: bytes, case_digest: str, stages: int, path: str | Path) -> Chec
     start = len(_MAGIC) + _DIGEST_BYTES
     content = data[start:]
     if not data.startswith(_MAGIC):
-        raise _refusal(path, "it is no checkpoint of this version of cobre-shm")
+        raise refusal(path, "it is no checkpoint of this version of cobre-shm")
     if hashlib.sha256(content).digest() != data[len(_MAGIC) : start]:
-        raise _refusal(path, "its content is damaged or incomplete")
+        raise refusal(path, "its content is damaged or incomplete")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())
@@ -116,7 +116,7 @@ def decode(data: bytes, case_digest: str, stages: int, path: str | Path) -> Chec
             )
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         # The hash is right, so some other program wrote this.
-        raise _refusal(path, f"it cannot be read: {error}") from error
+        raise refusal(path, f"it cannot be read: {error}") from error
 
 
 def read_checkpoint(path: Path, case: Case) -> bytes:
@@ -130,7 +130,7 @@ def read_checkpoint(path: Path, case: Case) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise _refusal(path, f"it cannot be read: {error.strerror or error}") from error
+        raise refusal(path, f"it cannot be read: {error.strerror or error}") from error
     decode(data, case.digest, case.stages, path)
     return data
 
@@ -172,10 +172,11 @@ def _check_identity(header: dict[str, Any], case_digest: str, path: str | Path) 
     for name, ours in _identity(case_digest).items():
         theirs = header.get(name)
         if theirs != ours:
-            raise _refusal(path, _DIFFERENCES[name].format(ours=ours, theirs=theirs))
+            raise refusal(path, _DIFFERENCES[name].format(ours=ours, theirs=theirs))
 
 
-def _refusal(path: str | Path, reason: str) -> CheckpointError:
+def refusal(path: str | Path, reason: str) -> CheckpointError:
+    """Return the error that a checkpoint file cannot be gone on with."""
     return CheckpointError(
         f"cannot resume from {str(path)!r}: {reason}",
         context={"checkpoint_path": str(path), "operation": "read", "detail": reason},

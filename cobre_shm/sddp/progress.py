@@ -22,6 +22,9 @@ _HEADER = (
     f"{'gap %':>7}  {'LPs/s':>7}  {'wait %':>6}  {'time s':>7}"
 )
 _FULL_TABLE = 40
+# No row is further from the one before than this part of the iterations up to there: what ends a
+# training need not be its limit.
+_DISTANCE = 5
 # Iterations before their times say anything about those to come.
 _FORECAST_FROM = 3
 
@@ -40,25 +43,27 @@ def _rate(item: Iteration) -> float:
     return item.lp_solves / item.total_seconds if item.total_seconds > 0 else 0.0
 
 
-def remaining_seconds(seconds: Sequence[float], limit: int) -> float | None:
-    """Return the time left until ``limit`` iterations, None while it cannot be told.
+def remaining_seconds(seconds: Sequence[float], left: int) -> float | None:
+    """Return the time that so many more iterations take, None while it cannot be told.
 
     An iteration takes longer the more cuts there are, which grow by the same number each time:
     the times are continued on the least-squares line through those so far.
 
     Args:
-        seconds: How long each iteration took.
-        limit: The iteration limit.
+        seconds: How long the iterations took, one after the other up to the last one.
+        left: How many there are left; below 0 where other rules keep a training going on beyond
+            its limit.
     """
-    done = len(seconds)
-    if done >= limit:
+    known = len(seconds)
+    if left == 0:
         return 0.0
-    if done < _FORECAST_FROM:
+    if left < 0 or known < _FORECAST_FROM:
         return None
-    slope, offset = np.polyfit(np.arange(done), seconds, 1)
+    slope, offset = (float(value) for value in np.polyfit(np.arange(known), seconds, 1))
     if slope <= 0:
-        return float(np.mean(seconds) * (limit - done))
-    return float(max(0.0, np.sum(offset + slope * np.arange(done, limit))))
+        return float(np.mean(seconds)) * left
+    middle = known + (left - 1) / 2
+    return max(0.0, left * (offset + slope * middle))
 
 
 def _clock(seconds: float | None) -> str:
@@ -86,7 +91,7 @@ class EventLines:
             "iteration_limit": self._limit,
             "upper_bound_half_width": item.half_width,
             "lp_solves_per_second": _rate(item),
-            "remaining_seconds": remaining_seconds(self._seconds, self._limit),
+            "remaining_seconds": remaining_seconds(self._seconds, self._limit - item.iteration),
         }
         print(json.dumps(event), file=self._stream, flush=True)
 
@@ -100,14 +105,15 @@ def _money(value: float, width: int = 15) -> str:
 class ConvergenceTable:
     """Prints iterations as they end; use as a context manager around the training.
 
-    Long trainings get a row for every n-th iteration, so that the table stays readable; the
-    first and the last iteration always have a row.
+    Long trainings get rows at distances that grow, so that the table stays readable; the first
+    and the last iteration shown always have a row.
     """
 
     def __init__(self, limit: int, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._limit = limit
         self._every = max(1, -(-limit // _FULL_TABLE))
+        self._next_row: int | None = None
         self._live: Any = None
         self._task: Any = None
         self._pending: Iteration | None = None
@@ -132,10 +138,12 @@ class ConvergenceTable:
     def __call__(self, item: Iteration) -> None:
         """Show an iteration that has just ended."""
         self._seconds.append(item.total_seconds)
-        if item.iteration == 1:
+        if self._next_row is None:
             self._print(_HEADER)
-        if item.iteration == 1 or item.iteration % self._every == 0:
+            self._next_row = item.iteration
+        if item.iteration >= self._next_row:
             self._print(format_iteration(item))
+            self._next_row += max(1, min(self._every, item.iteration // _DISTANCE))
             self._pending = None
         else:
             self._pending = item
@@ -147,7 +155,7 @@ class ConvergenceTable:
             )
 
     def _describe(self, item: Iteration) -> str:
-        left = _clock(remaining_seconds(self._seconds, self._limit))
+        left = _clock(remaining_seconds(self._seconds, self._limit - item.iteration))
         bounds = (_money(item.lower_bound).strip(), _money(item.upper_bound_mean).strip())
         # No bar: on 80 columns there is room for the figures only.
         return (

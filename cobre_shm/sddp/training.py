@@ -9,6 +9,7 @@ makes every result equal, bit for bit, for any number of ranks.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,9 +24,11 @@ from cobre_shm.sddp.checkpoint import (
     decode,
     encode,
     read_checkpoint,
+    refusal,
     write_checkpoint,
 )
 from cobre_shm.sddp.distribution import Shares, gather_items
+from cobre_shm.sddp.errors import CheckpointError
 from cobre_shm.sddp.failed_problem import ProblemWriter
 from cobre_shm.sddp.passes import Passes
 from cobre_shm.sddp.sharing import on_rank_zero
@@ -33,7 +36,7 @@ from cobre_shm.sddp.solver import Check, StageSolver, Statuses
 from cobre_shm.sddp.stopping import stop_reason
 from cobre_shm.sddp.training_files import INTERRUPTED, TrainingFiles, training_files
 from cobre_shm.sddp.training_result import TIMING_COLUMNS, Iteration, TrainingDetails
-from cobre_shm.sddp.warm_start import share_policy
+from cobre_shm.sddp.warm_start import Floats, share_policy
 
 # The number of the reason to end, as rank 0 shares it.
 _VERDICT = np.dtype(np.float64)
@@ -127,11 +130,42 @@ class _Trainer:
             path = self.files.resume_from
             data = on_rank_zero(lambda: read_checkpoint(path, self.case), self.comm)
             if data:
-                self._restore(decode(data, self.case.digest, self.case.stages, path))
+                saved = decode(data, self.case.digest, self.case.stages, path)
+                self._check_beginning(saved, path)
+                self._restore(saved)
                 return
         if self.files.warm_start is not None:
-            policy = share_policy(self.files.warm_start, self.case, self.comm)
-            self.passes.begin_with([cuts / self.passes.scale for cuts in policy])
+            self.passes.begin_with(self._given(self.files.warm_start))
+
+    def _given(self, directory: Path) -> list[Floats]:
+        """Return the cuts of a policy as the problems take them, in scaled $. Collective."""
+        policy = share_policy(directory, self.case, self.comm)
+        return [cuts / self.passes.scale for cuts in policy]
+
+    def _check_beginning(self, saved: Checkpoint, path: Path) -> None:
+        """Refuse a checkpoint that began with other cuts than those asked for. Collective."""
+        directory = self.files.warm_start
+        if directory is None:
+            return
+
+        def is_its_own() -> bytes:
+            folders = [os.path.realpath(folder) for folder in (directory, path.parent)]
+            return b"yes" if folders[0] == folders[1] else b""
+
+        # A training that begins with the policy in its output directory puts its own there.
+        if on_rank_zero(is_its_own, self.comm):
+            return
+        try:
+            given = self._given(directory)
+        except CheckpointError:
+            # It is gone since, and not needed any more.
+            return
+        if not all(map(np.array_equal, given, saved.given)):
+            raise refusal(
+                path,
+                f"it began with other cuts than those in {str(directory)!r}; without a warm start "
+                "it goes on with its own",
+            )
 
     def run(
         self, progress: Progress | None, should_stop: Callable[[], bool] | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from cobre_shm.sddp.config import CheckpointSchedule, Config
 # The reason of a training that ended because it was asked to.
 INTERRUPTED = "interrupted"
 
+# Of an output directory, for the policy and the checkpoints.
+_FOLDER = "policy"
+
 
 @dataclass(frozen=True)
 class TrainingFiles:
@@ -20,19 +25,24 @@ class TrainingFiles:
     Attributes:
         directory: The output directory.
         schedule: When to write checkpoints.
-        resume_from: The checkpoint to go on from, if it exists.
+        resumes: Whether to go on from the checkpoint in the output directory, if there is one.
         warm_start: The policy directory with cuts to begin with.
     """
 
     directory: Path | None
     schedule: CheckpointSchedule | None
-    resume_from: Path | None
+    resumes: bool
     warm_start: Path | None
 
     @property
     def checkpoint(self) -> Path | None:
         """Where checkpoints are written."""
-        return None if self.directory is None else self.directory / "policy" / FILE_NAME
+        return None if self.directory is None else self.directory / _FOLDER / FILE_NAME
+
+    @property
+    def resume_from(self) -> Path | None:
+        """The checkpoint to go on from, if it exists: the one that this training writes."""
+        return self.checkpoint if self.resumes else None
 
     def writes_checkpoint(self, iteration: int, reason: str) -> bool:
         """Tell whether a checkpoint is written after an iteration.
@@ -72,13 +82,20 @@ def training_files(
             context={"setting": setting},
             suggestion="Give an output directory; to resume, that of the run that is to go on",
         )
-    base = directory or Path()
     if warm_start is None and config.policy_mode == "warm_start":
-        warm_start = base / config.policy_path
-    read = config.policy_path if config.policy_mode == "resume" else "policy"
+        warm_start = (directory or Path()) / config.policy_path
     return TrainingFiles(
         directory=directory,
         schedule=schedule,
-        resume_from=base / read / FILE_NAME if resumes else None,
+        resumes=resumes,
         warm_start=None if warm_start is None else Path(warm_start),
     )
+
+
+def warn_of_policy_path(config: Config) -> Iterator[str]:
+    """Tell of a directory that nothing is read from: a training writes to one place only."""
+    if config.policy_mode != "warm_start" and os.path.normpath(config.policy_path) != _FOLDER:
+        yield (
+            f"config.json: policy.path {config.policy_path!r} is ignored unless policy.mode is "
+            f"'warm_start': policy and checkpoints are in {_FOLDER!r} of the output directory"
+        )

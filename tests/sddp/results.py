@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 
+from cobre_shm.communicator import Communicator
 from cobre_shm.local import LocalCommunicator
-from cobre_shm.sddp import load_case, series_digest, train
+from cobre_shm.sddp import Case, load_case, series_digest, train
+from cobre_shm.sddp.checkpoint import FILE_NAME
+from cobre_shm.sddp.training_result import TrainingDetails
 
 
 @cache
@@ -27,3 +31,17 @@ def values(folder: Path) -> dict[tuple[str, str], bytes]:
             if column not in clocks:
                 found[name, column] = table[column].combine_chunks().buffers()[1].to_pybytes()
     return found
+
+
+def checkpoint_of(out: Path) -> Path:
+    """Return the checkpoint file of an output directory."""
+    return out / "policy" / FILE_NAME
+
+
+def train_until(
+    path: Path | Case, out: Path, iterations: int, comm: Communicator | None = None, **options: Any
+) -> TrainingDetails:
+    """Train so many iterations, which leaves a checkpoint."""
+    options = {"checkpoint_every": 100, **options}
+    comm = comm or LocalCommunicator()
+    return train(path, comm, iterations=iterations, output_dir=out, **options)

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from cobre_shm.errors import IncompatibleSettings
-from cobre_shm.local import LocalCommunicator
 from cobre_shm.sddp import (
     CheckpointError,
     OutputError,
@@ -27,22 +26,12 @@ from cobre_shm.sddp import (
     train,
 )
 from cobre_shm.sddp.__main__ import main
-from tests.sddp.editing import edit, random_case, write_table
-from tests.sddp.results import digest_alone
+from tests.sddp.editing import edit, random_case
+from tests.sddp.results import checkpoint_of, digest_alone, train_until
 from tests.sddp.threads import run_ranks
 from tests.support.processes import started
 
 ITERATIONS = 6
-
-
-def file_of(out: Path) -> Path:
-    return out / "policy" / checkpoint.FILE_NAME
-
-
-def train_until(path, out, iterations, comm=None, **options):
-    options = {"checkpoint_every": 100, **options}
-    comm = comm or LocalCommunicator()
-    return train(path, comm, iterations=iterations, output_dir=out, **options)
 
 
 @pytest.mark.parametrize("pause", [1, 3, ITERATIONS - 1])
@@ -105,9 +94,9 @@ def test_checkpoints_come_every_so_many_iterations(random_path, tmp_path, comm):
 
     def progress(item):
         # Called before the checkpoint of its own iteration.
-        if file_of(out).is_file():
+        if checkpoint_of(out).is_file():
             case = load_case(random_path)
-            data = checkpoint.read_checkpoint(file_of(out), case)
+            data = checkpoint.read_checkpoint(checkpoint_of(out), case)
             history = checkpoint.decode(data, case.digest, case.stages, out).history
             at.append((item.iteration, len(history)))
 
@@ -123,7 +112,7 @@ def test_checkpoints_come_every_so_many_iterations(random_path, tmp_path, comm):
 
 def test_without_wish_there_is_no_checkpoint(random_path, tmp_path, comm):
     train(random_path, comm, iterations=2, output_dir=tmp_path / "out")
-    assert not file_of(tmp_path / "out").exists()
+    assert not checkpoint_of(tmp_path / "out").exists()
 
 
 def test_interrupted_training_leaves_a_checkpoint(random_path, tmp_path, comm):
@@ -142,6 +131,26 @@ def test_configuration_may_ask_to_resume(random_path, tmp_path, comm):
     assert series_digest(result) == expected
     with pytest.raises(IncompatibleSettings, match=r"policy\.mode needs an output directory"):
         train(random_path, comm, iterations=ITERATIONS)
+
+
+@pytest.mark.parametrize("resume", [None, True])
+def test_checkpoints_are_read_where_they_are_written(random_path, tmp_path, comm, resume):
+    def change(content):
+        checkpoints = {"enabled": True, "interval_iterations": 1}
+        content["policy"] = {"mode": "resume", "path": "./other", "checkpointing": checkpoints}
+
+    edit(random_path, "config.json", change)
+    seen = []
+    for iterations in (2, 4):
+        train(
+            random_path,
+            comm,
+            iterations=iterations,
+            output_dir=tmp_path / "out",
+            resume=resume,
+            progress=lambda item: seen.append(item.iteration),
+        )
+    assert seen == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("options", [{"resume": True}, {"checkpoint_every": 2}])
@@ -166,10 +175,10 @@ def test_checkpoints_need_an_output_directory(random_path, comm, options):
 def test_damaged_checkpoint_is_refused_on_every_rank(random_path, tmp_path, damage):
     out = tmp_path / "out"
     train_until(random_path, out, 1)
-    file_of(out).write_bytes(damage(file_of(out).read_bytes()))
+    checkpoint_of(out).write_bytes(damage(checkpoint_of(out).read_bytes()))
     errors = run_ranks(3, lambda comm: train_until(random_path, out, 2, comm, resume=True))
     assert all(isinstance(error, CheckpointError) for error in errors)
-    assert all(str(file_of(out)) in error.message for error in errors)
+    assert all(str(checkpoint_of(out)) in error.message for error in errors)
     assert errors[0].kind == "CheckpointFailed"
 
 
@@ -208,7 +217,7 @@ def test_rules_of_stopping_may_change_while_a_training_rests(random_path, tmp_pa
 def test_full_disk_leaves_the_checkpoint_before(random_path, tmp_path, monkeypatch, step):
     out = tmp_path / "out"
     train_until(random_path, out, 2)
-    before = file_of(out).read_bytes()
+    before = checkpoint_of(out).read_bytes()
     original = getattr(Path, step)
 
     def fail(path, *arguments):
@@ -220,15 +229,15 @@ def test_full_disk_leaves_the_checkpoint_before(random_path, tmp_path, monkeypat
     with pytest.raises(OutputError, match="No space left"):
         train_until(random_path, out, 4, resume=True)
     monkeypatch.undo()
-    assert file_of(out).read_bytes() == before
-    assert [path.name for path in file_of(out).parent.glob(".*")] == []
+    assert checkpoint_of(out).read_bytes() == before
+    assert [path.name for path in checkpoint_of(out).parent.glob(".*")] == []
     assert train_until(random_path, out, 4, resume=True).iterations == 4
 
 
 def test_remains_of_a_killed_writer_are_removed(random_path, tmp_path):
     out = tmp_path / "out"
     train_until(random_path, out, 1)
-    remains = file_of(out).with_name(f".{checkpoint.FILE_NAME}.12345")
+    remains = checkpoint_of(out).with_name(f".{checkpoint.FILE_NAME}.12345")
     remains.write_bytes(b"half")
     train_until(random_path, out, 2, resume=True)
     assert not remains.exists()
@@ -270,7 +279,7 @@ def test_termination_ends_with_a_checkpoint(random_path, tmp_path, ranks):
 
 def history_length(path, out):
     case = load_case(path)
-    data = checkpoint.read_checkpoint(file_of(out), case)
+    data = checkpoint.read_checkpoint(checkpoint_of(out), case)
     return len(checkpoint.decode(data, case.digest, case.stages, out).history) if data else 0
 
 
@@ -322,80 +331,6 @@ def test_command_line_needs_a_place_for_checkpoints(capsys):
     for arguments in (["--resume"], ["--checkpoint-every", "2"]):
         assert main(arguments) == 1
         assert "--output-dir" in capsys.readouterr().err
-
-
-def test_warm_start_begins_with_the_cuts_of_a_policy(random_path, tmp_path, comm):
-    first = train(random_path, comm, iterations=5, output_dir=tmp_path / "out")
-    second = train(random_path, comm, iterations=2, warm_start=tmp_path / "out" / "policy")
-    assert second.lower_bound[0] >= first.lower_bound[-1] * (1 - 1e-12)
-    for before, after in zip(first.cuts, second.cuts, strict=True):
-        given = after.iteration == 0
-        assert after.intercept[given].tolist() == before.intercept.tolist()
-        assert after.coefficients[given].tolist() == before.coefficients.tolist()
-    assert [len(cuts) for cuts in second.cuts] == [14, 14, 0]
-    assert second.history[-1].cuts_active == 28
-
-
-def test_warm_start_has_same_bits_on_any_number_of_ranks_and_after_a_pause(random_path, tmp_path):
-    policy = tmp_path / "first" / "policy"
-    train(random_path, LocalCommunicator(), iterations=3, output_dir=tmp_path / "first")
-    alone = train(random_path, LocalCommunicator(), iterations=4, warm_start=policy)
-    out = tmp_path / "out"
-    for size, iterations in ((3, 2), (2, 4)):
-        results = run_ranks(
-            size,
-            lambda comm, n=iterations: train_until(
-                random_path, out, n, comm, warm_start=policy, resume=True
-            ),
-        )
-    assert {series_digest(result) for result in results} == {series_digest(alone)}
-
-
-def test_configuration_may_ask_for_a_warm_start(random_path, tmp_path, comm):
-    out = tmp_path / "out"
-    first = train(random_path, comm, iterations=5, output_dir=out)
-    edit(random_path, "config.json", lambda content: content.update(policy={"mode": "warm_start"}))
-    second = train(random_path, comm, iterations=1, output_dir=out)
-    assert second.lower_bound[0] >= first.lower_bound[-1] * (1 - 1e-12)
-
-
-def test_policy_of_another_system_is_refused(random_path, tmp_path, comm):
-    out = tmp_path / "out"
-    train(shipped_case_path(), comm, iterations=1, output_dir=out)
-    with pytest.raises(CheckpointError, match="other plants or lags"):
-        train(random_path, comm, iterations=1, warm_start=out / "policy")
-    with pytest.raises(CheckpointError, match="no such file"):
-        train(random_path, comm, iterations=1, warm_start=tmp_path / "absent")
-
-
-@pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        ([(2, 0.0)], "cuts of stage 2"),
-        ([(0, float("nan"))], "no number"),
-        (None, "not readable"),
-    ],
-)
-def test_damaged_policy_is_refused(random_path, tmp_path, comm, rows, words):
-    policy = tmp_path / "out" / "policy"
-    train(random_path, comm, iterations=1, output_dir=tmp_path / "out")
-    if rows is None:
-        (policy / "cuts.parquet").write_bytes(b"PAR1")
-    else:
-        size = load_case(random_path).state_size
-        names = ["stage_id", "intercept", *(f"coef_{j}" for j in range(size))]
-        names += ["iteration", "scenario"]
-        write_table(policy, "cuts.parquet", names, [(*row, *np.zeros(size), 1, 0) for row in rows])
-    with pytest.raises(CheckpointError, match=words):
-        train(random_path, comm, iterations=1, warm_start=policy)
-
-
-def test_cuts_beside_the_description_of_another_state_are_refused(random_path, tmp_path, comm):
-    policy = tmp_path / "out" / "policy"
-    train(random_path, comm, iterations=1, output_dir=tmp_path / "out")
-    edit(policy, "state.json", lambda content: content["components"].pop())
-    with pytest.raises(CheckpointError, match=r"coef_8, of which state\.json knows nothing"):
-        train(random_path, comm, iterations=1, warm_start=policy)
 
 
 def test_checkpoint_stores_arrays_by_their_names_only(random_path, tmp_path, monkeypatch):

@@ -10,8 +10,11 @@ import sys
 
 import pytest
 
-from cobre_shm.sddp.__main__ import main
+from cobre_shm.errors import CommError
+from cobre_shm.sddp import simulation, train
+from cobre_shm.sddp.__main__ import _simulate, main
 from tests.sddp.editing import edit
+from tests.sddp.threads import run_ranks
 from tests.support.processes import started
 
 ONE_ITERATION = [{"type": "iteration_limit", "limit": 1}]
@@ -25,6 +28,13 @@ def run(*arguments, **environment):
         timeout=180,
         env={**os.environ, **environment},
     )
+
+
+def with_simulation(case, scenarios):
+    def change(content):
+        content["simulation"] = {"enabled": True, "num_scenarios": scenarios}
+
+    edit(case, "config.json", change)
 
 
 def test_shipped_case_is_trained_when_none_is_named(capsys):
@@ -55,10 +65,7 @@ def test_json_is_an_event_an_iteration_and_then_the_summary(random_path, capsys)
 
 
 def test_quiet_prints_nothing_and_writes_everything(random_path, tmp_path, capsys):
-    def change(content):
-        content["simulation"] = {"enabled": True, "num_scenarios": 4}
-
-    edit(random_path, "config.json", change)
+    with_simulation(random_path, 4)
     out = tmp_path / "out"
     assert main([str(random_path), "--quiet", "--output-dir", str(out)]) == 0
     assert capsys.readouterr() == ("", "")
@@ -185,6 +192,54 @@ def test_interrupt_ends_after_the_iteration_and_keeps_the_result(random_path, tm
     assert (tmp_path / "out" / "policy" / "cuts.parquet").is_file()
 
 
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+def test_signal_during_the_simulation_keeps_the_training(random_path, tmp_path, ranks, number):
+    with_simulation(random_path, 100_000)
+    out = tmp_path / "out"
+    launcher = ["-m", "cobre_shm.spawn", "-n", ranks] if ranks > 1 else []
+    program = ["-m", "cobre_shm.sddp", random_path, "--iterations", 2, "--output-dir", out]
+    with started(
+        [sys.executable, "-u", *launcher, *program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        # The row of the last iteration comes when it is settled why the training ends.
+        assert any(line.split()[:1] == ["2"] for line in process.stdout)
+        process.send_signal(number)
+        printed, err = process.communicate(timeout=180)
+    assert process.returncode == 128 + number
+    assert err == ""
+    assert "stopped after 2 iterations: iteration_limit" in printed
+    assert "simulation    interrupted" in printed
+    assert (out / "policy" / "cuts.parquet").is_file()
+    assert not (out / "simulation" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("receiver", [0, 2])
+def test_signal_to_one_rank_ends_the_simulation_on_all(random_path, receiver):
+    with_simulation(random_path, 6)
+
+    def work(comm):
+        result = train(random_path, comm, iterations=1)
+        return _simulate(result, comm, None, [signal.SIGTERM] if comm.rank == receiver else [])
+
+    assert run_ranks(3, work) == [(None, signal.SIGTERM)] * 3
+
+
+def test_group_that_is_ended_by_the_signal_is_no_error(random_path, comm, monkeypatch):
+    """On ^C the launcher waits for the ranks for a moment only."""
+
+    def fail(*arguments, **options):
+        raise CommError("the launcher ended the group")
+
+    result = train(random_path, comm, iterations=1)
+    monkeypatch.setattr(simulation, "simulate", fail)
+    assert _simulate(result, comm, None, [signal.SIGINT]) == (None, signal.SIGINT)
+    with pytest.raises(CommError):
+        _simulate(result, comm, None, [])
+
+
 @pytest.mark.parametrize(
     ("make", "command", "code", "kind"),
     [
@@ -248,3 +303,30 @@ def test_option_begins_with_the_cuts_of_an_earlier_training(random_path, tmp_pat
 def test_option_with_no_policy_is_refused_with_code_five(random_path, tmp_path, capsys):
     assert main([str(random_path), "--warm-start", str(tmp_path / "absent")]) == 5
     assert str(tmp_path / "absent") in capsys.readouterr().err
+
+
+def test_opening_line_says_whether_the_case_goes_on(random_path, tmp_path, capsys):
+    def change(content):
+        checkpoints = {"enabled": True, "interval_iterations": 1}
+        content["policy"] = {"mode": "resume", "path": "./policy", "checkpointing": checkpoints}
+
+    edit(random_path, "config.json", change)
+    for iterations, words in (("1", "begins: there is no"), ("2", "goes on from")):
+        out = str(tmp_path / "out")
+        assert main([str(random_path), "--output-dir", out, "--iterations", iterations]) == 0
+        printed = capsys.readouterr()
+        assert f", {words} {tmp_path}/out/policy/" in printed.out.splitlines()[0]
+        assert printed.err == ""
+
+
+@pytest.mark.parametrize("mode", ["fresh", "resume"])
+def test_directory_that_is_not_read_is_a_warning(random_path, tmp_path, capsys, mode):
+    def change(content):
+        content["policy"] = {"mode": mode, "path": "./other"}
+
+    edit(random_path, "config.json", change)
+    arguments = ["--iterations", "1", "--output-dir", str(tmp_path / "out")]
+    assert main([str(random_path), *arguments, "--output-format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert "warning: config.json: policy.path './other' is ignored" in err
+    assert len(json.loads(out.splitlines()[-1])["warnings"]) == 1

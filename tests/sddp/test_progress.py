@@ -40,9 +40,9 @@ def iteration(number, lower=1234567.0):
     )
 
 
-def shown(limit, stream):
+def shown(limit, stream, first=1, last=None):
     with ConvergenceTable(limit, stream) as table:
-        for number in range(1, limit + 1):
+        for number in range(first, (last or limit) + 1):
             table(iteration(number))
     return stream.getvalue()
 
@@ -69,7 +69,20 @@ def test_long_training_shows_some_iterations_with_first_and_last():
     numbers = rows(shown(257, io.StringIO()))
     assert numbers[0] == 1
     assert numbers[-1] == 257
-    assert len(numbers) < 45
+    assert len(numbers) < 55
+
+
+def test_training_that_ends_long_before_its_limit_shows_some_iterations():
+    numbers = rows(shown(10**12, io.StringIO(), last=257))
+    assert numbers[:5] == [1, 2, 3, 4, 5]
+    assert numbers[-1] == 257
+    assert 20 < len(numbers) < 55
+
+
+def test_training_that_goes_on_has_a_header_and_its_first_iteration():
+    lines = shown(240, io.StringIO(), first=101, last=104).splitlines()
+    assert lines[0].split()[0] == "iter"
+    assert rows("\n".join(lines)) == [101, 104]
 
 
 def test_terminal_gets_the_same_rows_with_or_without_rich(monkeypatch):
@@ -81,15 +94,32 @@ def test_terminal_gets_the_same_rows_with_or_without_rich(monkeypatch):
 
 
 def test_time_left_continues_the_growth_of_the_iterations():
-    # 1, 2, 3, 4 seconds so far, so 5 + 6 are left of six iterations.
-    assert remaining_seconds([1.0, 2.0, 3.0, 4.0], 6) == pytest.approx(11.0)
-    assert remaining_seconds([2.0, 2.0, 2.0], 5) == pytest.approx(4.0)
-    assert remaining_seconds([4.0, 3.0, 2.0], 5) == pytest.approx(6.0)
+    # 1, 2, 3, 4 seconds so far, so 5 + 6 are left for two more.
+    assert remaining_seconds([1.0, 2.0, 3.0, 4.0], 2) == pytest.approx(11.0)
+    assert remaining_seconds([2.0, 2.0, 2.0], 2) == pytest.approx(4.0)
+    assert remaining_seconds([4.0, 3.0, 2.0], 2) == pytest.approx(6.0)
 
 
 def test_time_left_is_unknown_at_first_and_nothing_at_the_end():
-    assert remaining_seconds([1.0, 1.0], 10) is None
-    assert remaining_seconds([1.0], 1) == 0.0
+    assert remaining_seconds([1.0, 1.0], 8) is None
+    assert remaining_seconds([1.0], 0) == 0.0
+
+
+def test_time_left_of_any_number_of_iterations():
+    assert remaining_seconds([1.0, 2.0, 3.0], 10**12) == pytest.approx(5e23)
+
+
+def test_time_left_is_unknown_beyond_the_limit():
+    """With ``stopping_mode`` "all" another rule may keep a training going on."""
+    assert remaining_seconds([1.0, 1.0, 1.0], -1) is None
+
+
+def test_time_left_of_a_training_that_goes_on_is_that_of_the_iterations_left():
+    stream = io.StringIO()
+    events = EventLines(10, stream)
+    for number in (7, 8, 9):
+        events(iteration(number))
+    assert json.loads(stream.getvalue().splitlines()[-1])["remaining_seconds"] == pytest.approx(0.5)
 
 
 def test_terminal_shows_rate_wait_share_and_time_left():
