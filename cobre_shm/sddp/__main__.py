@@ -20,7 +20,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -216,13 +215,11 @@ def _run(options: argparse.Namespace, comm: Communicator) -> int:
     from cobre_shm.sddp.case import share_case, with_iterations
     from cobre_shm.sddp.progress import ConvergenceTable, EventLines
     from cobre_shm.sddp.training import train
-    from cobre_shm.sddp.training_files import training_files, warn_of_policy_path
+    from cobre_shm.sddp.training_files import training_files
 
     case = share_case(options.case or shipped_case_path(), comm)
     if options.iterations is not None:
         case = with_iterations(case, options.iterations)
-    ignored = warn_of_policy_path(case.config)
-    case = replace(case, warnings=(*case.warnings, *ignored))
     files = training_files(
         case.config,
         options.output_dir,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterator, Mapping
 
 from cobre_shm.sddp.case_files import CaseFiles
@@ -17,12 +18,20 @@ _SOURCE = "scenarios/non_controllable_stats.parquet"
 
 
 def warn_of_settings(files: CaseFiles, config: Config) -> Iterator[str]:
-    """Tell of a seed that is not the one which counts."""
+    """Tell of a seed that is not the one which counts, and of a directory that is not read.
+
+    A training writes policy and checkpoints to one place only.
+    """
     source = files.record("config.json").data["training"].get("scenario_source") or {}
     if source.get("seed", config.tree_seed) != config.tree_seed:
         yield (
             "config.json: training.scenario_source.seed is ignored: openings and forward draws "
             f"come from training.tree_seed, {config.tree_seed}"
+        )
+    if config.policy_mode != "warm_start" and os.path.normpath(config.policy_path) != "policy":
+        yield (
+            f"config.json: policy.path {config.policy_path!r} is ignored unless policy.mode is "
+            "'warm_start': policy and checkpoints are in 'policy' of the output directory"
         )
 
 

@@ -12,7 +12,6 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -141,10 +140,6 @@ def write_checkpoint(path: Path, data: bytes) -> None:
     Raises:
         OutputError: The file cannot be written; the old one is as it was.
     """
-    # Of a writer that was killed. What is in the way of this shows when the new one is written.
-    with suppress(OSError):
-        for remains in path.parent.glob(f".{path.name}.*"):
-            remains.unlink(missing_ok=True)
 
     def write(file: Path) -> None:
         file.write_bytes(data)

@@ -59,8 +59,8 @@ class Config:
         inflow_slack: Whether a penalised slack lets an inflow be filled up to zero.
         export_tree: Whether the opening tree is written to the output directory.
         policy_mode: ``fresh``, ``warm_start`` from the cuts in ``policy_path``, or ``resume``
-            from the checkpoint there.
-        policy_path: Directory of that policy; a relative one is below the output directory.
+            from the checkpoint in the output directory.
+        policy_path: Directory of those cuts; a relative one is below the output directory.
         checkpoints: When to write checkpoints, or None for not at all.
     """
 
@@ -132,7 +132,7 @@ def _parse_rule(record: Record) -> StoppingRule:
         "type", ("iteration_limit", "time_limit", "bound_stalling"), unsupported=("simulation",)
     )
     if kind == "iteration_limit":
-        return StoppingRule(kind, limit=record.integer("limit", minimum=1))
+        return StoppingRule(kind, limit=record.integer("limit", minimum=1, maximum=2**63 - 1))
     if kind == "time_limit":
         return StoppingRule(kind, seconds=record.number("seconds", above=0.0))
     if kind == "bound_stalling":

@@ -133,7 +133,9 @@ def fans(
     scenarios = len(np.unique(table["scenario_id"]))
     columns = min(_COLUMNS, len(ids))
     rows = -(-len(ids) // columns)
-    figure = Figure(figsize=(max(5.0, 3.2 * columns), 2.6 * rows + 0.7), dpi=110)
+    height = 2.6 * rows + 0.7
+    # A picture has less than 2**16 points in height.
+    figure = Figure(figsize=(max(5.0, 3.2 * columns), height), dpi=min(110, 65000 / height))
     figure.set_layout_engine("constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, entity in zip(panels, ids, strict=False):

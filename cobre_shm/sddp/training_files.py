@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +11,6 @@ from cobre_shm.sddp.config import CheckpointSchedule, Config
 
 # The reason of a training that ended because it was asked to.
 INTERRUPTED = "interrupted"
-
-# Of an output directory, for the policy and the checkpoints.
-_FOLDER = "policy"
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class TrainingFiles:
     @property
     def checkpoint(self) -> Path | None:
         """Where checkpoints are written."""
-        return None if self.directory is None else self.directory / _FOLDER / FILE_NAME
+        return None if self.directory is None else self.directory / "policy" / FILE_NAME
 
     @property
     def resume_from(self) -> Path | None:
@@ -90,12 +85,3 @@ def training_files(
         resumes=resumes,
         warm_start=None if warm_start is None else Path(warm_start),
     )
-
-
-def warn_of_policy_path(config: Config) -> Iterator[str]:
-    """Tell of a directory that nothing is read from: a training writes to one place only."""
-    if config.policy_mode != "warm_start" and os.path.normpath(config.policy_path) != _FOLDER:
-        yield (
-            f"config.json: policy.path {config.policy_path!r} is ignored unless policy.mode is "
-            f"'warm_start': policy and checkpoints are in {_FOLDER!r} of the output directory"
-        )
