@@ -6,8 +6,9 @@ Every rank runs the same line; rank 0 reads the case, prints and writes. Exit co
 policy that cannot be gone on with, 130 interrupted (Ctrl-C), 141 nobody reads our output,
 143 terminated (SIGTERM). Both signals end the training after its iteration, with its results and a
 checkpoint in the output directory, or the simulation after it, which leaves nothing; the same
-signal once more ends the program at once. Output that is lost ends no training, and costs none of
-its files.
+signal once more ends the program at once. The launcher waits so long for SIGTERM only: a quarter of
+a second after Ctrl-C it wakes all who wait, which ends a training where it is. Output that is lost
+ends no training, and costs none of its files.
 """
 
 from __future__ import annotations
@@ -281,6 +282,11 @@ def _simulate(
     from cobre_shm.sddp.simulation_results import write_simulation
 
     case, problems = result.case, itertools.count()
+    written: list[Path] = []
+
+    def write(directory: Path) -> None:
+        write_simulation(simulation, directory)
+        written.append(directory)
 
     def check() -> None:
         # Ranks build their problems together, and each is tried when it is built. From then on
@@ -291,7 +297,7 @@ def _simulate(
     try:
         simulation = simulate(case, result.cuts, comm, output_dir=output_dir, check=check)
         if output_dir is not None:
-            on_rank_zero(lambda: write_simulation(simulation, output_dir), comm)
+            on_rank_zero(lambda: write(output_dir), comm)
     except SolverError as error:
         if "signal" not in error.context:
             raise
@@ -300,7 +306,7 @@ def _simulate(
         # Whoever sent the signal to all ranks may have waited for us no longer.
         if not received:
             raise
-        return None, received[0]
+        return simulation if written else None, received[0]
     return simulation, 0
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from cobre_shm.communicator import Communicator
 from cobre_shm.sddp.case_files import CaseFiles, digest_of
 from cobre_shm.sddp.case_warnings import (
+    warn_of_crossing_bounds,
     warn_of_entity_dates,
     warn_of_lags,
     warn_of_missing_statistics,
@@ -263,6 +264,7 @@ def build_case(name: str, files: CaseFiles) -> Case | None:
         *warn_of_settings(files, config),
         *warn_of_entity_dates(files),
         *warn_of_storage(hydros, initial_state),
+        *warn_of_crossing_bounds(horizon, hydros, overrides),
         *warn_of_past_inflows(files, horizon, hydros, statistics),
         *warn_of_lags(horizon, hydros, statistics),
         *warn_of_sources(horizon, sources, statistics, overrides),
@@ -323,10 +325,9 @@ def _check_stage_bounds(
         for i, hydro in enumerate(hydros):
             at = overrides.hydro(hydro, (i, t))
             if at is not hydro:
-                pairs += [
-                    ("hydro", at.id, name, getattr(at, f"min_{name}"), getattr(at, f"max_{name}"))
-                    for name in ("storage_hm3", "turbined_m3s", "outflow_m3s", "generation_mw")
-                ]
+                # What else may cross is paid for.
+                low, high = at.min_storage_hm3, at.max_storage_hm3
+                pairs.append(("hydro", at.id, "storage_hm3", low, high))
         for i, thermal in enumerate(thermals):
             plant = overrides.thermal(thermal, (i, t))
             if plant is not thermal:

@@ -23,7 +23,8 @@ def warn_of_settings(files: CaseFiles, config: Config) -> Iterator[str]:
     A training writes policy and checkpoints to one place only.
     """
     source = files.record("config.json").data["training"].get("scenario_source") or {}
-    if source.get("seed", config.tree_seed) != config.tree_seed:
+    seed = source.get("seed")
+    if isinstance(seed, int) and abs(seed) != config.tree_seed:
         yield (
             "config.json: training.scenario_source.seed is ignored: openings and forward draws "
             f"come from training.tree_seed, {config.tree_seed}"
@@ -102,6 +103,25 @@ def warn_of_storage(hydros: tuple[Hydro, ...], initial_state: Floats) -> Iterato
             )
 
 
+def warn_of_crossing_bounds(
+    horizon: Horizon, hydros: tuple[Hydro, ...], overrides: Overrides
+) -> Iterator[str]:
+    """Tell of stages where a plant must pay for a bound that it cannot keep."""
+    for h, hydro in enumerate(hydros):
+        for name in ("turbined_m3s", "outflow_m3s", "generation_mw"):
+            crossing = [
+                stage.id
+                for t, stage in enumerate(horizon.stages)
+                if getattr(at := overrides.hydro(hydro, (h, t)), f"min_{name}")
+                > getattr(at, f"max_{name}")
+            ]
+            if crossing:
+                yield (
+                    f"constraints/hydro_bounds.parquet: hydro {hydro.id}: min_{name} exceeds "
+                    f"max_{name} at stage {_listed(crossing)}: one of them is paid for there"
+                )
+
+
 def warn_of_sources(
     horizon: Horizon, sources: tuple[Source, ...], statistics: Statistics, overrides: Overrides
 ) -> Iterator[str]:
@@ -123,9 +143,10 @@ def warn_of_missing_statistics(
     sources: tuple[Source, ...],
     statistics: Statistics,
 ) -> Iterator[str]:
-    """Tell of stages that a table of statistics leaves out; the reference program refuses them.
+    """Tell of stages that a table of statistics leaves out.
 
-    A source without any row is none of a random availability.
+    A source without any row is none of a random availability. The reference program refuses what
+    is left out of the others, but for stages outside of a plant's dates, which are ignored here.
     """
     every = range(len(horizon.stages))
     inflow = {

@@ -82,7 +82,13 @@ def with_lenient_streams(action: Callable[[], int]) -> int:
     """
     output, errors = LenientStream(sys.stdout), LenientStream(sys.stderr)
     with redirect_stdout(output), redirect_stderr(errors):
-        code = action()
+        try:
+            code = action()
+        except SystemExit as error:
+            # Of argparse: --help, which prints too.
+            if not isinstance(error.code, int | None):
+                raise
+            code = error.code or 0
         output.flush()
         failure = output.failure
         if failure is None:

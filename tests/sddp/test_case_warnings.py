@@ -132,6 +132,16 @@ def test_storage_outside_of_its_bounds_is_a_warning(random_path, storage, is_out
     assert load_case(random_path).warnings == expected
 
 
+@pytest.mark.parametrize("name", ["turbined_m3s", "outflow_m3s", "generation_mw"])
+def test_bound_that_a_plant_cannot_keep_is_a_warning(random_path, name):
+    """A plant out of service has a maximum of zero, and its minimum as ever, at a price."""
+    file = "constraints/hydro_bounds.parquet"
+    columns = ["hydro_id", "stage_id", f"min_{name}", f"max_{name}"]
+    write_table(random_path, file, columns, [(2, 1, 3.0, 0.0), (2, 2, 3.0, 3.0)])
+    (warning,) = load_case(random_path).warnings
+    assert warning.startswith(f"{file}: hydro 2: min_{name} exceeds max_{name} at stage 1: one")
+
+
 def test_rows_without_effect_are_counted(random_path):
     file = "constraints/thermal_bounds.parquet"
     columns = ["thermal_id", "stage_id", "max_generation_mw", "block_id"]
@@ -149,9 +159,10 @@ def test_rows_without_effect_are_counted(random_path):
 
 def test_seed_that_does_not_count_is_a_warning(shipped_copy):
     seed = load_case(shipped_copy).config.tree_seed
-    change = set_path("training", "scenario_source", value={"seed": seed})
-    edit(shipped_copy, "config.json", change)
-    assert load_case(shipped_copy).warnings == ()
+    for equal in (seed, -seed, None):
+        change = set_path("training", "scenario_source", value={"seed": equal})
+        edit(shipped_copy, "config.json", change)
+        assert load_case(shipped_copy).warnings == ()
     change = set_path("training", "scenario_source", "seed", value=seed + 1)
     edit(shipped_copy, "config.json", change)
     (warning,) = load_case(shipped_copy).warnings

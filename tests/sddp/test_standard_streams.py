@@ -48,6 +48,18 @@ def test_lost_output_costs_no_result(random_path, tmp_path, make, code, words, f
     assert (out / "policy" / "cuts.parquet").is_file()
 
 
+def test_help_that_cannot_be_written_is_an_error():
+    stdout = full_disk()
+    try:
+        done = subprocess.run(
+            [*PROGRAM, "--help"], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=180
+        )
+    finally:
+        os.close(stdout)
+    assert done.returncode == 1
+    assert "standard output: No space left on device" in done.stderr
+
+
 @pytest.mark.skipif(not Path("/bin/sh").exists(), reason="needs a shell")
 def test_process_without_standard_output_trains(random_path, tmp_path):
     out = tmp_path / "out"
