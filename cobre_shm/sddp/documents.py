@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -200,8 +201,16 @@ def _read_json(path: Path, name: str) -> Any:
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is not a JSON number")
 
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+            raise ValueError(f"an object has the key {twice!r} twice")
+        return found
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
     except (ValueError, OSError, RecursionError) as error:
         # The last is a file with too many brackets inside each other.
         raise ParseError(

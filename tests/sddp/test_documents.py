@@ -93,6 +93,7 @@ def test_closed_folder_is_named(shipped_copy, monkeypatch):
         ("stages.json", b"[]"),
         pytest.param("stages.json", b'{"stages": ' + b"[" * 200_000, id="nested"),
         ("penalties.json", b'{"bus": NaN}'),
+        pytest.param("penalties.json", b'{"bus": {"a": 1, "a": 2}}', id="key twice"),
         ("system/buses.json", b"\xff\xfe\x00"),
         ("scenarios/load_seasonal_stats.parquet", b"not parquet"),
     ],
@@ -102,6 +103,8 @@ def test_unreadable_file_is_named(shipped_copy, name, content):
     with pytest.raises(ParseError) as caught:
         load_case(shipped_copy)
     assert caught.value.context["file"] == name
+    if b'"a"' in content:
+        assert "an object has the key 'a' twice" in caught.value.message
 
 
 @pytest.mark.parametrize(
