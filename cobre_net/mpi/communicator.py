@@ -6,6 +6,8 @@ import copy
 import logging
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -22,7 +24,12 @@ from cobre_shm import layout
 from cobre_shm.call_text import words_text
 from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion, exit_status
 from cobre_shm.datatypes import ReduceOp, dtype_tag
-from cobre_shm.errors import CollectiveFailed, CollectiveMismatch, InitializationFailed
+from cobre_shm.errors import (
+    CobreError,
+    CollectiveFailed,
+    CollectiveMismatch,
+    InitializationFailed,
+)
 from cobre_shm.fastcall import ContextFirst
 from cobre_shm.member import Member
 from cobre_shm.selection.kinds import MpiConfig
@@ -40,8 +47,13 @@ __all__ = ["MpiCommunicator"]
 
 logger = logging.getLogger("cobre_shm")
 
-# What ends a group: an error of MPI, or on two levels one of the node's group.
-_LOST = (MPI.Exception, CollectiveFailed)
+# What must be the same on all ranks, and the variable that says it.
+_EQUAL_SETTINGS = {
+    "hierarchical": "COBRE_MPI_HIERARCHICAL",
+    "check": "COBRE_MPI_CHECK",
+    "deterministic": "",
+}
+_SETTING_VALUES = ("false", "true", "auto")
 # What a group of one node does by itself from its construction on.
 _DELEGATED = (
     "allgatherv",
@@ -85,28 +97,37 @@ class MpiCommunicator(ContextFirst, Member):
     backend = "mpi"
 
     def __init__(self, config: MpiConfig) -> None:
-        check_started(os.environ)
         self._fast: fast.Fast | None = None
         self._asks_at_exit = False
         self._context = _closed
         self._config = config
+        self._pid = os.getpid()
+        is_refused_by_all = False
         try:
+            check_started(os.environ)
             self._comm = duplicate(config.comm)
             # Nothing but the question of ending.py goes over it.
             self._ending = duplicate(config.comm)
             self._flat = Flat(self._comm, deterministic=config.deterministic)
             self.rank, self.size = self._flat.rank, self._flat.size
             try:
+                self._check_settings()
                 self._grouping = Grouping(self._flat, config)
             except InitializationFailed:
-                # On all ranks, which a program may go on with.
+                # A program may go on without it.
+                is_refused_by_all = True
                 self._comm.Free()
                 self._ending.Free()
                 raise
             if self.size > 1:
                 free_windows(self._comm)
-        except MPI.Exception as error:
-            raise failed(error, MPI.COMM_WORLD.Get_rank()) from error
+        except BaseException as error:
+            if not is_refused_by_all and ending.has_peers():
+                # They may wait for this rank in here.
+                ending.watch()
+            if isinstance(error, MPI.Exception):
+                raise failed(error, MPI.COMM_WORLD.Get_rank()) from error
+            raise
         self.is_leader = self._grouping.is_leader
         self.levels = self._grouping.levels
         self._engine = self._grouping.engine
@@ -138,19 +159,17 @@ class MpiCommunicator(ContextFirst, Member):
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
         mistakes: list[Exception] = []
-        if counts is None:
-            counts = self._gather_counts(send)
-            checked, mistakes = check_gathered(self.rank, self.size, send, recv, counts, displs)
-        else:
+        if counts is not None:
             checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
-        if self._config.check:
-            hashed = zlib.crc32(checked.counts.tobytes())
-            total = int(checked.counts.sum())
-            self._compare(layout.ALLGATHERV, dtype_tag(send.dtype), total, high=hashed)
-        try:
+        with self._in_one_call():
+            if counts is None:
+                counts = self._gather_counts(send)
+                checked, mistakes = check_gathered(self.rank, self.size, send, recv, counts, displs)
+            if self._config.check:
+                hashed = zlib.crc32(checked.counts.tobytes())
+                total = int(checked.counts.sum())
+                self._compare(layout.ALLGATHERV, dtype_tag(send.dtype), total, high=hashed)
             self._engine.allgatherv(*checked)
-        except _LOST as error:
-            self._fail(error)
         self._learn(checked.send.dtype)
         if mistakes:
             raise mistakes.pop()
@@ -160,10 +179,7 @@ class MpiCommunicator(ContextFirst, Member):
         counts = np.empty(self.size, np.int64)
         if self._config.check:
             self._compare(layout.COUNTS, dtype_tag(send.dtype), self.size)
-        try:
-            self._engine.gather_equal(np.array([send.size], np.int64), counts)
-        except _LOST as error:
-            self._fail(error)
+        self._engine.gather_equal(np.array([send.size], np.int64), counts)
         return counts
 
     def allreduce(
@@ -172,12 +188,10 @@ class MpiCommunicator(ContextFirst, Member):
         """See :meth:`Communicator.allreduce`."""
         self._check_usable()
         send, recv, op = check_allreduce(send, recv, op)
-        if self._config.check:
-            self._compare(layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), send.size)
-        try:
+        with self._in_one_call():
+            if self._config.check:
+                self._compare(layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), send.size)
             self._engine.allreduce(send, recv, op)
-        except _LOST as error:
-            self._fail(error)
         self._learn(send.dtype, op)
         return recv
 
@@ -185,25 +199,21 @@ class MpiCommunicator(ContextFirst, Member):
         """See :meth:`Communicator.broadcast`."""
         self._check_usable()
         array = check_broadcast(self.size, self.rank, buf, root)
-        if self._config.check:
-            what = layout.BROADCAST | int(root) << 16
-            self._compare(what, dtype_tag(array.dtype), array.size)
-        try:
+        with self._in_one_call():
+            if self._config.check:
+                what = layout.BROADCAST | int(root) << 16
+                self._compare(what, dtype_tag(array.dtype), array.size)
             self._engine.broadcast(array, int(root))
-        except _LOST as error:
-            self._fail(error)
         self._learn(array.dtype)
         return array
 
     def barrier(self) -> None:
         """See :meth:`Communicator.barrier`."""
         self._check_usable()
-        if self._config.check:
-            self._compare(layout.BARRIER, 0, 0)
-        try:
+        with self._in_one_call():
+            if self._config.check:
+                self._compare(layout.BARRIER, 0, 0)
             self._engine.barrier()
-        except _LOST as error:
-            self._fail(error)
 
     def create_shared_region(
         self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64
@@ -211,32 +221,28 @@ class MpiCommunicator(ContextFirst, Member):
         """See :meth:`Communicator.create_shared_region`."""
         self._check_usable()
         extents, element = check_region(shape, dtype)
-        if self._config.check:
-            tag, count, hashed = region_words(extents, element)
-            self._compare(layout.REGION, tag, count, high=hashed)
-        try:
+        with self._in_one_call():
+            if self._config.check:
+                tag, count, hashed = region_words(extents, element)
+                self._compare(layout.REGION, tag, count, high=hashed)
             return MpiRegion(self, self._comm, self._grouping.node, extents, element)
-        except _LOST as error:
-            self._fail(error)
 
     def split_local(self) -> Communicator:
         """See :meth:`Communicator.split_local`."""
         self._check_usable()
-        if self._config.check:
-            self._compare(layout.SPLIT, 0, 0)
-        try:
+        with self._in_one_call():
+            if self._config.check:
+                self._compare(layout.SPLIT, 0, 0)
             return self._grouping.split()
-        except _LOST as error:
-            self._fail(error)
 
     def abort(self, code: int = 1) -> NoReturn:
         """End the whole job with ``code``, as MPI_Abort does; it does not return.
 
         Raises:
-            SystemExit: With ``code``, where MPI has been finalised.
+            SystemExit: With ``code``, where MPI has been finalised, or in a forked child.
         """
         status = exit_status(code)
-        if not MPI.Is_finalized():
+        if os.getpid() == self._pid and not MPI.Is_finalized():
             self._grouping.abort(status)
             ending.abort(status)
         raise SystemExit(status)
@@ -263,7 +269,8 @@ class MpiCommunicator(ContextFirst, Member):
         """Close; a process that ends after leaving by an exception ends the job."""
         # The group of this node, also where it is one of several.
         self._grouping.leave(kind, error, trace)
-        if error is not None and self.size > 1 and ending.exit_code(error) != 0:
+        is_member = self.size > 1 and not self._is_over()
+        if error is not None and is_member and ending.exit_code(error) != 0:
             ending.left_by_exception(self._ending, error)
             self._asks_at_exit = True
         self.close()
@@ -304,14 +311,57 @@ class MpiCommunicator(ContextFirst, Member):
         self._lose(reason)
         raise reason from error
 
+    @contextmanager
+    def _in_one_call(self) -> Iterator[None]:
+        """What leaves a collective by an exception is lost, except for errors of ours.
+
+        Of several functions of MPI some may have been called, and peers wait in the next. Errors of
+        ours are raised on all ranks alike, or have failed the group already.
+        """
+        try:
+            yield
+        except MPI.Exception as error:
+            self._fail(error)
+        except CobreError as error:
+            if isinstance(error, CollectiveFailed) and self._unusable is None:
+                self._fail(error)
+            raise
+        except BaseException:
+            self._lose(
+                CollectiveFailed(
+                    f"A collective was interrupted on rank {self.rank} by an exception",
+                    context={"backend": self.backend, "rank": self.rank},
+                )
+            )
+            raise
+
+    def _check_settings(self) -> None:
+        """Refuse settings that differ, on all ranks: they would call different functions of MPI."""
+        values = {name: getattr(self._config, name) for name in _EQUAL_SETTINGS}
+        codes = [_SETTING_VALUES.index(str(value).lower()) for value in values.values()]
+        found = np.empty((self.size, len(codes)), np.int64)
+        self._flat.gather_equal(np.array(codes, np.int64), found)
+        for (name, variable), column in zip(_EQUAL_SETTINGS.items(), found.T, strict=True):
+            if (column != column[0]).any():
+                other = int(np.argmax(column != column[0]))
+                first, theirs = (_SETTING_VALUES[column[rank]] for rank in (0, other))
+                raise InitializationFailed(
+                    "mpi",
+                    f"MpiConfig.{name} must be the same on all ranks: it is {first} on rank 0, and "
+                    f"{theirs} on rank {other}",
+                    operation="configure",
+                    context={"setting": name, "values": column.tolist()},
+                    suggestion=f"Give {variable} to all of them; Open MPI's mpiexec passes a "
+                    f"variable on to other nodes with -x {variable} only"
+                    if variable
+                    else None,
+                )
+
     def _compare(self, what: int, tag: int, count: int, *, high: int = 0) -> None:
         """Compare this call with those of all ranks."""
         high -= (high & 0x80000000) << 1  # the call word is signed
         calls = np.empty((self.size, 3), np.int64)
-        try:
-            self._flat.gather_equal(np.array([what | high << 32, tag, count], np.int64), calls)
-        except MPI.Exception as error:
-            self._fail(error)
+        self._flat.gather_equal(np.array([what | high << 32, tag, count], np.int64), calls)
         if (calls != calls[0]).any():
             reason = CollectiveMismatch([words_text(*call) for call in calls.tolist()])
             self._lose(reason)

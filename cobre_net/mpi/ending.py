@@ -2,7 +2,7 @@
 
 MPI has no word for "I failed" but MPI_Abort. Without it a rank that leaves by an exception waits
 in MPI_Finalize for peers that wait for it in a collective. As soon as one of our communicators
-exists:
+exists, or has failed to come into being on this rank alone:
 
 * an exception that nobody catches ends the job, after its traceback has been printed: code 1, or
   130 for Ctrl-C;
@@ -28,10 +28,11 @@ from types import TracebackType
 from typing import Any
 
 from cobre_net.mpi.library import MPI
+from cobre_shm.communicator import exit_status
 from cobre_shm.errors import CollectiveFailed
 from cobre_shm.member import tell_peers
 
-__all__ = ["abort", "left_by_exception", "watch"]
+__all__ = ["abort", "has_peers", "left_by_exception", "watch"]
 
 _AGREE_SECS = 2.0
 # A rank that lost its group is not the cause. The rank that is ends the job with its own code,
@@ -43,6 +44,11 @@ _READ_SECS = 1.0
 
 _left: list[tuple[Any, int]] = []
 _state = {"watching": False}
+
+
+def has_peers() -> bool:
+    """Whether this process is one of several of an MPI job."""
+    return MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.Get_size() > 1
 
 
 def watch() -> None:
@@ -89,7 +95,7 @@ def exit_code(error: BaseException) -> int:
     """Return the code with which Python ends for ``error``, as mpi4py's runner sees it."""
     if isinstance(error, SystemExit):
         code = error.code
-        return 0 if code is None else code if isinstance(code, int) else 1
+        return 0 if code is None else exit_status(code) if isinstance(code, int) else 1
     return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 

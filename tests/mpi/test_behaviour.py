@@ -1,5 +1,7 @@
 """What is this backend's alone, and the trainer over it."""
 
+import os
+
 import pytest
 
 from tests.mpi.conftest import run
@@ -22,6 +24,14 @@ def test_trainer_has_the_bits_of_one_process(mpi, alone, tmp_path, levels):
     assert "3 ranks, backend mpi" in done.stdout
     assert values(tmp_path) == alone
     assert len(alone) > 10
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_number_of_threads_is_not_taken_for_that_of_cores(mpi):
+    """Ranks with cores of their own need not yield, which takes MPICH fifty times as long."""
+    code = "import os; print([name for name in os.environ if 'YIELD' in name])"
+    done = mpi.run(2, "-c", code, OMP_NUM_THREADS="1")
+    assert done.stdout.strip("\0\n ").splitlines() == ["[]", "[]"], done.stderr
 
 
 def test_launcher_of_another_mpi_is_refused(all_of_them):

@@ -45,8 +45,9 @@ def test_all_ranks_that_refuse_keep_their_own_code(mpi, levels):
 
 
 @pytest.mark.parametrize("levels", ["flat", "node"])
-def test_end_with_everything_open_is_silent(mpi, levels):
-    done = mpi.program(3, "ending", "untidy", levels)
+@pytest.mark.parametrize("way", ["untidy", "closed_inside"])
+def test_end_in_order_is_silent(mpi, way, levels):
+    done = mpi.program(3, "ending", way, levels)
     # Open MPI ends its output with a NUL.
     assert (done.code, done.stderr.strip("\0\n ")) == (0, "")
 

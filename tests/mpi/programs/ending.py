@@ -46,6 +46,13 @@ if way == "all_refuse":
             raise CobreError("on every rank")
     except CobreError:
         sys.exit(2)
+if way == "closed_inside":
+    try:
+        with comm:
+            comm.close()
+            raise LookupError("after the end")
+    except LookupError:
+        sys.exit(0)
 if way == "untidy":
     # Nothing is closed, views are held, one rank is far ahead of the others.
     region = comm.create_shared_region(1000)
