@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cobre_shm.datatypes import ReduceOp
+from cobre_shm.errors import CollectiveTimeout, RankFailed
 from cobre_shm.local import LocalCommunicator
 from cobre_shm.testing.conformance import CHECKS
 from cobre_shm.testing.conformance.expect import (
@@ -25,6 +27,7 @@ from cobre_shm.testing.conformance.payloads import (
     reductions,
     special_numbers,
 )
+from tests.support.ranks import run_ranks
 
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
 
@@ -126,6 +129,49 @@ class WritesBehind(LocalCommunicator):
         return result
 
 
+class PlanIgnoresDispls(LocalCommunicator):
+    def allgatherv_init(self, send, recv, counts, displs=None):
+        return super().allgatherv_init(send, recv, counts)
+
+
+class PlanStaysOpen(LocalCommunicator):
+    def allgatherv_init(self, send, recv, counts, displs=None):
+        return partial(LocalCommunicator().allgatherv, send, recv, counts, displs)
+
+
+class SharedResultStaysOpen(LocalCommunicator):
+    def allreduce_shared(self, send, op=ReduceOp.SUM):
+        return LocalCommunicator().allreduce_shared(send, op)
+
+
+class ZerosStayOpen(LocalCommunicator):
+    def zeros(self, shape, dtype=np.float64):
+        return np.zeros(shape, dtype)
+
+
+class FullStaysOpen(LocalCommunicator):
+    def full(self, shape, fill_value, dtype=None):
+        return np.full(shape, fill_value, dtype)
+
+
+class RegionStaysOpen(LocalCommunicator):
+    def create_shared_region(self, shape, dtype=np.float64):
+        region = super().create_shared_region(shape, dtype)
+        region.close = lambda: None
+        return region
+
+
+class BroadcastCopies(LocalCommunicator):
+    def broadcast(self, buf, root=0):
+        buf[...] = super().broadcast(buf.copy(), root)
+        return buf
+
+
+class AbortReturns(LocalCommunicator):
+    def abort(self, code=1):
+        return code
+
+
 @pytest.mark.parametrize(
     ("broken", "name"),
     [
@@ -134,12 +180,76 @@ class WritesBehind(LocalCommunicator):
         (ReturnsCopies, "check_allreduce_in_place"),
         (StaysOpen, "check_close_every_collective_refused"),
         (WritesBehind, "check_allreduce_neighbours_of_recv_left_alone"),
+        (PlanIgnoresDispls, "check_plan_of_any_layout"),
+        (PlanStaysOpen, "check_plan_of_a_closed_communicator_is_refused"),
+        (PlanStaysOpen, "check_close_every_collective_refused"),
+        (SharedResultStaysOpen, "check_close_every_collective_refused"),
+        (ZerosStayOpen, "check_close_every_collective_refused"),
+        (FullStaysOpen, "check_close_every_collective_refused"),
+        (RegionStaysOpen, "check_shared_region_view_survives_close"),
+        (BroadcastCopies, "check_broadcast_allocates_nothing"),
+        (AbortReturns, "check_abort_fails_all_ranks"),
     ],
 )
 def test_check_broken_communicator_fails(broken, name):
     CHECKS[name].function(LocalCommunicator())
     with pytest.raises(AssertionError):
         CHECKS[name].function(broken())
+
+
+def meet_nobody_by_plan(kind):
+    kind.barrier_init = lambda self: lambda: None
+
+
+def ignore_op_of_shared_results(kind):
+    shared = kind.allreduce_shared
+    kind.allreduce_shared = lambda self, send, op=ReduceOp.SUM: shared(self, send)
+
+
+def know_no_pid(kind):
+    barrier = kind.barrier
+
+    def blame_nobody(self):
+        try:
+            barrier(self)
+        except RankFailed as error:
+            raise RankFailed(str(error), rank=error.rank, pid=0) from error
+
+    kind.barrier = blame_nobody
+
+
+def leave_unseen(kind):
+    barrier = kind.barrier
+
+    def wait_in_vain(self):
+        try:
+            barrier(self)
+        except RankFailed as error:
+            missing = [error.rank]
+            raise CollectiveTimeout(str(error), missing_ranks=missing, seconds=1) from error
+
+    kind.barrier = wait_in_vain
+
+
+def check_broken_kind(comm, name, break_kind):
+    # The process is this rank's alone.
+    break_kind(type(comm))
+    CHECKS[name].function(comm)
+
+
+@pytest.mark.parametrize(
+    ("break_kind", "name"),
+    [
+        (meet_nobody_by_plan, "check_barrier_returns_after_all_entered"),
+        (ignore_op_of_shared_results, "check_shared_result_of_every_operation"),
+        (know_no_pid, "check_abort_fails_all_ranks"),
+        (know_no_pid, "check_close_before_last_collective_fails_peers"),
+        (leave_unseen, "check_close_before_last_collective_fails_peers"),
+    ],
+)
+def test_check_broken_group_fails(backend, break_kind, name):
+    outcomes = run_ranks(check_broken_kind, 2, backend, name, break_kind)
+    assert any(isinstance(outcome.error, AssertionError) for outcome in outcomes)
 
 
 def test_checks_each_has_a_sentence_and_a_topic():

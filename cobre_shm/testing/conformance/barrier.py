@@ -23,15 +23,17 @@ def _ranks_of_this_clock(comm: Communicator) -> list[int]:
 
 @conformance_check()
 def check_barrier_returns_after_all_entered(comm: Communicator) -> None:
-    """No rank leaves before the last one came, whoever is late."""
+    """No rank leaves before the last one came, whoever is late; by the method and by a plan."""
     peers = _ranks_of_this_clock(comm)
+    ways = (comm.barrier, comm.barrier_init())
     delays = Delays(comm, seed=5, share=0.5)
     for turn in range(20 * comm.size):
         if turn % comm.size == comm.rank:
             time.sleep(0.001)
         delays.maybe_sleep()
         entered = time.monotonic_ns()
-        comm.barrier()
+        # Each rank is late to both ways.
+        ways[turn // comm.size % 2]()
         left = time.monotonic_ns()
         times = comm.allgatherv(np.array([entered, left])).reshape(comm.size, 2)[peers]
         last, first = int(times[:, 0].max()), int(times[:, 1].min())

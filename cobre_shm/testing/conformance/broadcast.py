@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cobre_shm.communicator import Array, Communicator
-from cobre_shm.testing.conformance.expect import assert_same_bytes
+from cobre_shm.testing.conformance.expect import assert_same_bytes, memory_of
 from cobre_shm.testing.conformance.foreign import InterfaceOnly, guarded, unaligned
 from cobre_shm.testing.conformance.payloads import (
     MOVABLE,
@@ -136,6 +136,16 @@ def check_broadcast_foreign_buffers(comm: Communicator) -> None:
         values = array.array("q", [root, -1] if comm.rank == root else [0, 0])
         comm.broadcast(values, root)  # type: ignore[arg-type]
         assert values.tolist() == [root, -1], f"array.array: {values.tolist()}"
+
+
+@conformance_check()
+def check_broadcast_allocates_nothing(comm: Communicator) -> None:
+    """No array of the payload's size is made, neither at the root nor where it arrives."""
+    buf = records("f8", max(2 * slot_bytes(comm), 1 << 18), comm.rank)
+    for root in range(comm.size):
+        comm.broadcast(buf, root)
+        grown = memory_of(lambda root=root: comm.broadcast(buf, root))  # type: ignore[misc]
+        assert grown < buf.nbytes // 2, f"broadcast of {buf.nbytes} bytes allocated {grown} bytes"
 
 
 @conformance_check(huge=True)

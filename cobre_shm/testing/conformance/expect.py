@@ -117,11 +117,17 @@ def assert_every_collective_raises(
     counts = [2] * comm.size
     expect_error(kind, f"{what}: allgatherv", comm.allgatherv, block, None, counts)
     expect_error(kind, f"{what}: allgatherv without counts", comm.allgatherv, block)
+    room = np.zeros(sum(counts))
+    # Either may raise: a plan that is made now, or its first call.
+    expect_error(kind, f"{what}: plan", lambda: comm.allgatherv_init(block, room, counts)())
     expect_error(kind, f"{what}: allreduce", comm.allreduce, block)
+    expect_error(kind, f"{what}: allreduce_shared", comm.allreduce_shared, block)
     expect_error(kind, f"{what}: broadcast", comm.broadcast, block)
     expect_error(kind, f"{what}: barrier", comm.barrier)
     expect_error(kind, f"{what}: create_shared_region", comm.create_shared_region, 4)
     expect_error(kind, f"{what}: empty", comm.empty, 4)
+    expect_error(kind, f"{what}: zeros", comm.zeros, 4)
+    expect_error(kind, f"{what}: full", comm.full, 4, 1.0)
     expect_error(kind, f"{what}: split_local", comm.split_local)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import time
 
@@ -103,18 +104,44 @@ def check_close_after_last_collective_harmless(comm: Communicator) -> None:
     assert (result == expected).all(), "the last allgatherv before close"
 
 
+def _pids(comm: Communicator) -> list[int]:
+    pids: list[int] = comm.allgatherv(np.array([os.getpid()])).tolist()
+    return pids
+
+
+def _assert_blamed(comm: Communicator, culprit: int, pid: int, deed: str) -> None:
+    """Assert that the next collective raises RankFailed, which names the culprit."""
+    failure = expect_error(RankFailed, f"rank {culprit} {deed}", comm.barrier)
+    assert failure.rank == culprit, f"rank {failure.rank} is blamed, not {culprit}"
+    assert failure.pid == pid, f"process {failure.pid} is blamed, not {pid}"
+    assert_every_collective_raises(comm, CollectiveFailed, f"rank {culprit} {deed}")
+
+
 @conformance_check(fatal=True, min_size=2, outlives_peers=True)
+def check_close_before_last_collective_fails_peers(comm: Communicator) -> None:
+    """When one rank has left, peers that need it raise RankFailed, which names it."""
+    pids = _pids(comm)
+    leaving = comm.size - 1
+    if comm.rank == leaving:
+        comm.close()
+        assert_every_collective_raises(comm, InvalidCommunicator, "close")
+    else:
+        _assert_blamed(comm, leaving, pids[leaving], "left")
+    comm.close()
+
+
+@conformance_check(fatal=True, outlives_peers=True)
 def check_abort_fails_all_ranks(comm: Communicator) -> None:
-    """When one rank aborts, its waiting peers raise RankFailed, which names it."""
-    assert_group_usable(comm, "construction")
+    """One rank that aborts ends its process; its waiting peers raise RankFailed, naming it."""
+    pids = _pids(comm)
     aborting = comm.size - 1
     if comm.rank == aborting:
         error = expect_error(SystemExit, "abort", comm.abort, 7)
         assert error.code == 7, f"abort(7) ends the process with code {error.code}"
+        if comm.size > 1:
+            assert_every_collective_raises(comm, CollectiveFailed, "its abort")
     else:
-        failure = expect_error(RankFailed, f"rank {aborting} aborted", comm.barrier)
-        assert failure.rank == aborting, f"rank {failure.rank} is blamed, not {aborting}"
-    assert_every_collective_raises(comm, CollectiveFailed, "an abort")
+        _assert_blamed(comm, aborting, pids[aborting], "aborted")
     comm.close()
 
 

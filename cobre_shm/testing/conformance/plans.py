@@ -15,7 +15,11 @@ from cobre_shm.testing.conformance.expect import (
     expect_error,
 )
 from cobre_shm.testing.conformance.foreign import InterfaceOnly
+from cobre_shm.testing.conformance.payloads import numbers, reduced, reductions
 from cobre_shm.testing.conformance.registry import conformance_check
+
+# A size around which a backend may go over from private results to shared ones.
+_SHARED_BYTES = 1 << 17
 
 
 @conformance_check()
@@ -42,6 +46,24 @@ def check_plan_repeats_the_collective(comm: Communicator) -> None:
             root = np.full(length, turn * 10.0 + size - 1)
             assert_same_bytes(buf, root, f"broadcast of {length}, turn {turn}")
             barrier()
+
+
+@conformance_check()
+def check_plan_of_any_layout(comm: Communicator) -> None:
+    """A plan keeps ``displs``: blocks in any order, and what stands between them left alone."""
+    size = comm.size
+    counts = [rank + 1 for rank in range(size)]
+    # The last rank's block stands first, two elements before each.
+    displs = [2 + sum(count + 2 for count in counts[rank + 1 :]) for rank in range(size)]
+    send, recv = np.empty(comm.rank + 1), np.full(sum(counts) + 2 * size + 1, -1.0)
+    plan = comm.allgatherv_init(send, recv, counts, displs)
+    for turn in range(3):
+        send[:] = 10 * turn + comm.rank
+        expected = np.full(recv.size, -1.0)
+        for rank, (displ, count) in enumerate(zip(displs, counts, strict=True)):
+            expected[displ : displ + count] = 10 * turn + rank
+        assert plan() is recv
+        assert_same_bytes(recv, expected, f"allgatherv with displs {displs}, turn {turn}")
 
 
 @conformance_check(min_size=2)
@@ -98,7 +120,13 @@ def check_plan_is_checked_when_it_is_made(comm: Communicator) -> None:
 def check_plan_of_a_closed_communicator_is_refused(comm: Communicator) -> None:
     """A plan keeps its communicator alive, not open."""
     send, recv = np.ones(3), np.zeros(3)
-    plans = [comm.allreduce_init(send, recv), comm.barrier_init(), comm.broadcast_init(recv)]
+    gathered = np.zeros(3 * comm.size)
+    plans = [
+        comm.allgatherv_init(send, gathered, [3] * comm.size),
+        comm.allreduce_init(send, recv),
+        comm.barrier_init(),
+        comm.broadcast_init(recv),
+    ]
     for plan in plans:
         plan()
     comm.close()
@@ -128,3 +156,15 @@ def check_shared_result_is_that_of_allreduce(comm: Communicator) -> None:
     assert total.tolist() == [comm.size * (comm.size - 1) / 2], "a shared result of other buffers"
     expect_error(InvalidBufferSize, "empty", comm.allreduce_shared, np.zeros(0))
     assert_group_usable(comm, "a shared result that was refused")
+
+
+@conformance_check()
+def check_shared_result_of_every_operation(comm: Communicator) -> None:
+    """``allreduce_shared`` reduces by the operation asked for, whatever the size and dtype."""
+    for dtype, op in reductions([np.dtype(code) for code in ("f8", "f4", "i2")]):
+        edge = _SHARED_BYTES // dtype.itemsize
+        for count in (9, edge - 1, edge + 1):
+            blocks = [numbers(dtype, count, rank) for rank in range(comm.size)]
+            result = comm.allreduce_shared(blocks[comm.rank], op)
+            what = f"shared result of {op.name} of {count} x {dtype}"
+            assert_same_bytes(result, reduced(op, blocks), what)

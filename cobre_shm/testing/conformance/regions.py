@@ -212,6 +212,7 @@ def check_shared_region_view_survives_close(comm: Communicator) -> None:
         comm.barrier()
         region.close()
         region.close()
+        assert region.array.size == 0, f"{region.array.size} elements in a region that was closed"
         expected = np.arange(100, 500) + closes_first
         assert (view == expected).all(), f"view after close, rank {closes_first} closed first"
         comm.barrier()
