@@ -58,6 +58,11 @@ class LenientStream(io.TextIOBase):
         """Flush what the stream takes."""
         self._try(lambda stream: stream.flush())
 
+    def close(self) -> None:
+        """Let go of the stream, which stays open: it is not ours."""
+        self._stream = None
+        super().close()
+
     def _try(self, action: Callable[[TextIO], object]) -> None:
         if self._stream is None or self.failure is not None:
             return
