@@ -6,5 +6,6 @@
 # other, so ranks are placed node by node.
 set -eu
 cd "$PBS_O_WORKDIR"
-export COBRE_MPI_HIERARCHICAL=1
-exec mpiexec -n "$(wc -l <"$PBS_NODEFILE")" python -m cobre_shm.sddp "$@"
+# In the command: Open MPI's mpiexec passes no variable on to the other nodes by itself.
+exec mpiexec -n "$(wc -l <"$PBS_NODEFILE")" \
+    env COBRE_MPI_HIERARCHICAL=1 python -m cobre_shm.sddp "$@"

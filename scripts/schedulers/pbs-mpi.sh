@@ -5,5 +5,6 @@
 # Pure MPI: every message goes through the MPI library.
 set -eu
 cd "$PBS_O_WORKDIR"
-export COBRE_MPI_HIERARCHICAL=0
-exec mpiexec -n "$(wc -l <"$PBS_NODEFILE")" python -m cobre_shm.sddp "$@"
+# In the command: Open MPI's mpiexec passes no variable on to the other nodes by itself.
+exec mpiexec -n "$(wc -l <"$PBS_NODEFILE")" \
+    env COBRE_MPI_HIERARCHICAL=0 python -m cobre_shm.sddp "$@"
