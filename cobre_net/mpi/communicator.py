@@ -313,7 +313,7 @@ class MpiCommunicator(ContextFirst, Member):
 
     @contextmanager
     def _in_one_call(self) -> Iterator[None]:
-        """What leaves a collective by an exception is lost, except for errors of ours.
+        """Lose the group for an exception that leaves a collective, unless it is an error of ours.
 
         Of several functions of MPI some may have been called, and peers wait in the next. Errors of
         ours are raised on all ranks alike, or have failed the group already.
@@ -337,8 +337,8 @@ class MpiCommunicator(ContextFirst, Member):
 
     def _check_settings(self) -> None:
         """Refuse settings that differ, on all ranks: they would call different functions of MPI."""
-        values = {name: getattr(self._config, name) for name in _EQUAL_SETTINGS}
-        codes = [_SETTING_VALUES.index(str(value).lower()) for value in values.values()]
+        values = [str(getattr(self._config, name)).lower() for name in _EQUAL_SETTINGS]
+        codes = [_SETTING_VALUES.index(value) for value in values]
         found = np.empty((self.size, len(codes)), np.int64)
         self._flat.gather_equal(np.array(codes, np.int64), found)
         for (name, variable), column in zip(_EQUAL_SETTINGS.items(), found.T, strict=True):

@@ -14,6 +14,7 @@ from cobre_shm.sddp.findings import Findings
 
 # What a row without effect names.
 UNKNOWN = "no entity or no stage of the case"
+UNKNOWN_STAGE = "no stage of the case"
 
 
 class CaseFiles:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cobre_shm.sddp.case_files import CaseFiles
+from cobre_shm.sddp.case_files import UNKNOWN_STAGE, CaseFiles
 from cobre_shm.sddp.errors import DuplicateId, OutOfRange, SchemaViolation
 from cobre_shm.sddp.fields import Positions, Record
 from cobre_shm.sddp.stages import Horizon
@@ -74,7 +74,7 @@ def parse_correlation(
         entry.integer("stage_id"): entry.choice("profile_name", tuple(profiles)) or some
         for entry in document.records("schedule", [])
     }
-    files.skip(_FILE, "no stage of the case", len(set(scheduled) - set(horizon.positions)))
+    files.skip(_FILE, UNKNOWN_STAGE, len(set(scheduled) - set(horizon.positions)))
     default = "default" if "default" in profiles else some
     if default != "default" and len(profiles) != 1:
         default = ""

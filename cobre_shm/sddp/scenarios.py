@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from cobre_shm.sddp.case_files import CaseFiles
+from cobre_shm.sddp.case_files import UNKNOWN_STAGE, CaseFiles
 from cobre_shm.sddp.correlation import Correlation, parse_correlation
 from cobre_shm.sddp.errors import SchemaViolation, Unsupported
 from cobre_shm.sddp.fields import UNREADABLE, Positions
@@ -97,7 +97,7 @@ def parse_statistics(
         }
         # Ids below zero are stages before the study.
         strange = sum(stage >= 0 and stage not in horizon.positions for _, stage in found)
-        files.skip(name, "no stage of the case", strange)
+        files.skip(name, UNKNOWN_STAGE, strange)
         return found
 
     def by_position(values: dict[Key, Moments]) -> dict[Key, Moments]:

@@ -91,7 +91,8 @@ class MpiConfig:
         comm: Any intracommunicator of mpi4py; None: ``MPI.COMM_WORLD``. It is duplicated, so
             that our messages never meet the program's.
         deterministic: Whether ``allreduce`` adds in rank order, so that its bits are those of
-            every other backend. False: MPI's own reduction, where MPI has one.
+            every other backend. False: MPI's own reduction, where MPI has one. The same on all
+            ranks.
         hierarchical: Whether the ranks of a node form a shared memory group, whose leaders talk
             MPI. ``"auto"``: where that is possible; True: it is an error where it is not. The same
             on all ranks.
