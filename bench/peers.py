@@ -54,6 +54,7 @@ from report import OURS, PEERS, is_complete, load, save, write_report
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TIMEOUT_SECS = 240
+VAIN_ROUNDS = 3
 
 
 def command(library: str, ranks: int, options: list[str]) -> list[str]:
@@ -192,15 +193,25 @@ class Column:
         self._options += ["--seconds", str(args.seconds)]
 
     def measure(self, launches: int) -> None:
-        """Do rounds until there are enough, or the time is over; the first is always done."""
-        longest, done = 0.0, 0
-        while self._rounds() < launches:
+        """Do rounds until there are enough, or the time is over; the first is always done.
+
+        A library that ran once and fails since then would let no round count any more: after
+        ``VAIN_ROUNDS`` of them in a row it ends too.
+        """
+        longest, vain = 0.0, 0
+        while (before := self._rounds()) < launches:
             begun = time.monotonic()
-            if done and begun + longest > self._until:
+            if longest and begun + longest > self._until:
                 print(f"{self._ranks} ranks: the time is over", file=sys.stderr)
                 return
+            if vain == VAIN_ROUNDS:
+                print(
+                    f"{self._ranks} ranks: {vain} rounds in a row lacked a library that had run",
+                    file=sys.stderr,
+                )
+                return
             self._round()
-            done += 1
+            vain = 0 if self._rounds() > before else vain + 1
             longest = max(longest, time.monotonic() - begun)
             print(
                 f"{self._ranks} ranks, round {self._rounds()} of {launches}: {longest:.0f} s",

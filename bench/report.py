@@ -103,6 +103,12 @@ def is_complete(found: Run, libraries: Iterable[str], keys: Iterable[str], run: 
     return bool(known) and all(key in has for has in known for key in keys)
 
 
+def compared(run: Run) -> list[Run]:
+    """Return the rounds in which every library that can run has run."""
+    known = ever_ran(run, (*OURS, *PEERS))
+    return [found for found in run["rounds"] if all(measured(found, name) for name in known)]
+
+
 def call_us(launch: dict[str, list[float]], average: Callable[[list[float]], float]) -> float:
     """Return the time of a call, by the medians or the minima of a launch's batches."""
     # Less than a nanosecond is noise of a call that is too short for its change.
@@ -256,22 +262,27 @@ def versions(run: Run) -> dict[str, str]:
 
 def conditions_text(run: Run) -> str:
     """Return under which conditions a run was measured, and who is missing from it."""
-    has, rounds = run["conditions"], run["rounds"]
+    has, rounds = run["conditions"], compared(run)
     found = [r["limits"] for r in rounds]
     trips, switches = [f["ping_pong_us"] for f in found], [f["switch_us"] for f in found]
     loads = [f["load"] for f in found]
     missing = {
         name: r["libraries"][name]["error"]
-        for r in rounds
+        for r in run["rounds"]
         for name in r["libraries"]
         if "error" in r["libraries"][name]
     }
     lines = [
         f"{has['ranks']} ranks on {has['cpus']} cores ({has['processor']}), Linux {has['kernel']},"
-        f" Python {has['python']}, commit {has['commit']}; {len(rounds)} rounds from"
-        f" {rounds[0]['time']} to {rounds[-1]['time']}; load {min(loads):.1f} to {max(loads):.1f};"
-        f" cache line round trip {min(trips):.2f} to {max(trips):.2f} us, process switch"
-        f" {min(switches):.2f} to {max(switches):.2f} us.",
+        f" Python {has['python']}, commit {has['commit']}; "
+        + (
+            f"{len(rounds)} rounds from {rounds[0]['time']} to {rounds[-1]['time']};"
+            f" load {min(loads):.1f} to {max(loads):.1f};"
+            f" cache line round trip {min(trips):.2f} to {max(trips):.2f} us, process switch"
+            f" {min(switches):.2f} to {max(switches):.2f} us."
+            if rounds
+            else "no round in which every library that has run took part."
+        ),
         "Versions: " + "; ".join(f"{TITLES[n]}: {v}" for n, v in versions(run).items()) + ".",
     ]
     if len(rounds) < FULL_ROUNDS:
@@ -409,15 +420,16 @@ def summary(runs: list[Run]) -> Run:
     has = runs[0]["conditions"] if runs else {}
     ranks = {
         run["conditions"]["ranks"]: {
-            "rounds": [found["time"] for found in run["rounds"]],
+            "rounds": [found["time"] for found in compared(run)],
             "commit": run["conditions"]["commit"],
             "limits": {
-                name: statistics.median(found["limits"][name] for found in run["rounds"])
+                name: statistics.median(found["limits"][name] for found in compared(run))
                 for name in ("load", "ping_pong_us", "switch_us")
             },
             "ratios": {ours: ratios(run, ours) for ours in ever_ran(run, OURS)},
         }
         for run in runs
+        if compared(run)
     }
     return {
         "machine": f"{has.get('processor')}, Linux {has.get('kernel')}, Python {has.get('python')}",

@@ -90,7 +90,19 @@ def test_a_round_without_one_of_the_peers_does_not_count():
     libraries, keys = ["shm", "mpich", "impi", "gloo"], ["allreduce 8"]
     complete = [report.is_complete(r, libraries, keys, run) for r in run["rounds"]]
     assert complete == [False, True, False]
-    assert "Intel MPI failed in a launch: ended with 1." in report.conditions_text(run)
+    said = report.conditions_text(run)
+    assert "Intel MPI failed in a launch: ended with 1." in said
+    assert "; 1 rounds from 2000-01-02 to 2000-01-02;" in said
+    assert report.summary([run])["ranks"][2]["rounds"] == ["2000-01-02"]
+
+
+def test_runs_that_never_had_all_libraries_together_say_so():
+    ran, failed = launch(allreduce_8=1), {"error": "ended with 1"}
+    run = run_of({"shm": ran, "mpich": failed}, {"shm": failed, "mpich": ran})
+    text = report.column_text(run)
+    assert "no round in which every library that has run took part" in text
+    assert "MPICH failed in a launch: ended with 1." in text
+    assert report.summary([run])["ranks"] == {}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +132,27 @@ def test_the_summary_has_what_readme_is_filled_with(tmp_path):
     }
     assert summary["versions"] == {"Gloo": "1"}
     assert "### Private buffers, 8 ranks" in (tmp_path / "peers.md").read_text()
+
+
+def test_a_comparison_ends_when_a_library_that_ran_once_fails_from_then_on(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    peers, begun = load("peers"), []
+
+    def launched(library, ranks, options):
+        begun.append(library)
+        is_over = library == "mpich" and begun.count("mpich") > 2
+        return {"error": "ended with 1"} if is_over else launch(allreduce_8=1)
+
+    monkeypatch.setattr(peers, "launch", launched)
+    monkeypatch.setattr(peers, "limits", lambda ranks, payloads: run_of({})["rounds"][0]["limits"])
+    line = "peers --ranks 2 --peers mpich --ours shm --operations allreduce --payloads 8 --out"
+    monkeypatch.setattr(sys, "argv", [*line.split(), str(tmp_path)])
+    monkeypatch.setattr(peers, "write_report", lambda folder: "")
+    peers.main()
+    assert begun.count("mpich") == 2 + peers.VAIN_ROUNDS
+    assert "3 rounds in a row lacked a library that had run" in capsys.readouterr().err
 
 
 def unknown_names(source):
