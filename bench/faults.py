@@ -131,10 +131,12 @@ def systems(folder: Path, wanted: list[str]) -> list[System]:
         if wheel not in wanted:
             continue
         programs = folder / wheel / "bin"
-        if not (programs / "mpiexec").exists():
-            subprocess.run([sys.executable, "-m", "venv", folder / wheel], check=True)
+        complete = folder / wheel / "complete"
+        if not complete.exists():
+            subprocess.run([sys.executable, "-m", "venv", "--clear", folder / wheel], check=True)
             install = [programs / "python", "-m", "pip", "install", "-q", "mpi4py", wheel]
             subprocess.run(install, check=True)
+            complete.touch()
         (packages,) = (folder / wheel).glob("lib/python*/site-packages")
         listed = subprocess.run([*pip, packages], capture_output=True, text=True, check=True)
         versions = dict(line.split("==") for line in listed.stdout.splitlines() if "==" in line)

@@ -69,6 +69,8 @@ SHARED_GOALS = {2: 0.30, 8: 0.14}
 # Up to here so much may be added, for what the prototype behind the goals did not do.
 ALLOWED, ALLOWED_BYTES = 0.03, 1 << 10
 FULL_ROUNDS = 7
+# A call that took no longer than this was hidden by the noise of what is measured around it.
+NOISE_US = 1e-3
 
 Run = dict[str, Any]
 
@@ -111,17 +113,17 @@ def compared(run: Run) -> list[Run]:
 
 def call_us(launch: dict[str, list[float]], average: Callable[[list[float]], float]) -> float:
     """Return the time of a call, by the medians or the minima of a launch's batches."""
-    # Less than a nanosecond is noise of a call that is too short for its change.
-    return max(1e-3, average(launch["whole"]) - average(launch["work"]))
+    return max(NOISE_US, average(launch["whole"]) - average(launch["work"]))
 
 
 def medians(found: Run, key: str, libraries: Iterable[str]) -> dict[str, float]:
-    """Return each library's time of a call in a round."""
-    return {
+    """Return each library's time of a call in a round, where noise did not hide it."""
+    times = {
         library: call_us(measured(found, library)[key], statistics.median)
         for library in libraries
         if key in measured(found, library)
     }
+    return {library: us for library, us in times.items() if us > NOISE_US}
 
 
 def ratio(run: Run, key: str, ours: str) -> dict[str, Any] | None:
@@ -455,7 +457,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", nargs="?", type=Path, default=Path("bench-results"))
-    print(write_report(parser.parse_args().folder))
+    folder = parser.parse_args().folder
+    if not any(folder.glob("peers-*.json")):
+        sys.exit(f"There is no peers-N.json in {folder}: run scripts/bench peers --out {folder}")
+    print(write_report(folder))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import argparse
 import ast
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -184,7 +185,13 @@ def launch(copy: Path, ranks: int, payloads: list[int]) -> dict[str, float]:
         if done.returncode != 0:
             raise SystemExit(f"{copy}: ended with {done.returncode}\n{done.stderr[-2000:]}")
         found = json.loads(out.read_text())
-    return {name: statistics.median(values) for name, values in found.items()}
+    return {name: median_of_known(values) for name, values in found.items()}
+
+
+def median_of_known(values: list[float]) -> float:
+    """Return the median without what noise has hidden, which is NaN."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan
 
 
 def table(ranks: int, found: dict[str, list[dict[str, float]]]) -> str:
@@ -193,7 +200,7 @@ def table(ranks: int, found: dict[str, list[dict[str, float]]]) -> str:
     names = [n for n in names if not n.startswith("allreduce_shared")]
     titles = [SHOWN.get(n, f"allreduce {n.rpartition('_')[2]} B") for n in names]
     middle = {
-        copy: {n: statistics.median(one[n] for one in launches) * 1000 for n in names}
+        copy: {n: median_of_known([one[n] for one in launches]) * 1000 for n in names}
         for copy, launches in found.items()
     }
     lines = [

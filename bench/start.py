@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIZE = 8
 ROUNDS = 7
 WATCHDOG_SECS = 120.0
+_GRACE_SECS = 10.0
 _MARK = "START_RUN"
 
 _OURS = "import cobre_shm; comm = cobre_shm.create_communicator(); comm.barrier()"
@@ -80,7 +81,10 @@ class System:
             try:
                 yield process
             except BaseException:
-                # Its end is waited for here, and the ranks may wait for us.
+                # The ranks may wait for us; a launcher that is asked to ends them too.
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE_SECS)
                 process.kill()
                 raise
 

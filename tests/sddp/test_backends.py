@@ -27,7 +27,9 @@ def run(path, out, iterations, ranks=1, backend="local"):
         timeout=300,
         env={**os.environ, "COBRE_COMM_BACKEND": backend},
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # The first run in a new environment compiles, and says so.
+    said = [line for line in done.stderr.splitlines() if "Compiling the kernels" not in line]
+    assert (done.returncode, said) == (0, [])
     *events, answer = map(json.loads, done.stdout.splitlines())
     assert (answer["summary"]["backend"], answer["summary"]["ranks"]) == (backend, ranks)
     return [event["iteration"] for event in events]

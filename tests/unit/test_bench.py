@@ -105,6 +105,15 @@ def test_runs_that_never_had_all_libraries_together_say_so():
     assert report.summary([run])["ranks"] == {}
 
 
+def test_a_round_in_which_noise_hid_a_peer_does_not_count():
+    run = run_of(
+        {"shm": launch(allreduce_8=1), "gloo": launch(allreduce_8=-300)},
+        {"shm": launch(allreduce_8=1), "gloo": launch(allreduce_8=4)},
+    )
+    found = report.ratio(run, "allreduce 8", "shm")
+    assert (found["ratio"], found["rounds"]) == (0.25, 1)
+
+
 @pytest.mark.parametrize(
     ("payload", "ours", "cell"),
     [
