@@ -7,7 +7,7 @@ from cobre_shm.datatypes import ReduceOp, tag_text
 
 __all__ = ["WITHOUT_ELEMENTS", "call_text", "words_text"]
 
-WITHOUT_ELEMENTS = (layout.BARRIER, layout.SPLIT, layout.ARRAY)
+WITHOUT_ELEMENTS = (layout.BARRIER, layout.SPLIT, layout.ARRAY, layout.FENCE, layout.FREEZE)
 
 
 def call_text(operation: int, reduction: int, root: int, hashed: int, tag: int, count: int) -> str:

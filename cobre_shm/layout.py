@@ -135,6 +135,7 @@ MAX_SLOT_BYTES = 1 << 30
 BARRIER, BROADCAST, ALLREDUCE, ALLGATHERV, COUNTS, REGION, SPLIT = 1, 2, 3, 4, 5, 6, 7
 ARRAY = 8
 ALLREDUCE_SHARED = 9
+FENCE, FREEZE = 10, 11
 # In the place of a hash: not the reduction, but the barrier before room for its result is made.
 NEW_RESULT = 1
 OPERATIONS = {
@@ -147,6 +148,8 @@ OPERATIONS = {
     SPLIT: "split_local",
     ARRAY: "empty (shared array)",
     ALLREDUCE_SHARED: "allreduce_shared",
+    FENCE: "fence (shared region)",
+    FREEZE: "freeze (shared region)",
 }
 
 # Poison word: kind | rank << 8 | (value + 2**31) << 32; zero means healthy.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from cobre_shm import layout
 from cobre_shm.arrays import bytes_of_shape
 from cobre_shm.communicator import Array, SharedRegion
 from cobre_shm.errors import AllocationFailed
@@ -31,6 +33,7 @@ class ShmRegion(SharedRegion):
         source: Where its memory comes from.
         shape: Of the array.
         dtype: Of its elements.
+        barrier_of: Returns a barrier of the group that is the call with a code of ``layout``.
 
     Raises:
         AllocationFailed: On every rank.
@@ -42,9 +45,11 @@ class ShmRegion(SharedRegion):
         source: MemorySource,
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
+        barrier_of: Callable[[int], Callable[[], None]],
     ) -> None:
         self._comm = comm
         self._source = source
+        self._fence, self._freeze = barrier_of(layout.FENCE), barrier_of(layout.FREEZE)
         self._shape, self._dtype = shape, dtype
         self._nbytes = max(1, bytes_of_shape(shape, dtype))
         self._mapping: Mapping | None = None
@@ -78,12 +83,12 @@ class ShmRegion(SharedRegion):
 
     def fence(self) -> None:
         """See :meth:`SharedRegion.fence`: a barrier publishes and observes everything."""
-        self._comm.barrier()
+        self._fence()
 
     def freeze(self) -> None:
         """See :meth:`SharedRegion.freeze`."""
         with self._comm._in_one_call():
-            self.fence()
+            self._freeze()
             error = None
             if not self._comm.is_leader and self._mapping is not None:
                 try:
@@ -93,7 +98,7 @@ class ShmRegion(SharedRegion):
                     error.__cause__ = cause
                 else:
                     self._show(writable=False)
-            self.fence()
+            self._freeze()
             if error is not None:
                 raise error
 

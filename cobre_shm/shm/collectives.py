@@ -297,7 +297,11 @@ class Collectives(Membership):
     def barrier_init(self) -> Callable[[], None]:
         """See :meth:`Communicator.barrier_init`."""
         self._check_usable()
-        return self._plan(BARRIER, (layout.BARRIER, 0, 0), 0, None, ())
+        return self._barrier_of(layout.BARRIER)
+
+    def _barrier_of(self, what: int) -> Callable[[], None]:
+        """Return a plan of a barrier that only meets itself; ``what`` is its code in ``layout``."""
+        return self._plan(BARRIER, (what, 0, 0), 0, None, ())
 
     def _plan(
         self, kernel: Kernel, args: tuple[int, ...], nbytes: int, result: Any, kept: tuple[Any, ...]

@@ -82,7 +82,7 @@ class ShmCommunicator(Collectives):
         tag, count, hashed = region_words(extents, element)
         with self._in_one_call():
             self._run(BARRIER, 0, layout.REGION | hashed << 32, tag, count)
-            return ShmRegion(self, self._memory, extents, element)
+            return ShmRegion(self, self._memory, extents, element, self._barrier_of)
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
         """See :meth:`Communicator.empty`: this rank's array in the shared heap."""

@@ -231,6 +231,17 @@ def leave_unseen(kind):
     kind.barrier = wait_in_vain
 
 
+def fence_by_a_barrier(kind):
+    make = kind.create_shared_region
+
+    def made(self, shape, dtype=np.float64):
+        region = make(self, shape, dtype)
+        region.fence = region.freeze = self.barrier
+        return region
+
+    kind.create_shared_region = made
+
+
 def check_broken_kind(comm, name, break_kind):
     # The process is this rank's alone.
     break_kind(type(comm))
@@ -249,6 +260,14 @@ def check_broken_kind(comm, name, break_kind):
 )
 def test_check_broken_group_fails(backend, break_kind, name):
     outcomes = run_ranks(check_broken_kind, 2, backend, name, break_kind)
+    assert any(isinstance(outcome.error, AssertionError) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("what", ["fence", "freeze"])
+def test_check_fence_that_meets_a_barrier_fails(what):
+    """Where memory is shared; elsewhere nobody is waited for."""
+    name = f"check_mismatch_of_{what}_and_barrier"
+    outcomes = run_ranks(check_broken_kind, 2, "shm", name, fence_by_a_barrier)
     assert any(isinstance(outcome.error, AssertionError) for outcome in outcomes)
 
 

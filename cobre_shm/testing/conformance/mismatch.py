@@ -236,6 +236,28 @@ def check_mismatch_of_region_dtype(comm: Communicator) -> None:
 
 
 @conformance_check(min_size=2, fatal=True)
+def check_mismatch_of_fence_and_barrier(comm: Communicator) -> None:
+    """One rank fences a region, the others wait in a barrier."""
+    _expect_mismatch_of_region(comm, "fence")
+
+
+@conformance_check(min_size=2, fatal=True)
+def check_mismatch_of_freeze_and_barrier(comm: Communicator) -> None:
+    """One rank freezes a region, the others wait in a barrier."""
+    _expect_mismatch_of_region(comm, "freeze")
+
+
+def _expect_mismatch_of_region(comm: Communicator, method: str) -> None:
+    region = comm.create_shared_region(3)
+    with comm.split_local() as node:
+        shares = np.array([node.size > 1])
+    # Where nothing is shared nobody is waited for.
+    if comm.allreduce(shares, op=ReduceOp.MIN)[0]:
+        different = Call(method, getattr(region, method))
+        _expect_mismatch(comm, comm.size // 2, _barrier(comm), different)
+
+
+@conformance_check(min_size=2, fatal=True)
 def check_mismatch_of_split_and_barrier(comm: Communicator) -> None:
     """One rank splits the group, the others wait in a barrier."""
     _expect_mismatch(comm, 0, _barrier(comm), Call("split_local", comm.split_local))
