@@ -19,7 +19,7 @@ from cobre_net.mpi.failure import failed, of_node
 from cobre_net.mpi.flat import Flat
 from cobre_net.mpi.grouping import Grouping
 from cobre_net.mpi.library import MPI, check_started, duplicate
-from cobre_net.mpi.region import MpiRegion, free_windows
+from cobre_net.mpi.region import MpiRegion, Windows, new_windows
 from cobre_shm import layout
 from cobre_shm.call_text import words_text
 from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion, exit_status
@@ -29,8 +29,10 @@ from cobre_shm.errors import (
     CollectiveFailed,
     CollectiveMismatch,
     InitializationFailed,
+    InvalidCommunicator,
 )
 from cobre_shm.fastcall import ContextFirst
+from cobre_shm.heap import HeapRegion
 from cobre_shm.member import Member
 from cobre_shm.selection.kinds import MpiConfig
 from cobre_shm.validate import (
@@ -99,6 +101,7 @@ class MpiCommunicator(ContextFirst, Member):
     def __init__(self, config: MpiConfig) -> None:
         self._fast: fast.Fast | None = None
         self._asks_at_exit = False
+        self._windows: Windows | None = None
         self._context = _closed
         self._config = config
         self._pid = os.getpid()
@@ -120,7 +123,7 @@ class MpiCommunicator(ContextFirst, Member):
                 self._ending.Free()
                 raise
             if self.size > 1:
-                free_windows(self._comm)
+                self._windows = new_windows(self._comm)
         except BaseException as error:
             if not is_refused_by_all and ending.has_peers():
                 # They may wait for this rank in here.
@@ -134,9 +137,10 @@ class MpiCommunicator(ContextFirst, Member):
         self._group = self._grouping.whole
         # Only while the communicator is usable, flat, and compares nothing.
         if self._engine is self._flat and not config.check:
-            self._fast = fast.open_road(MpiCommunicator, self._flat)
+            self._fast = fast.make_road(MpiCommunicator, self._flat)
             if self._fast is not None:
                 self._context = self._fast.state
+        self._claim = fast.Claim(self._fast)
         if self._group is not None:
             for name in _DELEGATED:
                 setattr(self, name, getattr(self._group, name))
@@ -209,10 +213,14 @@ class MpiCommunicator(ContextFirst, Member):
 
     def barrier(self) -> None:
         """See :meth:`Communicator.barrier`."""
+        self._meet(layout.BARRIER)
+
+    def _meet(self, what: int) -> None:
+        """Wait for all ranks in the call with this code of ``layout``."""
         self._check_usable()
         with self._in_one_call():
             if self._config.check:
-                self._compare(layout.BARRIER, 0, 0)
+                self._compare(what, 0, 0)
             self._engine.barrier()
 
     def create_shared_region(
@@ -225,7 +233,10 @@ class MpiCommunicator(ContextFirst, Member):
             if self._config.check:
                 tag, count, hashed = region_words(extents, element)
                 self._compare(layout.REGION, tag, count, high=hashed)
-            return MpiRegion(self, self._comm, self._grouping.node, extents, element)
+            if self._windows is None:
+                return HeapRegion(extents, element)
+            node = self._grouping.node
+            return MpiRegion(self._comm, node, self._windows, extents, element, self._meet)
 
     def split_local(self) -> Communicator:
         """See :meth:`Communicator.split_local`."""
@@ -251,8 +262,11 @@ class MpiCommunicator(ContextFirst, Member):
         """See :meth:`Communicator.close`. Windows go later, see ``region.py``."""
         if self._is_over():
             return
+        if not self._claim.take() and self._unusable is None:
+            raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
         self._retire()
-        self._leave_road()
+        if self._windows is not None:
+            self._windows.is_closed = True
         self._grouping.close()
         if not MPI.Is_finalized():
             # MPI expects this to be local, although all ranks must do it at some time.
@@ -273,22 +287,23 @@ class MpiCommunicator(ContextFirst, Member):
         if error is not None and is_member and ending.exit_code(error) != 0:
             ending.left_by_exception(self._ending, error)
             self._asks_at_exit = True
-        self.close()
+        try:
+            self.close()
+        except InvalidCommunicator:
+            # A thread of this rank is inside still. What ends the block tells more.
+            if error is None:
+                raise
 
     def _fail_for(self, text: str) -> None:
         """MPI has no word for it: see ``ending.py``."""
 
-    def _leave_road(self) -> None:
-        """Have the Python methods refuse what the fast road would do."""
-        if self._fast is not None:
-            self._fast.close()
-
-    _disown = _leave_road
+    def _disown(self) -> None:
+        self._claim.keep()
 
     def _lose(self, reason: CollectiveFailed) -> None:
         """Be of no use from now on."""
         self._unusable = copy.copy(reason)
-        self._leave_road()
+        self._claim.keep()
 
     def _learn(self, dtype: np.dtype[Any], op: ReduceOp | None = None) -> None:
         """Such a call takes the fast road from now on."""
@@ -313,11 +328,15 @@ class MpiCommunicator(ContextFirst, Member):
 
     @contextmanager
     def _in_one_call(self) -> Iterator[None]:
-        """Lose the group for an exception that leaves a collective, unless it is an error of ours.
+        """Be inside a collective, which one thread can be at a time.
 
-        Of several functions of MPI some may have been called, and peers wait in the next. Errors of
-        ours are raised on all ranks alike, or have failed the group already.
+        An exception that leaves it loses the group, unless it is an error of ours: of several
+        functions of MPI some may have been called, and peers wait in the next. Errors of ours are
+        raised on all ranks alike, or have failed the group already.
         """
+        if not self._claim.take():
+            self._check_usable()
+            raise self._taken()
         try:
             yield
         except MPI.Exception as error:
@@ -334,6 +353,9 @@ class MpiCommunicator(ContextFirst, Member):
                 )
             )
             raise
+        finally:
+            if self._unusable is None:
+                self._claim.give_back()
 
     def _check_settings(self) -> None:
         """Refuse settings that differ, on all ranks: they would call different functions of MPI."""

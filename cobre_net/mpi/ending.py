@@ -88,6 +88,11 @@ def left_by_exception(comm: Any, error: BaseException) -> None:
         comm: mpi4py communicator of all ranks that entered such a block, free for the question.
         error: Decides the code of the job, if it comes to that.
     """
+    # One question for the same ranks: a library has few communicators, and a program that goes on
+    # may leave many blocks. Whose first such block was another asks alone, and ends the job.
+    if any(MPI.Comm.Compare(comm, other) == MPI.CONGRUENT for other, _ in _left):
+        comm.Free()
+        return
     _left.append((comm, exit_code(error)))
 
 

@@ -19,10 +19,11 @@ from cobre_shm import fastcall
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.kernels import context, mpi_words, objects
 from cobre_shm.native.cache import addresses
+from cobre_shm.native.entry import CLAIM
 from cobre_shm.native.reduce import reduction_address
 from cobre_shm.native.table import MPI_ROAD
 
-__all__ = ["Fast", "install", "open_road"]
+__all__ = ["Claim", "Fast", "install", "make_road"]
 
 _FUNCTIONS = {
     "barrier": "MPI_Barrier",
@@ -62,13 +63,40 @@ def install(cls: type) -> Any:
     return state
 
 
-def open_road(cls: type, flat: Flat) -> Fast | None:
-    """Return the open road of a communicator, or None where there is none."""
+def make_road(cls: type, flat: Flat) -> Fast | None:
+    """Return the road of a communicator, or None where there is none."""
     return Fast(cls, flat) if fastcall.is_installed(cls) else None
 
 
+class Claim:
+    """Which thread of this process is inside a communicator: its word BUSY, which the road takes.
+
+    Of two threads one gets it; nobody does when it was kept. A new one is free.
+
+    Args:
+        road: Of the communicator, if it has one.
+    """
+
+    def __init__(self, road: Fast | None) -> None:
+        self._state = _closed_state() if road is None else road.state
+        self._address = int(self._state[context.SELF])
+        self.give_back()
+
+    def take(self) -> bool:
+        """Become the thread that is inside, unless another is."""
+        return CLAIM.call(self._address, 0) == context.READY
+
+    def give_back(self) -> None:
+        """Let the next call begin. Only the thread that is inside may."""
+        self._state[context.BUSY] = 0
+
+    def keep(self) -> None:
+        """Let no call begin any more; those that would take the road take the Python methods."""
+        self._state[context.BUSY] = 1
+
+
 class Fast:
-    """The words of one communicator, and what they point at.
+    """The words of one communicator, and what they point at. Closed until a Claim is made of it.
 
     Args:
         cls: On which :func:`install` was called.
@@ -103,7 +131,6 @@ class Fast:
         state[mpi_words.LIST_TYPE] = id(list)
         self.state = state
         self._known = fastcall.Known(state)
-        state[context.BUSY] = 0
 
     def learn(self, dtype: np.dtype[Any], op: ReduceOp | None = None) -> None:
         """Take calls with this dtype, and this reduction, from now on."""
@@ -119,10 +146,6 @@ class Fast:
     def failure(self) -> Any:
         """Return the error of the function of MPI that failed last."""
         return MPI.Exception(int(self.state[mpi_words.ERROR]))
-
-    def close(self) -> None:
-        """Leave all calls to the Python methods."""
-        self.state[context.BUSY] = 1
 
 
 def _handle(thing: Any) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cobre_net.mpi.flat import Flat
-from cobre_net.mpi.library import MPI
+from cobre_net.mpi.library import MPI, returning_errors
 from cobre_net.mpi.nodes import find_nodes
 from cobre_shm.communicator import Communicator
 from cobre_shm.errors import CobreError, InitializationFailed
@@ -146,7 +146,7 @@ class Grouping:
         comm = self._flat.comm.Split(colour, self._flat.rank)
         leaders = None
         if self.is_leader:
-            self._leaders = comm
+            self._leaders = returning_errors(comm)
             leaders = Flat(comm, deterministic=self._config.deterministic)
         return TwoLevel(self._flat, self._group, leaders, firsts)
 

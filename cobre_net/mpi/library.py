@@ -17,7 +17,7 @@ from typing import Any
 
 from cobre_shm.errors import InitializationFailed
 
-__all__ = ["MPI", "check_started", "duplicate"]
+__all__ = ["MPI", "check_started", "duplicate", "returning_errors"]
 
 # What each launcher says of the number of processes that it started. Slurm sets SLURM_NTASKS for
 # a batch script too, which is one process; the step's number only for what srun starts.
@@ -103,9 +103,13 @@ def duplicate(comm: Any) -> Any:
             suggestion="Example: comm=MPI.COMM_WORLD.Split(colour, key). Where Split gives "
             "MPI.COMM_NULL, this process has no communicator to make.",
         )
-    copy = source.Dup()
-    copy.Set_errhandler(MPI.ERRORS_RETURN)
-    return copy
+    return returning_errors(source.Dup())
+
+
+def returning_errors(comm: Any) -> Any:
+    """Return ``comm``, which is ours: its errors come back, whatever ``mpi4py.rc.errors`` says."""
+    comm.Set_errhandler(MPI.ERRORS_RETURN)
+    return comm
 
 
 def _finalize() -> None:

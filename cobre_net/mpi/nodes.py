@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cobre_net.mpi.library import MPI
+from cobre_net.mpi.library import MPI, returning_errors
 
 __all__ = ["Nodes", "find_nodes"]
 
@@ -61,4 +61,4 @@ def find_nodes(comm: Any, node: int | None) -> Nodes:
     local.Bcast(leader, 0)
     leaders = np.empty(comm.Get_size(), np.int64)
     comm.Allgather(leader, leaders)
-    return Nodes(local, tuple(leaders.tolist()))
+    return Nodes(returning_errors(local), tuple(leaders.tolist()))

@@ -1,29 +1,31 @@
 """Shared regions by MPI's shared windows: one copy for the ranks of a node.
 
 ``MPI_Win_free`` is a barrier, but ``close`` is not collective, regions are dropped by garbage
-collection, and views of them outlive both. So a window is given back later: whenever all ranks of
-a group are together anyway, because they make a region or a communicator, they tell each other
-which windows each has done with, and free those that nobody holds, in the order in which they
-were made. A window is held as long as an array that shows its memory exists. What is left at the
-end goes with MPI_Finalize.
+collection, and views of them outlive both. So a window is given back later, when its ranks are
+together anyway: those of a communicator when it makes a region, those of closed communicators when
+the same ranks make another. They tell each other which windows each has done with, and free those
+that nobody holds, in the order in which they were made. A window is held as long as an array that
+shows its memory exists. What is left at the end goes with MPI_Finalize.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cobre_net.mpi.library import MPI
+from cobre_shm import layout
 from cobre_shm.arrays import bytes_of, bytes_of_shape
-from cobre_shm.communicator import Array, Communicator, SharedRegion
+from cobre_shm.communicator import Array, SharedRegion
 from cobre_shm.errors import AllocationFailed
 from cobre_shm.limits import available_bytes, shared_memory_bytes
 from cobre_shm.segment.mapping import array_at
 
-__all__ = ["MpiRegion", "free_windows"]
+__all__ = ["MpiRegion", "Windows", "new_windows"]
 
 
 class _Memory:
@@ -42,26 +44,70 @@ class _Window:
     memory: weakref.ref[_Memory]
 
 
-# By the group's ranks in MPI.COMM_WORLD: for all of its ranks the same windows, in the order of
-# their making, whichever communicator of that group made them.
-_windows: dict[tuple[int, ...], list[_Window]] = {}
+class Windows:
+    """The windows that a communicator has made, in that order, the same on all of its ranks.
 
-
-def free_windows(comm: Any) -> list[_Window]:
-    """Free the windows of ``comm``'s group that all its ranks have done with; return the others.
-
-    Collective over ``comm``, an mpi4py communicator.
+    Attributes:
+        is_closed: Whether this rank has closed the communicator.
     """
-    group, world = comm.Get_group(), MPI.COMM_WORLD.Get_group()
-    ranks = tuple(group.Translate_ranks(None, world))
-    windows = _windows.setdefault(ranks, [])
-    if windows:
-        is_held = np.array([window.memory() is not None for window in windows], np.uint8)
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._made: list[_Window] = []
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def append(self, window: Any, memory: _Memory) -> None:
+        """Remember a window, by whose memory it is seen whether it is held."""
+        self._made.append(_Window(window, weakref.ref(memory)))
+
+    def free(self, comm: Any) -> None:
+        """Free those that nobody holds. Collective over ``comm``, an mpi4py communicator."""
+        if not self._made:
+            return
+        is_held = np.array([window.memory() is not None for window in self._made], np.uint8)
         comm.Allreduce(MPI.IN_PLACE, [is_held, MPI.UINT8_T], MPI.MAX)
-        for window in (w for w, held in zip(windows, is_held, strict=True) if not held):
-            window.window.Unlock_all()
-            window.window.Free()
-        windows[:] = [w for w, held in zip(windows, is_held, strict=True) if held]
+        held = []
+        for window, is_wanted in zip(self._made, is_held, strict=True):
+            if is_wanted:
+                held.append(window)
+            else:
+                window.window.Unlock_all()
+                window.window.Free()
+        self._made = held
+
+
+# By the group of their ranks: of the communicators that are not closed, or left windows behind.
+_windows: list[tuple[Any, list[Windows]]] = []
+
+
+def new_windows(comm: Any) -> Windows:
+    """Return the place for a new communicator's windows; free what closed ones left behind.
+
+    Collective over ``comm``, an mpi4py communicator of the same ranks. Communicators of the same
+    ranks are made by one thread at a time: all ranks must find the same ones.
+    """
+    group = comm.Get_group()
+    same = [found for ranks, found in _windows if MPI.Group.Compare(ranks, group) == MPI.IDENT]
+    if same:
+        group.Free()
+    else:
+        same.append([])
+        _windows.append((group, same[0]))
+    (before,) = same
+    if before:
+        # Whether all have closed it, and the same number of windows: a rank may have failed in the
+        # making of one, and then nobody frees them.
+        facts = np.array([(w.is_closed, len(w), -len(w)) for w in before], np.int64)
+        comm.Allreduce(MPI.IN_PLACE, facts, MPI.MIN)
+        for windows, (is_closed, least, most) in zip(before[:], facts.tolist(), strict=True):
+            if is_closed and least == -most:
+                windows.free(comm)
+            if is_closed and (least != -most or not len(windows)):
+                before.remove(windows)
+    windows = Windows()
+    before.append(windows)
     return windows
 
 
@@ -69,25 +115,28 @@ class MpiRegion(SharedRegion):
     """A region in a shared window of the ranks of a node.
 
     Args:
-        comm: Our communicator, for the fences.
-        whole: mpi4py communicator of all its ranks.
+        whole: mpi4py communicator of all ranks.
         node: mpi4py communicator of the ranks of this node.
+        windows: Of our communicator of all ranks.
         shape: Of the array.
         dtype: Of its elements.
+        meet: Waits for all ranks in the call with a code of ``layout``.
     """
 
     def __init__(
         self,
-        comm: Communicator,
         whole: Any,
         node: Any,
+        windows: Windows,
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
+        meet: Callable[[int], None],
     ) -> None:
-        self._comm = comm
+        self._meet = meet
+        self._is_leader = bool(node.Get_rank() == 0)
         self._shape, self._dtype = shape, dtype
         nbytes = max(1, bytes_of_shape(shape, dtype))
-        windows = free_windows(whole)
+        windows.free(whole)
         window, error = self._allocate(node, nbytes), None
         if isinstance(window, AllocationFailed):
             window, error = None, window
@@ -100,10 +149,10 @@ class MpiRegion(SharedRegion):
         self._window = window
         window.Lock_all(MPI.MODE_NOCHECK)
         memory = _Memory(window.Shared_query(0)[0].address)
-        windows.append(_Window(window, weakref.ref(memory)))
+        windows.append(window, memory)
         self._memory: _Memory | None = memory
         self.array = memory.show(shape, dtype, writable=True)
-        if node.Get_rank() == 0:
+        if self._is_leader:
             bytes_of(self.array)[:] = 0
         self._order()
         node.Barrier()
@@ -122,7 +171,7 @@ class MpiRegion(SharedRegion):
                 suggestion="Use a smaller region, or enlarge /dev/shm (docker: --shm-size).",
             )
         try:
-            mine = nbytes if node.Get_rank() == 0 else 0
+            mine = nbytes if self._is_leader else 0
             return MPI.Win.Allocate_shared(mine, 1, MPI.INFO_NULL, node)
         except MPI.Exception as refused:
             error = AllocationFailed(nbytes, refused.Get_error_string())
@@ -135,16 +184,19 @@ class MpiRegion(SharedRegion):
 
     def fence(self) -> None:
         """See :meth:`SharedRegion.fence`."""
+        self._fence(layout.FENCE)
+
+    def _fence(self, what: int) -> None:
         if self._memory is not None:
             self._order()
-        self._comm.barrier()
+        self._meet(what)
         if self._memory is not None:
             self._order()
 
     def freeze(self) -> None:
         """See :meth:`SharedRegion.freeze`."""
-        self.fence()
-        if not self._comm.is_leader and self._memory is not None:
+        self._fence(layout.FREEZE)
+        if not self._is_leader and self._memory is not None:
             self.array = self._memory.show(self._shape, self._dtype, writable=False)
 
     def close(self) -> None:

@@ -5,6 +5,10 @@ that the communicator has met before, below the largest message. Anything else, 
 wrong, goes to the Python method of the same name, before anything is sent. A function of MPI that
 fails leaves its code for the Python method ``_finish_...``, which raises.
 
+The word BUSY says whether a thread is inside; the Python methods claim it too. It is exchanged with
+the GIL, before that is given up, and so are the rooms written that MPI reads. Of two threads in one
+communicator the second thus comes to the Python method, which refuses. After a failure BUSY stays.
+
 The words are those of ``context.py``, as far as they apply, and those of ``mpi_words.py``. The
 kernels of the road are MPI_Barrier, MPI_Bcast, MPI_Allreduce and MPI_Allgatherv; handles are passed
 as MPI itself defined them, an integer or a pointer, in one 64-bit argument. In an entry of
@@ -17,7 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 from cobre_shm.kernels import context, known
-from cobre_shm.kernels.atomics import load_plain, store_plain
+from cobre_shm.kernels.atomics import load_plain, store_plain, store_release
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.mpi_words import (
     ALLGATHER,
@@ -65,6 +69,7 @@ from cobre_shm.kernels.road import (
     overlap,
     own_start,
 )
+from cobre_shm.kernels.rounds import claim
 from cobre_shm.kernels.rows import reduce_rows
 
 __all__ = [
@@ -76,22 +81,26 @@ __all__ = [
 
 
 @inlined
-def _has_failed(ctx: Any, code: int) -> bool:
+def _is_done(ctx: Any, code: int) -> bool:
+    """Let the next call begin, or keep the code of a function that failed."""
     # An int of C: the upper half of the register is anything.
     ctx[ERROR] = code & 0xFFFFFFFF
-    return ctx[ERROR] != 0
+    if ctx[ERROR] != 0:
+        return False
+    store_release(ctx[context.SELF] + 8 * context.BUSY, 0)
+    return True
 
 
 @inlined
 def barrier_call(instance: int, unused: int) -> int:
     """METH_NOARGS."""
     ctx = context_of(instance)
-    if not is_free(ctx):
+    if claim(ctx, 0) != context.READY:
         return call_with_self(ctx[context.BARRIER_METHOD], instance, instance, 0, 0)
     thread = release_gil()
     code = call_function(ctx[context.BARRIER_KERNEL], ctx[COMM], 0, 0, 0, 0, 0, 0, 0, 0, 0)
     take_gil(thread)
-    if _has_failed(ctx, code):
+    if not _is_done(ctx, code):
         return call_with_self(ctx[context.BARRIER_FINISH], instance, instance, 0, 0)
     incref(ctx[context.NONE])
     return ctx[context.NONE]
@@ -125,13 +134,15 @@ def broadcast_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
     nbytes = element_count(buf) * load_plain(entry + known.ITEM_BYTES)
     if nbytes > ctx[PIECE_BYTES]:
         return call_with_self(method, instance, args, nargs, kwnames)
+    if claim(ctx, 0) != context.READY:
+        return call_with_self(method, instance, args, nargs, kwnames)
     data = load_plain(buf + ARRAY_DATA)
     thread = release_gil()
     code = call_function(
         ctx[context.BROADCAST_KERNEL], data, nbytes, ctx[BYTE], root, ctx[COMM], 0, 0, 0, 0, 0
     )
     take_gil(thread)
-    if _has_failed(ctx, code):
+    if not _is_done(ctx, code):
         return call_with_self(ctx[context.BROADCAST_FINISH], instance, args, nargs, kwnames)
     incref(buf)
     return buf
@@ -219,11 +230,15 @@ def allreduce_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
             or (source != place and overlap(source, place, nbytes))
         ):
             return call_with_self(method, instance, args, nargs, kwnames)
+    if claim(ctx, 0) != context.READY:
+        if is_new:
+            decref(recv)
+        return call_with_self(method, instance, args, nargs, kwnames)
     target = load_plain(recv + ARRAY_DATA)
     thread = release_gil()
     code = _reduce(ctx, entry, source, target, count, nbytes)
     take_gil(thread)
-    if _has_failed(ctx, code):
+    if not _is_done(ctx, code):
         if is_new:
             decref(recv)
         return call_with_self(ctx[context.ALLREDUCE_FINISH], instance, args, nargs, kwnames)
@@ -292,6 +307,8 @@ def allgatherv_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         source = ctx[IN_PLACE]
     elif source < target + room * item_bytes and target < source + own_bytes:
         return call_with_self(method, instance, args, nargs, kwnames)
+    if claim(ctx, 0) != context.READY:
+        return call_with_self(method, instance, args, nargs, kwnames)
     byte = ctx[BYTE]
     thread = release_gil()
     code = call_function(
@@ -308,7 +325,7 @@ def allgatherv_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         0,
     )
     take_gil(thread)
-    if _has_failed(ctx, code):
+    if not _is_done(ctx, code):
         return call_with_self(ctx[context.ALLGATHERV_FINISH], instance, args, nargs, kwnames)
     incref(recv)
     return recv

@@ -7,10 +7,16 @@ import json
 import os
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from unittest import mock
 
+import mpi4py
 import numpy as np
+
+# What the program wants of its own communicators is not for ours.
+mpi4py.rc.errors = "fatal"
 from mpi4py import MPI
 
 from cobre_net.mpi import MpiRegion, communicator, ending, fast, grouping, region
@@ -18,7 +24,7 @@ from cobre_net.mpi.flat import native_operation
 from cobre_shm import InitializationFailed, MpiConfig, ReduceOp, create_communicator
 from cobre_shm.communicator import Communicator
 from cobre_shm.errors import CollectiveFailed, CommError, InvalidCommunicator, RankFailed
-from cobre_shm.kernels import mpi_words
+from cobre_shm.kernels import context, mpi_words
 from cobre_shm.segment.segment import Segment
 from cobre_shm.shm import ShmCommunicator
 from cobre_shm.testing.conformance.expect import expect_error
@@ -251,8 +257,8 @@ def check_ranks_may_differ_in_what_is_in_place():
 
 def check_large_messages_go_in_pieces():
     with make(hierarchical=False) as comm:
-        # Without the fast road, which took its limits at construction.
-        comm._fast.close()
+        # The Python methods: the fast road took its limits at construction.
+        comm._context = communicator._closed
         flat = comm._flat
         flat.piece_bytes, flat.reduce_bytes, flat.small_bytes = 1000, 3000, 16
         counts = [101 + 17 * rank for rank in range(SIZE)]
@@ -362,6 +368,9 @@ def check_failure_on_the_fast_road_is_the_end():
     """An error of MPI is mapped, with class and code, and the communicator is lost."""
     comm = make(comm=MPI.COMM_SELF, hierarchical=False)
     comm.barrier()
+    for theirs in (MPI.COMM_WORLD, MPI.COMM_SELF):
+        # An error of no communicator is one of these.
+        theirs.Set_errhandler(MPI.ERRORS_RETURN)
     comm._context[mpi_words.COMM] = fast._handle(MPI.COMM_NULL)
     error = expect_error(CollectiveFailed, "of the library", comm.barrier)
     assert error.context["mpi_error_class_name"] == "ERR_COMM", error.context
@@ -369,6 +378,72 @@ def check_failure_on_the_fast_road_is_the_end():
     again = expect_error(CollectiveFailed, "lost", comm.barrier)
     assert (type(again), str(again)) == (type(error), str(error))
     comm._flat.comm.Free()
+
+
+def window_count():
+    return sum(len(windows) for _, found in region._windows for windows in found)
+
+
+def check_windows_of_two_communicators_in_two_threads():
+    """Neither sees those of the other, which its peers may have in another order."""
+    first, second = make(hierarchical=False), make(hierarchical=False)
+    order = [first, second] if first.rank % 2 else [second, first]
+    threads = [threading.Thread(target=make_regions, args=(comm,)) for comm in order]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for comm in order:
+        comm.close()
+    with make(hierarchical=False):
+        assert window_count() == 0
+
+
+def make_regions(comm):
+    for turn in range(40):
+        with comm.create_shared_region(100) as shared:
+            shared.fill_slice(comm.rank, np.array([turn]))
+            shared.fence()
+            assert (shared.array[: comm.size] == turn).all()
+            shared.fence()
+
+
+def check_two_threads_in_one_communicator():
+    """One is inside; the other is refused, on either road, and nothing is mixed up."""
+    comm = make(hierarchical=False)
+    comm.allreduce(np.ones(3))
+    if comm.rank:
+        MPI.COMM_WORLD.Barrier()
+        comm.barrier()
+    else:
+        thread = threading.Thread(target=comm.barrier)
+        thread.start()
+        while not comm._context[context.BUSY]:
+            time.sleep(0.001)
+        calls = (
+            comm.barrier,
+            lambda: comm.allreduce(np.ones(3)),
+            lambda: comm.allreduce(np.ones(3, "i2")),
+            lambda: comm.broadcast(np.ones(3)),
+            lambda: comm.allgatherv(np.ones(1), np.empty(comm.size), [1] * comm.size),
+            lambda: comm.create_shared_region(1),
+            comm.split_local,
+            comm.close,
+        )
+        for call in calls:
+            expect_error(InvalidCommunicator, "Another thread is inside", call)
+        MPI.COMM_WORLD.Barrier()
+        thread.join()
+    assert (comm.allreduce(np.ones(3)) == comm.size).all()
+    comm.close()
+    expect_error(InvalidCommunicator, "closed", comm.barrier)
+
+
+def check_blocks_left_by_exceptions_cost_no_communicators():
+    """MPICH has two thousand."""
+    for _ in range(2100):
+        with contextlib.suppress(ZeroDivisionError), make(hierarchical=False):
+            raise ZeroDivisionError
 
 
 def check_windows_are_given_back():
@@ -383,13 +458,20 @@ def check_windows_are_given_back():
                 shared.close()
             del shared
         held = comm.create_shared_region(5, "i4").array
-        assert sum(map(len, region._windows.values())) == 1
+        assert window_count() == 1
     with make(hierarchical=False):
-        assert sum(map(len, region._windows.values())) == 1
+        assert window_count() == 1
     held[0] = 1
     del held
     with make(hierarchical=False):
-        assert sum(map(len, region._windows.values())) == 0
+        assert window_count() == 0
+
+
+def check_errors_come_back_from_all_that_is_ours():
+    with make(node=2 * RANK // SIZE) as comm:
+        ours = [comm._comm, comm._ending, comm._grouping.node, comm._grouping._leaders]
+        for found in ours:
+            assert found is None or found.Get_errhandler() == MPI.ERRORS_RETURN, found
 
 
 def check_reduction_of_mpi():
