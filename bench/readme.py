@@ -36,7 +36,7 @@ def cell(entry):
     if entry is None:
         return ""
     ratio, ours, theirs, name = entry
-    shown = f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
+    shown = f"**{ratio:.2f}**" if round(ratio, 2) < 1 else f"{ratio:.2f}"
     return f"{shown} ({ours:.3g} / {theirs:.3g}, {name})"
 
 

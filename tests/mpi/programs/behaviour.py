@@ -12,11 +12,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
-import mpi4py
 import numpy as np
-
-# What the program wants of its own communicators is not for ours.
-mpi4py.rc.errors = "fatal"
 from mpi4py import MPI
 
 from cobre_net.mpi import MpiRegion, communicator, ending, fast, grouping, region
