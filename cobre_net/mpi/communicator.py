@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -25,7 +25,7 @@ from cobre_shm.call_text import words_text
 from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion, exit_status
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import (
-    CobreError,
+    AllocationFailed,
     CollectiveFailed,
     CollectiveMismatch,
     InitializationFailed,
@@ -33,6 +33,7 @@ from cobre_shm.errors import (
 )
 from cobre_shm.fastcall import ContextFirst
 from cobre_shm.heap import HeapRegion
+from cobre_shm.kernels import context, mpi_words
 from cobre_shm.member import Member
 from cobre_shm.selection.kinds import MpiConfig
 from cobre_shm.validate import (
@@ -49,6 +50,7 @@ __all__ = ["MpiCommunicator"]
 
 logger = logging.getLogger("cobre_shm")
 
+_Result = TypeVar("_Result")
 # What must be the same on all ranks, and the variable that says it.
 _EQUAL_SETTINGS = {
     "hierarchical": "COBRE_MPI_HIERARCHICAL",
@@ -100,6 +102,9 @@ class MpiCommunicator(ContextFirst, Member):
 
     def __init__(self, config: MpiConfig) -> None:
         self._fast: fast.Fast | None = None
+        self._words = fast.new_words()
+        # Held by the thread that is inside, unless it is on the fast road.
+        self._lock = threading.Lock()
         self._asks_at_exit = False
         self._windows: Windows | None = None
         self._context = _closed
@@ -123,7 +128,7 @@ class MpiCommunicator(ContextFirst, Member):
                 self._ending.Free()
                 raise
             if self.size > 1:
-                self._windows = new_windows(self._comm)
+                self._windows = new_windows(self._comm, self)
         except BaseException as error:
             if not is_refused_by_all and ending.has_peers():
                 # They may wait for this rank in here.
@@ -139,8 +144,7 @@ class MpiCommunicator(ContextFirst, Member):
         if self._engine is self._flat and not config.check:
             self._fast = fast.make_road(MpiCommunicator, self._flat)
             if self._fast is not None:
-                self._context = self._fast.state
-        self._claim = fast.Claim(self._fast)
+                self._context = self._words = self._fast.state
         if self._group is not None:
             for name in _DELEGATED:
                 setattr(self, name, getattr(self._group, name))
@@ -162,22 +166,28 @@ class MpiCommunicator(ContextFirst, Member):
         """See :meth:`Communicator.allgatherv`."""
         self._check_usable()
         send, recv = check_gather_buffers(self.size, send, recv, displs)
-        mistakes: list[Exception] = []
+        known = None
         if counts is not None:
-            checked = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
-        with self._in_one_call():
-            if counts is None:
-                counts = self._gather_counts(send)
-                checked, mistakes = check_gathered(self.rank, self.size, send, recv, counts, displs)
+            known = check_allgatherv(self.rank, self.size, send, recv, counts, displs)
+
+        def gather() -> tuple[Array, list[Exception]]:
+            mistakes: list[Exception] = []
+            checked = known
+            if checked is None:
+                found = self._gather_counts(send)
+                checked, mistakes = check_gathered(self.rank, self.size, send, recv, found, displs)
             if self._config.check:
                 hashed = zlib.crc32(checked.counts.tobytes())
                 total = int(checked.counts.sum())
                 self._compare(layout.ALLGATHERV, dtype_tag(send.dtype), total, high=hashed)
             self._engine.allgatherv(*checked)
-        self._learn(checked.send.dtype)
+            self._learn(checked.send.dtype)
+            return checked.recv, mistakes
+
+        result, mistakes = self._inside(gather)
         if mistakes:
             raise mistakes.pop()
-        return checked.recv
+        return result
 
     def _gather_counts(self, send: Array) -> Array:
         counts = np.empty(self.size, np.int64)
@@ -191,25 +201,31 @@ class MpiCommunicator(ContextFirst, Member):
     ) -> Array:
         """See :meth:`Communicator.allreduce`."""
         self._check_usable()
-        send, recv, op = check_allreduce(send, recv, op)
-        with self._in_one_call():
+        source, target, checked = check_allreduce(send, recv, op)
+
+        def reduce() -> Array:
             if self._config.check:
-                self._compare(layout.ALLREDUCE | op << 8, dtype_tag(send.dtype), send.size)
-            self._engine.allreduce(send, recv, op)
-        self._learn(send.dtype, op)
-        return recv
+                self._compare(layout.ALLREDUCE | checked << 8, dtype_tag(source.dtype), source.size)
+            self._engine.allreduce(source, target, checked)
+            self._learn(source.dtype, checked)
+            return target
+
+        return self._inside(reduce)
 
     def broadcast(self, buf: Array, root: int = 0) -> Array:
         """See :meth:`Communicator.broadcast`."""
         self._check_usable()
         array = check_broadcast(self.size, self.rank, buf, root)
-        with self._in_one_call():
+
+        def spread() -> Array:
             if self._config.check:
                 what = layout.BROADCAST | int(root) << 16
                 self._compare(what, dtype_tag(array.dtype), array.size)
             self._engine.broadcast(array, int(root))
-        self._learn(array.dtype)
-        return array
+            self._learn(array.dtype)
+            return array
+
+        return self._inside(spread)
 
     def barrier(self) -> None:
         """See :meth:`Communicator.barrier`."""
@@ -218,10 +234,13 @@ class MpiCommunicator(ContextFirst, Member):
     def _meet(self, what: int) -> None:
         """Wait for all ranks in the call with this code of ``layout``."""
         self._check_usable()
-        with self._in_one_call():
+
+        def meet() -> None:
             if self._config.check:
                 self._compare(what, 0, 0)
             self._engine.barrier()
+
+        self._inside(meet)
 
     def create_shared_region(
         self, shape: int | tuple[int, ...], dtype: DTypeLike = np.float64
@@ -229,7 +248,8 @@ class MpiCommunicator(ContextFirst, Member):
         """See :meth:`Communicator.create_shared_region`."""
         self._check_usable()
         extents, element = check_region(shape, dtype)
-        with self._in_one_call():
+
+        def make() -> SharedRegion:
             if self._config.check:
                 tag, count, hashed = region_words(extents, element)
                 self._compare(layout.REGION, tag, count, high=hashed)
@@ -238,13 +258,18 @@ class MpiCommunicator(ContextFirst, Member):
             node = self._grouping.node
             return MpiRegion(self._comm, node, self._windows, extents, element, self._meet)
 
+        return self._inside(make)
+
     def split_local(self) -> Communicator:
         """See :meth:`Communicator.split_local`."""
         self._check_usable()
-        with self._in_one_call():
+
+        def split() -> Communicator:
             if self._config.check:
                 self._compare(layout.SPLIT, 0, 0)
             return self._grouping.split()
+
+        return self._inside(split)
 
     def abort(self, code: int = 1) -> NoReturn:
         """End the whole job with ``code``, as MPI_Abort does; it does not return.
@@ -260,16 +285,19 @@ class MpiCommunicator(ContextFirst, Member):
 
     def close(self) -> None:
         """See :meth:`Communicator.close`. Windows go later, see ``region.py``."""
+        if not self._is_over() and not self._try_inside(self._close):
+            raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
+
+    def _close(self) -> None:
         if self._is_over():
             return
-        if not self._claim.take() and self._unusable is None:
-            raise InvalidCommunicator("Another thread is inside a collective: close() must wait")
-        self._retire()
-        if self._windows is not None:
-            self._windows.is_closed = True
+        # First, as it may refuse.
         self._grouping.close()
+        self._retire()
+        self._words[mpi_words.CLOSED] = 1
         if not MPI.Is_finalized():
             # MPI expects this to be local, although all ranks must do it at some time.
+            self._grouping.free()
             self._comm.Free()
             if not self._asks_at_exit:
                 self._ending.Free()
@@ -281,29 +309,31 @@ class MpiCommunicator(ContextFirst, Member):
         trace: TracebackType | None,
     ) -> None:
         """Close; a process that ends after leaving by an exception ends the job."""
-        # The group of this node, also where it is one of several.
-        self._grouping.leave(kind, error, trace)
-        is_member = self.size > 1 and not self._is_over()
-        if error is not None and is_member and ending.exit_code(error) != 0:
-            ending.left_by_exception(self._ending, error)
-            self._asks_at_exit = True
+        if error is not None and not self._is_over():
+            if not isinstance(error, SystemExit):
+                self._grouping.tell_peers(error)
+            if self.size > 1 and ending.exit_code(error) != 0 and not self._asks_at_exit:
+                self._asks_at_exit = True
+                ending.left_by_exception(self._ending, error)
         try:
             self.close()
         except InvalidCommunicator:
-            # A thread of this rank is inside still. What ends the block tells more.
             if error is None:
                 raise
+            # A thread of this rank is inside still, and shall be the last. What ends the block
+            # tells more than that.
+            self._lose(self._interrupted())
 
     def _fail_for(self, text: str) -> None:
         """MPI has no word for it: see ``ending.py``."""
 
     def _disown(self) -> None:
-        self._claim.keep()
+        self._words[mpi_words.CLOSED] = 1
 
     def _lose(self, reason: CollectiveFailed) -> None:
         """Be of no use from now on."""
         self._unusable = copy.copy(reason)
-        self._claim.keep()
+        self._words[mpi_words.CLOSED] = 1
 
     def _learn(self, dtype: np.dtype[Any], op: ReduceOp | None = None) -> None:
         """Such a call takes the fast road from now on."""
@@ -326,36 +356,59 @@ class MpiCommunicator(ContextFirst, Member):
         self._lose(reason)
         raise reason from error
 
-    @contextmanager
-    def _in_one_call(self) -> Iterator[None]:
-        """Be inside a collective, which one thread can be at a time.
+    def _inside(self, collective: Callable[[], _Result]) -> _Result:
+        """Do a collective as the one thread that is inside the communicator.
 
-        An exception that leaves it loses the group, unless it is an error of ours: of several
-        functions of MPI some may have been called, and peers wait in the next. Errors of ours are
-        raised on all ranks alike, or have failed the group already.
+        An exception that leaves it loses the group, unless it is one of those that all ranks raise
+        alike: of several functions of MPI some may have been called, and peers wait in the next.
         """
-        if not self._claim.take():
+        found: list[_Result] = []
+
+        def run() -> None:
+            # Another thread may have lost or closed it since.
             self._check_usable()
-            raise self._taken()
-        try:
-            yield
-        except MPI.Exception as error:
-            self._fail(error)
-        except CobreError as error:
-            if isinstance(error, CollectiveFailed) and self._unusable is None:
+            try:
+                found.append(collective())
+            except MPI.Exception as error:
                 self._fail(error)
-            raise
-        except BaseException:
-            self._lose(
-                CollectiveFailed(
-                    f"A collective was interrupted on rank {self.rank} by an exception",
-                    context={"backend": self.backend, "rank": self.rank},
-                )
-            )
-            raise
-        finally:
-            if self._unusable is None:
-                self._claim.give_back()
+            except (AllocationFailed, CollectiveMismatch, InitializationFailed):
+                raise
+            except CollectiveFailed as error:
+                if self._unusable is None:
+                    self._fail(error)
+                raise
+            except BaseException:
+                self._lose(self._interrupted())
+                raise
+
+        if not self._try_inside(run):
+            raise self._taken()
+        return found[0]
+
+    def _try_inside(self, do: Callable[[], None]) -> bool:
+        """Call ``do`` unless a thread is inside: another one, or this one below a signal handler.
+
+        An exception of a handler leaves nothing taken, wherever it comes. So the lock is taken by
+        a ``with`` statement, which waits where another thread was faster by a hair.
+        """
+        if self._lock.locked():
+            return False
+        words = self._words
+        with self._lock:
+            try:
+                words[mpi_words.METHOD] = 1
+                is_free = not words[context.BUSY]
+                if is_free:
+                    do()
+            finally:
+                words[mpi_words.METHOD] = 0
+        return bool(is_free)
+
+    def _interrupted(self) -> CollectiveFailed:
+        return CollectiveFailed(
+            f"A collective was interrupted on rank {self.rank} by an exception",
+            context={"backend": self.backend, "rank": self.rank},
+        )
 
     def _check_settings(self) -> None:
         """Refuse settings that differ, on all ranks: they would call different functions of MPI."""

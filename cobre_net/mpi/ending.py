@@ -90,6 +90,8 @@ def left_by_exception(comm: Any, error: BaseException) -> None:
     """
     # One question for the same ranks: a library has few communicators, and a program that goes on
     # may leave many blocks. Whose first such block was another asks alone, and ends the job.
+    if MPI.Is_finalized():
+        return
     if any(MPI.Comm.Compare(comm, other) == MPI.CONGRUENT for other, _ in _left):
         comm.Free()
         return

@@ -19,11 +19,10 @@ from cobre_shm import fastcall
 from cobre_shm.datatypes import ReduceOp
 from cobre_shm.kernels import context, mpi_words, objects
 from cobre_shm.native.cache import addresses
-from cobre_shm.native.entry import CLAIM
 from cobre_shm.native.reduce import reduction_address
 from cobre_shm.native.table import MPI_ROAD
 
-__all__ = ["Claim", "Fast", "install", "make_road"]
+__all__ = ["Fast", "install", "make_road", "new_words"]
 
 _FUNCTIONS = {
     "barrier": "MPI_Barrier",
@@ -33,10 +32,11 @@ _FUNCTIONS = {
 }
 
 
-def _closed_state() -> Any:
+def new_words() -> Any:
+    """Return the words of a communicator with a closed road: all calls take the Python methods."""
     state = np.zeros(mpi_words.WORDS, np.int64)
     state[context.SELF] = state.ctypes.data
-    state[context.BUSY] = 1
+    state[mpi_words.CLOSED] = 1
     return state
 
 
@@ -44,9 +44,9 @@ def install(cls: type) -> Any:
     """Put the road in the place of ``cls``'s methods, where this Python allows it.
 
     Returns:
-        The words of a communicator whose road is closed: all its calls take the Python methods.
+        The words of all communicators that have no road.
     """
-    state = _closed_state()
+    state = new_words()
     probe: Any = object.__new__(cls)
     probe._context = state
     sample = [1, 2]
@@ -68,35 +68,8 @@ def make_road(cls: type, flat: Flat) -> Fast | None:
     return Fast(cls, flat) if fastcall.is_installed(cls) else None
 
 
-class Claim:
-    """Which thread of this process is inside a communicator: its word BUSY, which the road takes.
-
-    Of two threads one gets it; nobody does when it was kept. A new one is free.
-
-    Args:
-        road: Of the communicator, if it has one.
-    """
-
-    def __init__(self, road: Fast | None) -> None:
-        self._state = _closed_state() if road is None else road.state
-        self._address = int(self._state[context.SELF])
-        self.give_back()
-
-    def take(self) -> bool:
-        """Become the thread that is inside, unless another is."""
-        return CLAIM.call(self._address, 0) == context.READY
-
-    def give_back(self) -> None:
-        """Let the next call begin. Only the thread that is inside may."""
-        self._state[context.BUSY] = 0
-
-    def keep(self) -> None:
-        """Let no call begin any more; those that would take the road take the Python methods."""
-        self._state[context.BUSY] = 1
-
-
 class Fast:
-    """The words of one communicator, and what they point at. Closed until a Claim is made of it.
+    """The words of one communicator, and what they point at.
 
     Args:
         cls: On which :func:`install` was called.
@@ -115,7 +88,7 @@ class Fast:
         self._kept = integers, lengths, room
         library = ctypes.CDLL(MPI.__file__)
         displs, arguments, counts = np.split(integers, (size, size + 3))
-        state = _closed_state()
+        state = new_words()
         kernels = {name: _address(library, function) for name, function in _FUNCTIONS.items()}
         fastcall.serve(cls, state, displs, arguments, kernels)
         state[context.RANK], state[context.SIZE] = flat.rank, size
@@ -131,6 +104,7 @@ class Fast:
         state[mpi_words.LIST_TYPE] = id(list)
         self.state = state
         self._known = fastcall.Known(state)
+        state[mpi_words.CLOSED] = 0
 
     def learn(self, dtype: np.dtype[Any], op: ReduceOp | None = None) -> None:
         """Take calls with this dtype, and this reduction, from now on."""

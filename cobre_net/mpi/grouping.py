@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +61,7 @@ class Grouping:
             why_flat = self._form_groups(nodes.firsts)
         if why_flat and config.hierarchical is True and flat.size > 1:
             self.close()
+            self.free()
             raise InitializationFailed(
                 "mpi",
                 f"Shared memory within the nodes was demanded, but {why_flat}",
@@ -171,20 +171,22 @@ class Grouping:
             with suppress(SystemExit):
                 self._group.abort(code)
 
-    def leave(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leave the group of this node, which hears of ``error``."""
+    def tell_peers(self, error: BaseException) -> None:
+        """Fail the group of this node for an exception of this rank's program."""
         if self._group is not None:
-            self._group.__exit__(kind, error, trace)
+            self._group._tell_peers(error)
 
     def close(self) -> None:
-        """Release the group and the communicators."""
+        """Release the group and the communicators.
+
+        Raises:
+            InvalidCommunicator: A thread is inside a collective of the group; nothing is released.
+        """
         if self._group is not None:
             self._group.close()
+
+    def free(self) -> None:
+        """Release the communicators of MPI."""
         if not MPI.Is_finalized():
             for comm in (self._leaders, self.node):
                 if comm is not None:

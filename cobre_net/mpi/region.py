@@ -23,6 +23,7 @@ from cobre_shm.arrays import bytes_of, bytes_of_shape
 from cobre_shm.communicator import Array, SharedRegion
 from cobre_shm.errors import AllocationFailed
 from cobre_shm.limits import available_bytes, shared_memory_bytes
+from cobre_shm.member import Member
 from cobre_shm.segment.mapping import array_at
 
 __all__ = ["MpiRegion", "Windows", "new_windows"]
@@ -47,13 +48,19 @@ class _Window:
 class Windows:
     """The windows that a communicator has made, in that order, the same on all of its ranks.
 
-    Attributes:
-        is_closed: Whether this rank has closed the communicator.
+    Args:
+        owner: The communicator.
     """
 
-    def __init__(self) -> None:
-        self.is_closed = False
+    def __init__(self, owner: Member) -> None:
+        self._owner = weakref.ref(owner)
         self._made: list[_Window] = []
+
+    @property
+    def is_left(self) -> bool:
+        """Whether this rank has closed the communicator, or dropped it."""
+        owner = self._owner()
+        return owner is None or owner._is_over()
 
     def __len__(self) -> int:
         return len(self._made)
@@ -68,25 +75,26 @@ class Windows:
             return
         is_held = np.array([window.memory() is not None for window in self._made], np.uint8)
         comm.Allreduce(MPI.IN_PLACE, [is_held, MPI.UINT8_T], MPI.MAX)
-        held = []
-        for window, is_wanted in zip(self._made, is_held, strict=True):
-            if is_wanted:
-                held.append(window)
-            else:
-                window.window.Unlock_all()
-                window.window.Free()
-        self._made = held
+        made = list(zip(self._made, is_held, strict=True))
+        self._made = [window for window, is_wanted in made if is_wanted]
+        for window in (window for window, is_wanted in made if not is_wanted):
+            window.window.Unlock_all()
+            window.window.Free()
 
 
-# By the group of their ranks: of the communicators that are not closed, or left windows behind.
+# By the group of their ranks: of the communicators that are in use, or left windows behind.
 _windows: list[tuple[Any, list[Windows]]] = []
 
 
-def new_windows(comm: Any) -> Windows:
-    """Return the place for a new communicator's windows; free what closed ones left behind.
+def new_windows(comm: Any, owner: Member) -> Windows:
+    """Return the place for a new communicator's windows; free what others have left behind.
 
-    Collective over ``comm``, an mpi4py communicator of the same ranks. Communicators of the same
-    ranks are made by one thread at a time: all ranks must find the same ones.
+    Collective. Communicators of the same ranks are made by one thread at a time: all ranks must
+    find the same ones.
+
+    Args:
+        comm: mpi4py communicator of the same ranks.
+        owner: The new communicator.
     """
     group = comm.Get_group()
     same = [found for ranks, found in _windows if MPI.Group.Compare(ranks, group) == MPI.IDENT]
@@ -95,20 +103,21 @@ def new_windows(comm: Any) -> Windows:
     else:
         same.append([])
         _windows.append((group, same[0]))
-    (before,) = same
+    (found,) = same
+    before, new = found[:], Windows(owner)
+    # First, so that the next one finds it on all ranks, whatever becomes of this one.
+    found.append(new)
     if before:
-        # Whether all have closed it, and the same number of windows: a rank may have failed in the
+        # Whether all have left it, and the same number of windows: a rank may have failed in the
         # making of one, and then nobody frees them.
-        facts = np.array([(w.is_closed, len(w), -len(w)) for w in before], np.int64)
+        facts = np.array([(w.is_left, len(w), -len(w)) for w in before], np.int64)
         comm.Allreduce(MPI.IN_PLACE, facts, MPI.MIN)
-        for windows, (is_closed, least, most) in zip(before[:], facts.tolist(), strict=True):
-            if is_closed and least == -most:
+        for windows, (is_left, least, most) in zip(before, facts.tolist(), strict=True):
+            if is_left and least == -most:
                 windows.free(comm)
-            if is_closed and (least != -most or not len(windows)):
-                before.remove(windows)
-    windows = Windows()
-    before.append(windows)
-    return windows
+            if is_left and (least != -most or not len(windows)):
+                found.remove(windows)
+    return new
 
 
 class MpiRegion(SharedRegion):

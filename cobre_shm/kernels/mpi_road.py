@@ -5,9 +5,10 @@ that the communicator has met before, below the largest message. Anything else, 
 wrong, goes to the Python method of the same name, before anything is sent. A function of MPI that
 fails leaves its code for the Python method ``_finish_...``, which raises.
 
-The word BUSY says whether a thread is inside; the Python methods claim it too. It is exchanged with
-the GIL, before that is given up, and so are the rooms written that MPI reads. Of two threads in one
-communicator the second thus comes to the Python method, which refuses. After a failure BUSY stays.
+One thread at a time is inside a communicator: on the road, which has BUSY set meanwhile, or in a
+Python method, which has METHOD set. All who set or read these words have the GIL, and so have those
+who write the rooms that MPI reads; the road looks at both words and sets its own without giving up
+the GIL in between. Who finds another thread inside goes to the Python method, which refuses.
 
 The words are those of ``context.py``, as far as they apply, and those of ``mpi_words.py``. The
 kernels of the road are MPI_Barrier, MPI_Bcast, MPI_Allreduce and MPI_Allgatherv; handles are passed
@@ -21,17 +22,19 @@ from __future__ import annotations
 from typing import Any
 
 from cobre_shm.kernels import context, known
-from cobre_shm.kernels.atomics import load_plain, store_plain, store_release
+from cobre_shm.kernels.atomics import load_plain, store_plain
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.mpi_words import (
     ALLGATHER,
     BYTE,
+    CLOSED,
     COMM,
     COUNTS,
     ERROR,
     IN_PLACE,
     LENGTHS,
     LIST_TYPE,
+    METHOD,
     PIECE_BYTES,
     ROOM,
     SMALL_BYTES,
@@ -61,7 +64,6 @@ from cobre_shm.kernels.road import (
     WRITEABLE,
     context_of,
     element_count,
-    is_free,
     is_integers,
     is_layout,
     is_plain,
@@ -69,7 +71,6 @@ from cobre_shm.kernels.road import (
     overlap,
     own_start,
 )
-from cobre_shm.kernels.rounds import claim
 from cobre_shm.kernels.rows import reduce_rows
 
 __all__ = [
@@ -81,26 +82,37 @@ __all__ = [
 
 
 @inlined
-def _is_done(ctx: Any, code: int) -> bool:
-    """Let the next call begin, or keep the code of a function that failed."""
+def _is_free(ctx: Any) -> bool:
+    """Whether a call may take the road now; with the GIL."""
+    return ctx[CLOSED] == 0 and ctx[METHOD] == 0 and ctx[context.BUSY] == 0
+
+
+@inlined
+def _begin(ctx: Any) -> int:
+    """Be inside, and give up the GIL; return what takes it back."""
+    ctx[context.BUSY] = 1
+    return release_gil()
+
+
+@inlined
+def _is_done(ctx: Any, thread: int, code: int) -> bool:
+    """Take the GIL back, and let the next call begin; whether MPI's function has succeeded."""
+    take_gil(thread)
+    ctx[context.BUSY] = 0
     # An int of C: the upper half of the register is anything.
     ctx[ERROR] = code & 0xFFFFFFFF
-    if ctx[ERROR] != 0:
-        return False
-    store_release(ctx[context.SELF] + 8 * context.BUSY, 0)
-    return True
+    return ctx[ERROR] == 0
 
 
 @inlined
 def barrier_call(instance: int, unused: int) -> int:
     """METH_NOARGS."""
     ctx = context_of(instance)
-    if claim(ctx, 0) != context.READY:
+    if not _is_free(ctx):
         return call_with_self(ctx[context.BARRIER_METHOD], instance, instance, 0, 0)
-    thread = release_gil()
+    thread = _begin(ctx)
     code = call_function(ctx[context.BARRIER_KERNEL], ctx[COMM], 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    take_gil(thread)
-    if not _is_done(ctx, code):
+    if not _is_done(ctx, thread, code):
         return call_with_self(ctx[context.BARRIER_FINISH], instance, instance, 0, 0)
     incref(ctx[context.NONE])
     return ctx[context.NONE]
@@ -118,7 +130,7 @@ def broadcast_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         and load_plain(kwnames + TUPLE_ITEMS) == ctx[context.NAME_ROOT]
     )
     given = nargs + 1 if is_named else nargs
-    if (kwnames != 0 and not is_named) or nargs < 1 or given > 2 or not is_free(ctx):
+    if (kwnames != 0 and not is_named) or nargs < 1 or given > 2 or not _is_free(ctx):
         return call_with_self(method, instance, args, nargs, kwnames)
     if given == 2:
         number = load_plain(args + 8)
@@ -134,15 +146,12 @@ def broadcast_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
     nbytes = element_count(buf) * load_plain(entry + known.ITEM_BYTES)
     if nbytes > ctx[PIECE_BYTES]:
         return call_with_self(method, instance, args, nargs, kwnames)
-    if claim(ctx, 0) != context.READY:
-        return call_with_self(method, instance, args, nargs, kwnames)
     data = load_plain(buf + ARRAY_DATA)
-    thread = release_gil()
+    thread = _begin(ctx)
     code = call_function(
         ctx[context.BROADCAST_KERNEL], data, nbytes, ctx[BYTE], root, ctx[COMM], 0, 0, 0, 0, 0
     )
-    take_gil(thread)
-    if not _is_done(ctx, code):
+    if not _is_done(ctx, thread, code):
         return call_with_self(ctx[context.BROADCAST_FINISH], instance, args, nargs, kwnames)
     incref(buf)
     return buf
@@ -194,7 +203,7 @@ def allreduce_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         (kwnames != 0 and not is_named)
         or nargs < 1
         or nargs > (2 if is_named else 3)
-        or not is_free(ctx)
+        or not _is_free(ctx)
     ):
         return call_with_self(method, instance, args, nargs, kwnames)
     if is_named:
@@ -230,15 +239,15 @@ def allreduce_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
             or (source != place and overlap(source, place, nbytes))
         ):
             return call_with_self(method, instance, args, nargs, kwnames)
-    if claim(ctx, 0) != context.READY:
+    if not _is_free(ctx):
+        # What made the array may have run any code.
         if is_new:
             decref(recv)
         return call_with_self(method, instance, args, nargs, kwnames)
     target = load_plain(recv + ARRAY_DATA)
-    thread = release_gil()
+    thread = _begin(ctx)
     code = _reduce(ctx, entry, source, target, count, nbytes)
-    take_gil(thread)
-    if not _is_done(ctx, code):
+    if not _is_done(ctx, thread, code):
         if is_new:
             decref(recv)
         return call_with_self(ctx[context.ALLREDUCE_FINISH], instance, args, nargs, kwnames)
@@ -269,7 +278,7 @@ def allgatherv_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
     """METH_FASTCALL | METH_KEYWORDS: (send, recv, counts, displs=None)."""
     ctx = context_of(instance)
     method = ctx[context.ALLGATHERV_METHOD]
-    if kwnames != 0 or nargs < 3 or nargs > 4 or not is_free(ctx):
+    if kwnames != 0 or nargs < 3 or nargs > 4 or not _is_free(ctx):
         return call_with_self(method, instance, args, nargs, kwnames)
     send, recv = load_plain(args), load_plain(args + 8)
     if (
@@ -307,10 +316,8 @@ def allgatherv_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         source = ctx[IN_PLACE]
     elif source < target + room * item_bytes and target < source + own_bytes:
         return call_with_self(method, instance, args, nargs, kwnames)
-    if claim(ctx, 0) != context.READY:
-        return call_with_self(method, instance, args, nargs, kwnames)
     byte = ctx[BYTE]
-    thread = release_gil()
+    thread = _begin(ctx)
     code = call_function(
         ctx[context.ALLGATHERV_KERNEL],
         source,
@@ -324,8 +331,7 @@ def allgatherv_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         0,
         0,
     )
-    take_gil(thread)
-    if not _is_done(ctx, code):
+    if not _is_done(ctx, thread, code):
         return call_with_self(ctx[context.ALLGATHERV_FINISH], instance, args, nargs, kwnames)
     incref(recv)
     return recv

@@ -7,12 +7,14 @@ from cobre_shm.kernels import context
 __all__ = [
     "ALLGATHER",
     "BYTE",
+    "CLOSED",
     "COMM",
     "COUNTS",
     "ERROR",
     "IN_PLACE",
     "LENGTHS",
     "LIST_TYPE",
+    "METHOD",
     "PIECE_BYTES",
     "ROOM",
     "SMALL_BYTES",
@@ -28,4 +30,6 @@ COUNTS = context.WORDS + 7  # address of room for two 64-bit integers per rank
 LENGTHS = context.WORDS + 8  # address of room for two 32-bit integers per rank
 LIST_TYPE = context.WORDS + 9
 ERROR = context.WORDS + 10  # what the last function that failed returned
-WORDS = context.WORDS + 11
+CLOSED = context.WORDS + 11  # 1: no call may take the road
+METHOD = context.WORDS + 12  # 1: a Python method is inside the communicator
+WORDS = context.WORDS + 13

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import gc
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -191,7 +193,7 @@ def check_rank_that_cannot_join_its_node_is_told_to_all():
 
 def check_communicators_are_given_back():
     """MPICH has 2,048 of them; each of ours takes several."""
-    for turn in range(300):
+    for turn in range(150):
         with make(hierarchical=turn % 10 == 0) as comm:
             comm.split_local().close()
 
@@ -406,15 +408,22 @@ def make_regions(comm):
 
 def check_two_threads_in_one_communicator():
     """One is inside; the other is refused, on either road, and nothing is mixed up."""
-    comm = make(hierarchical=False)
-    comm.allreduce(np.ones(3))
+    for settings in {}, {"check": True}:
+        comm = make(hierarchical=False, **settings)
+        comm.allreduce(np.ones(3))
+        enter_by_two_threads(comm)
+        comm.close()
+        expect_error(InvalidCommunicator, "closed", comm.barrier)
+
+
+def enter_by_two_threads(comm):
     if comm.rank:
         MPI.COMM_WORLD.Barrier()
         comm.barrier()
     else:
         thread = threading.Thread(target=comm.barrier)
         thread.start()
-        while not comm._context[context.BUSY]:
+        while not (comm._words[context.BUSY] or comm._lock.locked()):
             time.sleep(0.001)
         calls = (
             comm.barrier,
@@ -431,8 +440,69 @@ def check_two_threads_in_one_communicator():
         MPI.COMM_WORLD.Barrier()
         thread.join()
     assert (comm.allreduce(np.ones(3)) == comm.size).all()
-    comm.close()
-    expect_error(InvalidCommunicator, "closed", comm.barrier)
+
+
+class Alarm(Exception):
+    pass
+
+
+def ring(number, frame):
+    raise Alarm
+
+
+def check_handlers_that_raise_leave_nothing_taken():
+    """Wherever one comes, the communicator is usable or lost, and can be closed."""
+    before = signal.signal(signal.SIGALRM, ring)
+    lost = 0
+    for turn in range(150):
+        comm = make(comm=MPI.COMM_SELF, hierarchical=False, check=bool(turn % 2))
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1e-4 + 2e-6 * turn)
+            while True:
+                comm.allreduce(np.ones(3))
+        except Alarm:
+            pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            comm.barrier()
+        except CollectiveFailed:
+            lost += 1
+        comm.close()
+        expect_error(InvalidCommunicator, "closed", comm.barrier)
+    signal.signal(signal.SIGALRM, before)
+    assert lost > 0
+
+
+def check_block_is_left_while_a_thread_is_inside():
+    """What ends the block stays what it is, and the communicator is of no use."""
+    comm = make(hierarchical=False)
+    if RANK == 0:
+        thread = threading.Thread(target=comm.barrier)
+        with contextlib.suppress(ZeroDivisionError), comm:
+            thread.start()
+            while not comm._words[context.BUSY]:
+                time.sleep(0.001)
+            raise ZeroDivisionError
+        expect_error(CollectiveFailed, "the block was left", comm.barrier)
+        expect_error(InvalidCommunicator, "must wait", comm.close)
+        MPI.COMM_WORLD.Barrier()
+        thread.join()
+    else:
+        MPI.COMM_WORLD.Barrier()
+        comm.barrier()
+    with contextlib.suppress(ZeroDivisionError), comm:
+        # On all ranks, or it would be a failure of one.
+        raise ZeroDivisionError
+
+
+def check_windows_of_dropped_communicators_are_given_back():
+    with make(hierarchical=False) as comm:
+        dropped = comm.split_local()
+        dropped.create_shared_region(10).close()
+        del dropped
+        gc.collect()
+        with comm.split_local():
+            assert window_count() == 0
 
 
 def check_blocks_left_by_exceptions_cost_no_communicators():
