@@ -86,8 +86,9 @@ def interrupt_between(comm, method, at):
     if comm.rank == 0:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(comm, "_run", run_and_interrupt)
-            # The fences of a region take the fast road.
-            patch.setattr(frozen, "fence", lambda: run_and_interrupt(collectives.BARRIER, *_FENCE))
+            # The fences of a region are plans, which take the fast road.
+            fence = collectives.BARRIER, 0, layout.FREEZE, 0, 0
+            patch.setattr(frozen, "_freeze", lambda: run_and_interrupt(*fence))
             with pytest.raises(Late):
                 calls[method]()
     with pytest.raises(RankFailed, match="interrupted") as caught:
@@ -95,7 +96,6 @@ def interrupt_between(comm, method, at):
     return caught.value.rank
 
 
-_FENCE = 0, layout.BARRIER, 0, 0
 _SEVERAL = ["allgatherv", "array", "frozen region", "region", "split", "shared result"]
 
 
