@@ -26,6 +26,7 @@ from cobre_shm.communicator import Array, Communicator, Counts, SharedRegion, ex
 from cobre_shm.datatypes import ReduceOp, dtype_tag
 from cobre_shm.errors import (
     AllocationFailed,
+    CobreError,
     CollectiveFailed,
     CollectiveMismatch,
     InitializationFailed,
@@ -258,7 +259,7 @@ class MpiCommunicator(ContextFirst, Member):
             node = self._grouping.node
             return MpiRegion(self._comm, node, self._windows, extents, element, self._meet)
 
-        return self._inside(make)
+        return self._inside(make, AllocationFailed)
 
     def split_local(self) -> Communicator:
         """See :meth:`Communicator.split_local`."""
@@ -269,7 +270,7 @@ class MpiCommunicator(ContextFirst, Member):
                 self._compare(layout.SPLIT, 0, 0)
             return self._grouping.split()
 
-        return self._inside(split)
+        return self._inside(split, AllocationFailed, InitializationFailed)
 
     def abort(self, code: int = 1) -> NoReturn:
         """End the whole job with ``code``, as MPI_Abort does; it does not return.
@@ -291,10 +292,14 @@ class MpiCommunicator(ContextFirst, Member):
     def _close(self) -> None:
         if self._is_over():
             return
-        # First, as it may refuse.
-        self._grouping.close()
-        self._retire()
+        try:
+            self._grouping.close()
+        except InvalidCommunicator:
+            # A thread is inside the group of the node. Nothing was begun.
+            self._words[mpi_words.METHOD] = 0
+            raise
         self._words[mpi_words.CLOSED] = 1
+        self._retire()
         if not MPI.Is_finalized():
             # MPI expects this to be local, although all ranks must do it at some time.
             self._grouping.free()
@@ -331,9 +336,10 @@ class MpiCommunicator(ContextFirst, Member):
         self._words[mpi_words.CLOSED] = 1
 
     def _lose(self, reason: CollectiveFailed) -> None:
-        """Be of no use from now on."""
-        self._unusable = copy.copy(reason)
+        """Be of no use from now on, unless it was of none before."""
         self._words[mpi_words.CLOSED] = 1
+        if self._unusable is None:
+            self._unusable = copy.copy(reason)
 
     def _learn(self, dtype: np.dtype[Any], op: ReduceOp | None = None) -> None:
         """Such a call takes the fast road from now on."""
@@ -356,11 +362,12 @@ class MpiCommunicator(ContextFirst, Member):
         self._lose(reason)
         raise reason from error
 
-    def _inside(self, collective: Callable[[], _Result]) -> _Result:
+    def _inside(self, collective: Callable[[], _Result], *alike: type[CobreError]) -> _Result:
         """Do a collective as the one thread that is inside the communicator.
 
-        An exception that leaves it loses the group, unless it is one of those that all ranks raise
-        alike: of several functions of MPI some may have been called, and peers wait in the next.
+        An exception that leaves it loses the group, unless it is one of ``alike``, which all ranks
+        raise and which leave nothing unfinished: of several functions of MPI some may have been
+        called, and peers wait in the next.
         """
         found: list[_Result] = []
 
@@ -369,10 +376,11 @@ class MpiCommunicator(ContextFirst, Member):
             self._check_usable()
             try:
                 found.append(collective())
+            except alike:
+                self._words[mpi_words.METHOD] = 0
+                raise
             except MPI.Exception as error:
                 self._fail(error)
-            except (AllocationFailed, CollectiveMismatch, InitializationFailed):
-                raise
             except CollectiveFailed as error:
                 if self._unusable is None:
                     self._fail(error)
@@ -388,20 +396,24 @@ class MpiCommunicator(ContextFirst, Member):
     def _try_inside(self, do: Callable[[], None]) -> bool:
         """Call ``do`` unless a thread is inside: another one, or this one below a signal handler.
 
-        An exception of a handler leaves nothing taken, wherever it comes. So the lock is taken by
-        a ``with`` statement, which waits where another thread was faster by a hair.
+        A handler may raise anywhere, and again before it is told that the group is lost. So the
+        lock is taken by a ``with`` statement, which waits where another thread was faster by a
+        hair, and METHOD stays where ``do`` was left by an exception: who comes next loses the
+        group.
         """
         if self._lock.locked():
             return False
         words = self._words
         with self._lock:
-            try:
-                words[mpi_words.METHOD] = 1
-                is_free = not words[context.BUSY]
-                if is_free:
-                    do()
-            finally:
-                words[mpi_words.METHOD] = 0
+            if words[mpi_words.ERROR]:
+                self._lose(failed(MPI.Exception(int(words[mpi_words.ERROR])), self.rank))
+            if words[mpi_words.METHOD]:
+                self._lose(self._interrupted())
+            words[mpi_words.METHOD] = 1
+            is_free = not words[context.BUSY]
+            if is_free:
+                do()
+            words[mpi_words.METHOD] = 0
         return bool(is_free)
 
     def _interrupted(self) -> CollectiveFailed:

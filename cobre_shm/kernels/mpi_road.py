@@ -96,11 +96,13 @@ def _begin(ctx: Any) -> int:
 
 @inlined
 def _is_done(ctx: Any, thread: int, code: int) -> bool:
-    """Take the GIL back, and let the next call begin; whether MPI's function has succeeded."""
+    """Take the GIL back, and let the next call begin, unless MPI's function has failed."""
     take_gil(thread)
-    ctx[context.BUSY] = 0
     # An int of C: the upper half of the register is anything.
     ctx[ERROR] = code & 0xFFFFFFFF
+    if ctx[ERROR] != 0:
+        ctx[CLOSED] = 1
+    ctx[context.BUSY] = 0
     return ctx[ERROR] == 0
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -446,31 +447,69 @@ class Alarm(Exception):
     pass
 
 
+# How many signals are still to come.
+alarms = [0]
+
+
 def ring(number, frame):
-    raise Alarm
+    if not alarms[0]:
+        # It was on its way when the last one stopped the timer.
+        return
+    alarms[0] -= 1
+    if not alarms[0]:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    while frame is not None:
+        # Only there, or this program would have to expect it anywhere.
+        if frame.f_code.co_filename == communicator.__file__:
+            raise Alarm
+        frame = frame.f_back
 
 
 def check_handlers_that_raise_leave_nothing_taken():
-    """Wherever one comes, the communicator is usable or lost, and can be closed."""
+    """Wherever they come, the communicator is usable or lost, and can be closed."""
     before = signal.signal(signal.SIGALRM, ring)
     lost = 0
-    for turn in range(150):
-        comm = make(comm=MPI.COMM_SELF, hierarchical=False, check=bool(turn % 2))
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 1e-4 + 2e-6 * turn)
-            while True:
+    for turn in range(200):
+        # Of three turns two have several signals in a row.
+        comm = make(comm=MPI.COMM_SELF, hierarchical=False, check=True)
+        begun, done = [], []
+        reduce = comm._engine.allreduce
+
+        def count(*args, begun=begun, done=done, reduce=reduce):
+            begun.append(None)
+            reduce(*args)
+            done.append(None)
+
+        comm._engine.allreduce = count
+        with contextlib.suppress(Alarm):
+            alarms[0] = 1 + turn % 3
+            signal.setitimer(signal.ITIMER_REAL, 1e-4 + 2e-6 * turn, 2e-5)
+            while alarms[0]:
                 comm.allreduce(np.ones(3))
-        except Alarm:
-            pass
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        while alarms[0]:
+            time.sleep(0.001)
         try:
             comm.barrier()
+            assert len(begun) == len(done), turn
         except CollectiveFailed:
             lost += 1
         comm.close()
         expect_error(InvalidCommunicator, "closed", comm.barrier)
     signal.signal(signal.SIGALRM, before)
     assert lost > 0
+
+
+def check_mismatch_within_a_node_is_of_the_whole_group():
+    """The ranks of one node differ: they hear of it with their ranks, and all is lost for them."""
+    comm = make(node=2 * RANK // SIZE)
+    if RANK < SIZE // 2:
+        call = comm.barrier if RANK else partial(comm.allreduce, np.ones(3, "i8"))
+        error = expect_error(CollectiveFailed, "of one node", call)
+        assert "Within the node of ranks 0 to" in str(error), error
+        again = expect_error(CollectiveFailed, "lost", comm.barrier)
+        assert str(again) == str(error)
+    WORLD.Barrier()
+    comm.close()
 
 
 def check_block_is_left_while_a_thread_is_inside():
