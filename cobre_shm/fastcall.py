@@ -42,13 +42,16 @@ _SIGNATURES = {
     "barrier": "($self, /)",
     "broadcast": "($self, buf, root=0)",
     "allreduce": "($self, send, recv=None, op=0)",
+    "allreduce_shared": "($self, send, op=0)",
     "allgatherv": "($self, send, recv=None, counts=None, displs=None)",
 }
-# By operation: the address of the road, and of the kernel that it calls.
+# By operation: the address of the road, and of the kernel that it calls. That of a shared result is
+# the road of an allreduce.
 _ROADS = {
     "barrier": function_address("barrier_call"),
     "broadcast": function_address("broadcast_call"),
     "allreduce": function_address("allreduce_call"),
+    "allreduce_shared": function_address("allreduce_shared_call"),
     "allgatherv": function_address("allgatherv_call"),
 }
 _KERNELS = {
@@ -169,7 +172,7 @@ def install(cls: type, roads: Mapping[str, int] = _ROADS) -> None:
     """Replace the methods of ``cls`` by the fast road; ``remove`` undoes it.
 
     Args:
-        cls: Has methods of these names, and ``_finish_...`` for each.
+        cls: Has methods of these names, and ``_finish_...`` for each that has a kernel.
         roads: The addresses of the C functions by operation; by default those of shared memory.
     """
     new_method = ctypes.pythonapi.PyDescr_NewMethod
@@ -211,8 +214,10 @@ def serve(
         return
     for name in _ROADS:
         upper = name.upper()
-        state[getattr(context, f"{upper}_METHOD")] = id(getattr(cls, f"_slow_{name}"))
-        state[getattr(context, f"{upper}_FINISH")] = id(getattr(cls, f"_finish_{name}"))
+        if hasattr(cls, f"_slow_{name}"):
+            state[getattr(context, f"{upper}_METHOD")] = id(getattr(cls, f"_slow_{name}"))
+        if name in kernels:
+            state[getattr(context, f"{upper}_FINISH")] = id(getattr(cls, f"_finish_{name}"))
     state[context.NONE] = id(None)
     state[context.ARRAY_TYPE] = id(np.ndarray)
     state[context.INT_TYPE] = id(int)

@@ -33,6 +33,7 @@ from cobre_shm.kernels.reduce import BOOLEAN_REDUCTIONS, REDUCTIONS
 from cobre_shm.kernels.road import (
     allgatherv_call,
     allreduce_call,
+    allreduce_shared_call,
     barrier_call,
     broadcast_call,
     plan_call,
@@ -46,7 +47,8 @@ __all__ = ["build"]
 
 _SOURCES = (
     *(barrier, broadcast, allreduce_common, allgatherv, allreduce, claim),
-    *(barrier_call, broadcast_call, allreduce_call, allgatherv_call, plan_call),
+    *(barrier_call, broadcast_call, allreduce_call, allgatherv_call),
+    *(allreduce_shared_call, plan_call),
     *(call_back, raise_kept, reduce_rows),
 )
 _INTEGER = types.int64

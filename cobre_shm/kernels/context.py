@@ -48,6 +48,7 @@ WATCH_LIST = 36  # room for what a sleeper watches, see waiting.py; 0: it watche
 # For the fast road: addresses of kernels, and of Python objects that live as long as this vector.
 BARRIER_KERNEL, BROADCAST_KERNEL, ALLREDUCE_KERNEL, ALLGATHERV_KERNEL = 48, 49, 50, 51
 BARRIER_METHOD, BROADCAST_METHOD, ALLREDUCE_METHOD, ALLGATHERV_METHOD = 52, 53, 54, 55
+ALLREDUCE_SHARED_METHOD = 115
 BARRIER_FINISH, BROADCAST_FINISH, ALLREDUCE_FINISH, ALLGATHERV_FINISH = 56, 57, 58, 59
 NONE, ARRAY_TYPE, INT_TYPE, INT64, SUM = 60, 61, 62, 63, 64
 NAME_OP, NAME_ROOT, EMPTY_LIKE = 65, 66, 67
@@ -89,7 +90,7 @@ COMING = 86  # of the slot of the coming round
 CURRENT = 87  # of the slot of the round that was published last
 POSITION = 88  # at which the next large slot begins
 TUNING = 92  # the 17 words of layout.HEADER_TUNING, see tuning.py
-WORDS = 115
+WORDS = 116
 
 SCRATCH_BYTES = 131072
 

@@ -46,14 +46,17 @@ from cobre_shm.kernels.python_c import (
     integer_of,
     load_i32,
     release_gil,
+    store_i32,
     take_gil,
 )
+from cobre_shm.tuning import COMMON_BYTES
 
 __all__ = [
     "C_CONTIGUOUS",
     "WRITEABLE",
     "allgatherv_call",
     "allreduce_call",
+    "allreduce_shared_call",
     "barrier_call",
     "broadcast_call",
     "context_of",
@@ -233,6 +236,39 @@ def allreduce_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
         result = passed_on(ctx, call_with_self(finish, instance, place, 3, 0))
     if is_new:
         decref(recv)
+    return result
+
+
+@inlined
+def allreduce_shared_call(instance: int, args: int, nargs: int, kwnames: int) -> int:
+    """METH_FASTCALL | METH_KEYWORDS: (send, op=SUM), of less than makes one result for all."""
+    ctx = context_of(instance)
+    method = ctx[context.ALLREDUCE_SHARED_METHOD]
+    op = ctx[context.SUM]
+    is_named = kwnames != 0
+    if is_named and (
+        nargs != 1
+        or load_plain(kwnames + TUPLE_SIZE) != 1
+        or load_plain(kwnames + TUPLE_ITEMS) != ctx[context.NAME_OP]
+    ):
+        return call_with_self(method, instance, args, nargs, kwnames)
+    if is_named or nargs == 2:
+        op = load_plain(args + 8)
+    if nargs < 1 or nargs > 2 or not is_plain(ctx, load_plain(args), C_CONTIGUOUS):
+        return call_with_self(method, instance, args, nargs, kwnames)
+    send = load_plain(args)
+    entry = known_entry(ctx, load_plain(send + ARRAY_DESCR), op)
+    nbytes = element_count(send) * load_plain(entry + known.ITEM_BYTES) if entry != 0 else 0
+    if nbytes == 0 or nbytes >= ctx[context.TUNING + COMMON_BYTES]:
+        return call_with_self(method, instance, args, nargs, kwnames)
+    place = ctx[context.ARGUMENTS]
+    store_plain(place, send)
+    store_plain(place + 8, ctx[context.NONE])
+    store_plain(place + 16, op)
+    result = allreduce_call(instance, place, 3, 0)
+    if result != 0:
+        # A new array, of which nobody else knows yet.
+        store_i32(result + ARRAY_FLAGS, load_i32(result + ARRAY_FLAGS) & ~WRITEABLE)
     return result
 
 

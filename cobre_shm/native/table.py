@@ -26,6 +26,7 @@ FUNCTIONS = {
     "broadcast_call": 4,
     "allreduce_call": 4,
     "allgatherv_call": 4,
+    "allreduce_shared_call": 4,
     "plan_call": 2,
     "call_back": 4,
     "raise_kept": 1,

@@ -47,6 +47,9 @@ CALLS = {
     "name": lambda comm: comm.allreduce(SEND, RECV, "max"),
     "keyword": lambda comm: comm.allreduce(SEND, RECV, op="min"),
     "new result, keyword": lambda comm: comm.allreduce(SEND, op="prod"),
+    "shared result": lambda comm: comm.allreduce_shared(SEND),
+    "shared result, name": lambda comm: comm.allreduce_shared(SEND, "max"),
+    "shared result, keyword": lambda comm: comm.allreduce_shared(SEND, op=ReduceOp.MIN),
     "broadcast": lambda comm: comm.broadcast(RECV, root=0),
     "barrier": lambda comm: comm.barrier(),
 }
@@ -68,6 +71,30 @@ def test_reduction_by_a_name_that_was_not_met_is_the_same(comm):
         assert np.array_equal(comm.allreduce(SEND, None, spelling), SEND)
     with pytest.raises(ValueError, match="median"):
         comm.allreduce(SEND, None, "median")
+
+
+def test_shared_results_of_either_way_are_new_and_cannot_be_written(comm):
+    unusual = [
+        lambda: comm.allreduce_shared(send=SEND),
+        lambda: comm.allreduce_shared(SEND.reshape(3, 1), op="prod"),
+        lambda: comm.allreduce_shared(memoryview(SEND)),
+    ]
+    for call in *unusual, *(lambda call=call: call(comm) for call in list(CALLS.values())[6:9]):
+        for _ in range(2):
+            result = call()
+            assert not result.flags.writeable
+            assert not np.may_share_memory(result, SEND)
+            with pytest.raises(ValueError, match="read-only"):
+                result[0] = 1
+    assert SEND.flags.writeable
+    assert comm.allreduce(SEND).flags.writeable
+    for wrong in {"kind": "max"}, {"op": "max", "recv": None}:
+        with pytest.raises(TypeError):
+            comm.allreduce_shared(SEND, **wrong)
+    with pytest.raises(TypeError):
+        comm.allreduce_shared()
+    with pytest.raises(TypeError):
+        comm.allreduce_shared(SEND, "max", None)
 
 
 def test_dtype_is_known_again_after_many_others(comm):
