@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cobre_shm.arrays import address_of, check_shape
+from cobre_shm.arrays import address_of, check_shape, private_array
 from cobre_shm.datatypes import Array, Counts, ReduceOp, dtype_tag, is_movable, is_reducible
 from cobre_shm.errors import CobreError, InvalidBufferSize, InvalidDatatype, InvalidRoot
 
@@ -131,7 +131,7 @@ def check_allgatherv(
     if recv is None:
         if needed * send.itemsize > _INT64_MAX:
             raise InvalidBufferSize(op, "at most 2**63 - 1 bytes", needed, what="size of recv")
-        recv = np.empty(needed, dtype=send.dtype)
+        recv = private_array((needed,), send.dtype)
     elif recv.dtype != send.dtype:
         raise InvalidDatatype(op, f"send has dtype {send.dtype}, recv has {recv.dtype}")
     elif recv.size < needed:
@@ -183,7 +183,7 @@ def check_allreduce(
     name = "allreduce"
     send, op = check_reduction(name, send, op)
     if recv is None:
-        return send, np.empty(send.shape, dtype=send.dtype), op
+        return send, private_array(send.shape, send.dtype), op
     recv = as_buffer(name, "recv", recv, writable=True)
     if recv.dtype != send.dtype:
         raise InvalidDatatype(name, f"send has dtype {send.dtype}, recv has {recv.dtype}")

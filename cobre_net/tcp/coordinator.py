@@ -134,6 +134,20 @@ class Coordinator(SmallRounds):
         advance: Callable[[], None] | None,
     ) -> None:
         """Move everything that can be moved, until nothing is left."""
+        self._has_agreed = lambda rank: inflows[rank - 1].has_called
+        try:
+            self._move(inflows, outflows, advance)
+        finally:
+            # The same without what was moved, which the caller wants to be rid of.
+            called = {flow.link.rank for flow in inflows if flow.has_called}
+            self._has_agreed = called.__contains__
+
+    def _move(
+        self,
+        inflows: Sequence[Inflow],
+        outflows: Sequence[Outflow],
+        advance: Callable[[], None] | None,
+    ) -> None:
         poller = select.poll()
         masks: dict[int, int] = {}
         open_flows = {
@@ -142,7 +156,6 @@ class Coordinator(SmallRounds):
         }
         patience = self._patience()
         uncalled = len(inflows)
-        self._has_agreed = lambda rank: inflows[rank - 1].has_called
         for link in self.links:
             link.begin_stream()
         while open_flows:

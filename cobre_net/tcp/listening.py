@@ -7,10 +7,9 @@ import errno
 import os
 import socket
 
-from cobre_net.tcp.secret import is_loopback
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.selection.kinds import TcpConfig
-from cobre_shm.selection.values import join_address
+from cobre_shm.selection.values import is_loopback, join_address, names_loopback
 
 __all__ = ["listen"]
 
@@ -56,7 +55,14 @@ def listen(config: TcpConfig, backlog: int) -> socket.socket:
 
 
 def _narrowed(config: TcpConfig, wildcard: str) -> str:
-    """Loopback in place of a wildcard where nobody was told to come any other way."""
+    """Loopback in place of a wildcard where nobody was told to come any other way.
+
+    Debian gives a host's own name an address of loopback, on that host alone: where others may
+    come, such a name says nothing of the address by which they do.
+    """
+    is_guarded = config.insecure or config.secret is not None or config.secret_file is not None
+    if is_guarded and not names_loopback(config.coordinator):
+        return wildcard
     try:
         found = socket.getaddrinfo(config.coordinator, config.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

@@ -25,6 +25,9 @@ from cobre_shm.selection.kinds import TcpConfig
 
 __all__ = ["Membership"]
 
+# In which the sentinel's thread, having the lock, comes to say so, on a crowded machine.
+_LOOK_SECS = 1.0
+
 
 class Membership(Member):
     """A communicator as far as it belongs to a group, without any operation.
@@ -41,9 +44,10 @@ class Membership(Member):
         self.size = config.size
         self._config = config
         self._lock = threading.Lock()
-        # How often the sentinel's thread has wanted the lock, and how often it was done with it; it
-        # never keeps it for long.
+        # How often the sentinel's thread has wanted the lock, and how often it was done with it;
+        # and whether it has it, which is never long.
         self._looks_begun = self._looks_ended = 0
+        self._is_looking = False
         self._star: Coordinator | Worker | None = None
         self._sentinel: Sentinel | None = None
         if config.size > 1:
@@ -130,12 +134,15 @@ class Membership(Member):
         return 0 if self._star is None else self._star.sequence
 
     def _take_lock(self) -> bool:
-        """Take the lock; False: another thread of the user holds it."""
+        """Take the lock; False: a thread of the user holds it, perhaps this one below a handler."""
         ended = self._looks_ended
         if self._lock.acquire(blocking=False):
             return True
         # If the sentinel had it, that look had begun by now and had not ended before.
-        return self._looks_begun != ended and self._lock.acquire()
+        if self._looks_begun == ended:
+            return False
+        # It wants it at least. If it has it, it says so or gives it back within this time.
+        return self._lock.acquire(timeout=_LOOK_SECS) or (self._is_looking and self._lock.acquire())
 
     def _own(self, kind: str, **fields: Any) -> Failure:
         me = own_identity()
@@ -167,16 +174,21 @@ class Membership(Member):
         self._looks_begun += 1
         try:
             with self._lock:
-                star = self._star
-                if self._unusable is not None or not isinstance(star, Coordinator):
-                    return False
-                failure = star.failure_of(link, "its connection ended")
-                if failure.kind != "left":
-                    self._fail(failure)
-                # If somebody still waits for one that closed, the next collective finds out.
-                return failure.kind == "left"
+                self._is_looking = True
+                return self._look_at(link)
         finally:
+            self._is_looking = False
             self._looks_ended += 1
+
+    def _look_at(self, link: Link) -> bool:
+        star = self._star
+        if self._unusable is not None or not isinstance(star, Coordinator):
+            return False
+        failure = star.failure_of(link, "its connection ended")
+        if failure.kind != "left":
+            self._fail(failure)
+        # If somebody still waits for one that closed, the next collective finds out.
+        return failure.kind == "left"
 
 
 class _Round:

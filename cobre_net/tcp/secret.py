@@ -7,15 +7,15 @@ that nobody exchanges it in between.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import stat
 from typing import Any
 
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.selection.kinds import TcpConfig
+from cobre_shm.selection.values import is_loopback
 
-__all__ = ["check_exposure", "is_loopback", "read_secret"]
+__all__ = ["check_exposure", "read_secret"]
 
 _MAX_BYTES = 4096
 
@@ -64,14 +64,6 @@ def check_exposure(config: TcpConfig, key: bytes, address: str, what: str) -> No
         suggestion="Give all ranks the same secret: COBRE_TCP_SECRET_FILE=FILE (mode 0600). On a "
         "network where everybody is trusted, COBRE_TCP_INSECURE=1.",
     )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether a numeric address, perhaps with a scope, is that of this machine alone."""
-    number = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(number, ipaddress.IPv6Address) and number.ipv4_mapped is not None:
-        number = number.ipv4_mapped
-    return number.is_loopback
 
 
 def _read_inherited(name: str) -> bytes:

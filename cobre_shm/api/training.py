@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from cobre_shm import sddp
 from cobre_shm.api.place import Place, find_place
 from cobre_shm.api.plain import decode, encode
@@ -283,7 +285,9 @@ def _on_workers(
     cancellation: Cancellation | None,
 ) -> _Outcome:
     def on_event(_rank: int, payload: bytes) -> bool:
-        return callback is not None and callback(ProgressEvent(**json.loads(payload))) is True
+        if callback is None:
+            return False
+        return _asks_to_stop(callback(ProgressEvent(**json.loads(payload))))
 
     with place.meeting() as meeting:
         group = WorkerGroup(
@@ -295,6 +299,11 @@ def _on_workers(
             cancellation=cancellation,
         )
         return _Outcome(group.run(), group.pids)
+
+
+def _asks_to_stop(answer: object) -> bool:
+    """Whether a callback has returned True, Python's or numpy's."""
+    return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
 
 def _train_here(
@@ -314,7 +323,7 @@ def _train_here(
             nonlocal is_stopping
             if callback is not None:
                 event = ProgressEvent.of(item, comm.rank, limit)
-                is_stopping = callback(event) is True or is_stopping
+                is_stopping = _asks_to_stop(callback(event)) or is_stopping
 
         details = sddp.train(
             loaded,

@@ -33,7 +33,9 @@ __all__ = [
     "TuningFile",
     "ValueType",
     "Word",
+    "is_loopback",
     "join_address",
+    "names_loopback",
     "split_address",
 ]
 
@@ -358,3 +360,19 @@ def split_address(text: str) -> tuple[str, int | None]:
 def join_address(host: str, port: int | None) -> str:
     """Return ``host:port`` or ``[v6]:port``."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a numeric address, perhaps with a scope, is that of this machine alone."""
+    number = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(number, ipaddress.IPv6Address) and number.ipv4_mapped is not None:
+        number = number.ipv4_mapped
+    return number.is_loopback
+
+
+def names_loopback(host: str) -> bool:
+    """Whether a host is written as this machine alone: as a number, or ``localhost``."""
+    try:
+        return is_loopback(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

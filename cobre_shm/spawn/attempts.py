@@ -55,7 +55,7 @@ def _run(
     job: Job, events: Events, attempt: int, deadline: float | None, zygote: Zygote | None
 ) -> Outcome:
     """Run a group in a session of its own: a new meeting, new processes."""
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as last, contextlib.ExitStack() as stack:
         start: Start = FreshStart()
         if zygote is not None:
             stack.callback(zygote.kill)
@@ -66,6 +66,8 @@ def _run(
             meeting = stack.enter_context(_meet(job))
             guard = stack.enter_context(Guard(meeting.unlink))
         monitor = stack.enter_context(Monitor.started()) if job.monitor else None
+        # Nor may anything end us between the end of the guard and that of the name.
+        stack.callback(lambda: last.enter_context(signals_held()))
         return Group(job, meeting, guard, events, attempt, deadline, monitor).run(start)
 
 

@@ -41,7 +41,12 @@ def cpus_of_ranks(policy: str, size: int, system: Path = _SYSTEM) -> list[list[i
     if policy == "numa":
         nodes = _nodes(allowed, system)
         return [nodes[rank * len(nodes) // size] for rank in range(size)]
-    wanted = parse_numbers(policy)
+    try:
+        wanted = parse_numbers(policy)
+    except InvalidArguments as error:
+        raise InvalidArguments(
+            f"--bind-to: expected none, core, numa or CPUs such as 0,3-5, not {policy!r}"
+        ) from error
     refused = [cpu for cpu in wanted if cpu not in allowed]
     if refused:
         raise InvalidArguments(

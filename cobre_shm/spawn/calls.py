@@ -92,7 +92,7 @@ def _pack(function: Callable[..., Any], call: object) -> bytes:
     try:
         data = _dumps(call)
         needs_value = _cloudpickle() is None and _is_of_main(function)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError) as error:
         hint = None if _cloudpickle() is not None else _INSTALL
         raise ProgramNotRunnable(
             f"{function!r} or its arguments cannot be sent to the workers: {error}",

@@ -16,7 +16,8 @@ Exit codes; the first cause decides:
 Ranks that fail only because a peer did never decide: the meeting names the culprit. After a
 failure the others have a moment to end by themselves, woken through the meeting; then their
 process groups get SIGTERM, and after the grace time SIGKILL. SIGINT is passed on and followed by
-the same two steps, each after the grace time, or at the next ^C.
+the same two steps, each after the grace time, or at the next ^C. Another signal that comes again
+takes the next step too, but not within a second.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ __all__ = ["TIMED_OUT", "Group", "Outcome"]
 
 TIMED_OUT = 124
 _LOOK_SECS = 1.0
+# Two ending signals this close are one request: of a terminal that is closed the kernel sends a
+# SIGHUP and the shell another one. A second ^C means what it says.
+_AGAIN_SECS = 1.0
 
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FORWARDED_SIGNALS = (
@@ -80,7 +84,8 @@ class Outcome:
 
     Attributes:
         code: Exit code.
-        has_failed: Whether a rank failed by itself, so that another attempt makes sense.
+        has_failed: Whether a rank failed by itself, and nobody has asked for the end since, so
+            that another attempt makes sense.
     """
 
     code: int
@@ -129,6 +134,8 @@ class Group:
         self._strays: set[int] = set()
         self._first_failure: Rank | None = None
         self._ended_by: int | None = None
+        # When somebody last asked for the end by a signal, by the monotonic clock.
+        self._asked_at: float | None = None
         self._is_overdue = self._has_timed_out = False
         self._is_asking = False
         self._write_error: OSError | None = None
@@ -241,13 +248,18 @@ class Group:
                     self.terminal.resume()
 
     def _on_ending_signal(self, number: int) -> None:
+        now = time.monotonic()
+        is_again = self._asked_at is None or now - self._asked_at >= _AGAIN_SECS
+        if is_again:
+            self._asked_at = now
         if self._first_failure is None and not self.is_ending:
             self._ended_by = number
         if not self._running and not self._strays:
             # All that is left is output which nobody takes.
             self._is_abandoned = True
         elif not self._ladder.is_used_up:
-            self._ladder.advance()
+            if number == signal.SIGINT or is_again:
+                self._ladder.advance()
         elif number == signal.SIGINT:
             self._ladder.begin(interrupting_steps(self.job.grace))
         else:
@@ -377,7 +389,7 @@ class Group:
                 shown = () if is_last else tail
                 block = verdict.to_text(self.job.group_size, rows, shown)
             self.output.say(block)
-            return Outcome(verdict.code, has_failed=True)
+            return Outcome(verdict.code, has_failed=self._asked_at is None)
         error = self._write_error
         if error is None:
             return Outcome(0)

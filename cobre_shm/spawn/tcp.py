@@ -26,6 +26,7 @@ from typing import Any, Self
 from cobre_shm.descriptors import above_standard, socket_above_standard
 from cobre_shm.errors import InitializationFailed
 from cobre_shm.selection.kinds import TcpConfig
+from cobre_shm.selection.values import is_loopback, names_loopback
 from cobre_shm.spawn.environment import rank_variables
 from cobre_shm.spawn.meeting import Progress
 from cobre_shm.spawn.network import Network
@@ -154,7 +155,10 @@ def _listen(coordinator: str | None) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
-        # The address by which the others come is one of this node, or forwarded to it.
+        # The address by which the others come is one of this node, or forwarded to it. Debian gives
+        # a node's own name an address of loopback, on that node alone.
+        if not names_loopback(host) and is_loopback(str(address[0])):
+            return socket.create_server(("", port), family=family)
         try:
             return socket.create_server(address[:2], family=family)
         except OSError as error:

@@ -6,18 +6,22 @@ import os
 import socket
 import struct
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cobre_net.tcp import TcpCommunicator, handshake, joining, reception
+from cobre_net.tcp import TcpCommunicator, handshake, joining, listening, reception
 from cobre_net.tcp.joining import join
 from cobre_net.tcp.link import Ended
 from cobre_net.tcp.reception import _Reception, gather
 from cobre_net.tcp.secret import read_secret
-from cobre_shm.errors import InitializationFailed
+from cobre_shm.errors import InitializationFailed, InvalidCommunicator
+from cobre_shm.spawn import tcp as spawn_tcp
 from tests.support.backends import free_port
+from tests.support.ranks import results_of, run_ranks
 from tests.tcp.joiners import SECRET, Group, config, introduce, is_closed
 
 
@@ -38,7 +42,7 @@ def test_lock_that_the_sentinel_gives_back_between_two_looks_is_taken():
     class Lock:
         tries = 0
 
-        def acquire(self, blocking=True):
+        def acquire(self, blocking=True, timeout=-1):
             self.tries += 1
             if self.tries == 1:
                 comm._looks_ended += 1
@@ -51,6 +55,56 @@ def test_lock_that_the_sentinel_gives_back_between_two_looks_is_taken():
     comm._lock, comm._looks_begun = Lock(), 1
     comm.close()
     assert comm._lock.tries == 2
+
+
+def test_lock_that_is_held_is_not_waited_for_because_the_sentinel_wants_it():
+    """As of a signal handler that closes, below a collective of its own thread."""
+    comm = TcpCommunicator(config(free_port(), 0, 1))
+    with comm._lock:
+        comm._looks_begun = 1
+        with pytest.raises(InvalidCommunicator, match="must wait"):
+            comm.close()
+    comm._looks_begun = 0
+    comm.close()
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "settings", "expected"),
+    [
+        ("localhost", {"secret": "s"}, "127.0.0.1"),
+        ("127.0.0.1", {"secret": "s"}, "127.0.0.1"),
+        ("node-0", {"secret": "s"}, "0.0.0.0"),
+        ("node-0", {"secret": None, "insecure": True}, "0.0.0.0"),
+        # Nobody else may come.
+        ("node-0", {"secret": None}, "127.0.1.1"),
+    ],
+)
+def test_name_of_a_debian_host_narrows_nothing_where_others_may_come(
+    monkeypatch, coordinator, settings, expected
+):
+    own = {"node-0": "127.0.1.1"}
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, port, **_: [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (own.get(host, "127.0.0.1"), port))
+        ],
+    )
+    found = config(29500, 0, 2, coordinator=coordinator, **settings)
+    assert listening._narrowed(found, "0.0.0.0") == expected
+    assert spawn_tcp.names_loopback(coordinator) == (coordinator != "node-0")
+
+
+def gather_and_let_go(comm):
+    recv = np.zeros(comm.size << 17)
+    comm.allgatherv(np.ones(1 << 17), recv)
+    kept = weakref.ref(recv)
+    del recv
+    return kept() is None
+
+
+def test_buffers_of_a_large_gather_are_let_go():
+    assert results_of(run_ranks(gather_and_let_go, 2, "tcp")) == [True, True]
 
 
 def test_coordinator_that_never_comes_is_named_when_the_time_is_up():

@@ -14,7 +14,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cobre_shm.datatypes import ReduceOp
-from cobre_shm.errors import CommError, InvalidBufferSize, InvalidDatatype, InvalidRoot
+from cobre_shm.errors import (
+    AllocationFailed,
+    CommError,
+    InvalidBufferSize,
+    InvalidDatatype,
+    InvalidRoot,
+)
 from cobre_shm.testing.conformance.foreign import InterfaceOnly, unaligned
 from cobre_shm.validate import (
     as_buffer,
@@ -140,6 +146,11 @@ def test_check_allgatherv_recv_left_out_holds_every_block():
     layout = check_allgatherv(0, 2, np.zeros(2, "i4"), None, [2, 3], [10, 0])
     assert layout.recv.shape == (12,)
     assert layout.recv.dtype == np.int32
+
+
+def test_result_for_which_there_is_no_memory_is_refused():
+    with pytest.raises(AllocationFailed):
+        check_allgatherv(0, 2, np.zeros(2), None, [2, 1 << 56], None)
 
 
 @pytest.mark.parametrize(
