@@ -166,6 +166,9 @@ def _worker_place(name: str, workers: int, coordinator: str | None) -> Place:
 
 
 def _coordinator_of_environment() -> str | None:
+    if os.environ.get("COBRE_TCP_REPORT"):
+        # This process is a rank of a launcher, and that address its group's.
+        return None
     address = {name: os.environ.get(name, "") for name in (_COORDINATOR, _PORT)}
     if not address[_COORDINATOR]:
         return None

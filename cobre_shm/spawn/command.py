@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +23,7 @@ def execute(words: Sequence[str]) -> int:
     try:
         options = parse(words)
         if options.own.doctor:
-            return _examine(options)
+            return _examine_for_a_reader(options)
         job = options.job()
         if options.own.dry_run:
             from cobre_shm.spawn.dry_run import show
@@ -36,6 +38,16 @@ def execute(words: Sequence[str]) -> int:
         told = error if isinstance(error, CobreError) else _refused(error)
         _show(told, as_json=wants_json(words))
         return told.exit_code if isinstance(told, LaunchError) else BAD_BACKEND
+
+
+def _examine_for_a_reader(options: Options) -> int:
+    try:
+        return _examine(options)
+    except BrokenPipeError:
+        # Nobody reads on, and Python shall not try again at its end.
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 1)
+        return 128 + signal.SIGPIPE
 
 
 def _examine(options: Options) -> int:

@@ -104,15 +104,32 @@ def _import_all(link: socket.socket, preload: str, words: list[str]) -> None:
     kernels.announce.append(announce)
     # A program that is given another backend imports it for itself.
     backend = os.environ.get("COBRE_COMM_BACKEND", "")
-    more = _used_by(words) if preload == "auto" else preload.split(",") if preload else []
-    for name in (*_PRELOADED, *filter(None, [_BACKENDS.get(backend)]), *more):
+    for name in (*_PRELOADED, *filter(None, [_BACKENDS.get(backend)])):
         importlib.import_module(name)
+    _import_more(preload, words)
     if backend == "shm":
         # Where it is refused, ranks will say so.
         with contextlib.suppress(CobreError, OSError):
             _call_once()
     # Ranks would inherit it, without the link: programs may have more to compile.
     kernels.announce.clear()
+
+
+def _import_more(preload: str, words: list[str]) -> None:
+    if preload == "auto":
+        for name in _used_by(words):
+            importlib.import_module(name)
+    elif preload:
+        # Those that the user names may lie beside the program, where it would find them.
+        path = direct.first_path(words)
+        if path is not None:
+            sys.path.insert(0, path)
+        try:
+            for name in preload.split(","):
+                importlib.import_module(name)
+        finally:
+            if path is not None:
+                sys.path.remove(path)
 
 
 def _call_once() -> None:

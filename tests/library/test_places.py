@@ -9,6 +9,7 @@ import pytest
 
 import cobre_shm
 from cobre_shm import BackendKind, IncompatibleSettings, LocalCommunicator
+from cobre_shm.api import place
 from cobre_shm.api.place import find_place
 from cobre_shm.errors import BackendNotAvailable, InitializationFailed, InvalidBackend
 from cobre_shm.sddp import series_digest
@@ -266,3 +267,10 @@ def test_program_without_a_guard_trains_on_workers(case_path, tmp_path, way):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines().count("trained 2 shm") == 1
+
+
+def test_address_of_a_rank_of_the_launcher_is_not_for_its_workers(monkeypatch):
+    monkeypatch.setenv("COBRE_TCP_COORDINATOR", "127.0.0.1:29555")
+    assert place._coordinator_of_environment() == "127.0.0.1:29555"
+    monkeypatch.setenv("COBRE_TCP_REPORT", "fd:9")
+    assert place._coordinator_of_environment() is None

@@ -172,6 +172,14 @@ def test_program_that_never_joins_does_not_hold_the_monitor(spawn, lasts):
     assert b"Traceback" not in out
 
 
+def test_examination_that_nobody_reads_ends_as_by_sigpipe(spawn):
+    process = spawn.start("-n", 1, "--doctor")
+    process.stdout.close()
+    process.stdout = None
+    assert process.communicate()[1] == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
 def test_every_attempt_is_shown(spawn):
     spawn.write("program.py", WORK)
     flags = ("--monitor", "--output-dir", "logs", "--max-restarts", 1)

@@ -239,6 +239,15 @@ def test_reason_is_said_whatever_the_locale(spawn, text):
     assert f"one by one: RuntimeError: {text}\n".encode() in done.stderr
 
 
+def test_module_beside_the_program_can_be_preloaded(spawn):
+    spawn.write("heavy.py", "")
+    code = "import sys\nbefore = 'heavy' in sys.modules\nimport heavy\nprint(before)"
+    spawn.write("program.py", code)
+    done = spawn.run("-n", 2, "--preload", "heavy", "program.py")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"True\n") == 2
+
+
 @pytest.fixture
 def importing(spawn):
     """A launcher whose zygote imports for as long as nobody ends it."""
