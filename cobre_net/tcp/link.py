@@ -274,7 +274,7 @@ class Link:
     def is_silent(self) -> bool:
         """Whether packets have been repeated for so long and none was acknowledged.
 
-        If so, the connection is reset. To be asked once a second.
+        If so, the connection is reset. To be asked at least once a second.
         """
         try:
             info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)

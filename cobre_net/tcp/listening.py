@@ -60,16 +60,15 @@ def _narrowed(config: TcpConfig, wildcard: str) -> str:
     Debian gives a host's own name an address of loopback, on that host alone: where others may
     come, such a name says nothing of the address by which they do.
     """
-    is_guarded = config.insecure or config.secret is not None or config.secret_file is not None
-    if is_guarded and not names_loopback(config.coordinator):
-        return wildcard
     try:
         found = socket.getaddrinfo(config.coordinator, config.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         # The others may know it by a name that means nothing here.
         return wildcard
     addresses = [str(each[4][0]) for each in found]
-    if addresses and all(map(is_loopback, addresses)):
+    is_guarded = config.insecure or config.secret is not None or config.secret_file is not None
+    may_be_meant = names_loopback(config.coordinator) or not is_guarded
+    if addresses and all(map(is_loopback, addresses)) and may_be_meant:
         return addresses[0]
     return "::" if all(":" in each for each in addresses) else wildcard
 

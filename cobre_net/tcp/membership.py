@@ -175,9 +175,11 @@ class Membership(Member):
         try:
             with self._lock:
                 self._is_looking = True
-                return self._look_at(link)
+                try:
+                    return self._look_at(link)
+                finally:
+                    self._is_looking = False
         finally:
-            self._is_looking = False
             self._looks_ended += 1
 
     def _look_at(self, link: Link) -> bool:

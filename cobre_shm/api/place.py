@@ -7,8 +7,9 @@
     backend="mpi", or a registered name  this process is one rank of a group, started elsewhere
 
 The environment chooses nothing, with one exception: for several workers, ``"auto"`` means tcp where
-``COBRE_TCP_COORDINATOR`` is set. How a group meets and works, once its backend was chosen, is its
-to say: the secret, the address that listens, time limits, tuning.
+``COBRE_TCP_COORDINATOR`` is set, and not by our launcher, for its own ranks. How a group meets and
+works, once its backend was chosen, is its to say: the secret, the address that listens, time
+limits, tuning.
 """
 
 from __future__ import annotations

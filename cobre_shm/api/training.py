@@ -64,8 +64,8 @@ def train(
     Args:
         case: A case directory, or a case that :func:`cobre_shm.sddp.load_case` has loaded.
         backend: ``"auto"``: ``local`` for one worker; for several ``shm``, or ``tcp`` where
-            ``COBRE_TCP_COORDINATOR`` is set. Or ``"local"``, ``"shm"``, ``"tcp"``, ``"mpi"``, or a
-            registered name.
+            ``COBRE_TCP_COORDINATOR`` is set, and not by our launcher. Or ``"local"``, ``"shm"``,
+            ``"tcp"``, ``"mpi"``, or a registered name.
         num_workers: 1: this process does the work. More: that many processes are started on this
             machine, each a fresh interpreter which does not import this program's main module,
             with one thread in each pool unless ``OMP_NUM_THREADS`` and relatives are set; this

@@ -7,11 +7,13 @@ that a message is made in one place whatever the source of the value was.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import math
 import operator
 import os
 import re
+import socket
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -372,7 +374,9 @@ def is_loopback(address: str) -> bool:
 
 def names_loopback(host: str) -> bool:
     """Whether a host is written as this machine alone: as a number, or ``localhost``."""
-    try:
+    with contextlib.suppress(ValueError):
         return is_loopback(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    with contextlib.suppress(OSError):
+        # Numbers of other forms, as 127.1.
+        return is_loopback(socket.inet_ntoa(socket.inet_aton(host)))
+    return f".{host.lower()}".endswith(".localhost")

@@ -65,9 +65,9 @@ def _run(
         with signals_held() if job.backend == "shm" else contextlib.nullcontext():
             meeting = stack.enter_context(_meet(job))
             guard = stack.enter_context(Guard(meeting.unlink))
+            # Nor may anything end us between the end of the guard and that of the name.
+            stack.callback(lambda: last.enter_context(signals_held()))
         monitor = stack.enter_context(Monitor.started()) if job.monitor else None
-        # Nor may anything end us between the end of the guard and that of the name.
-        stack.callback(lambda: last.enter_context(signals_held()))
         return Group(job, meeting, guard, events, attempt, deadline, monitor).run(start)
 
 

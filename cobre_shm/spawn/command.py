@@ -61,7 +61,7 @@ def _examine(options: Options) -> int:
         if not as_json:
             print(to_text(check), flush=True)
     if as_json:
-        print(json.dumps(to_json(checks), indent=2))
+        print(json.dumps(to_json(checks), indent=2), flush=True)
     return 0 if has_passed(checks) else BAD_BACKEND
 
 

@@ -27,7 +27,7 @@ import os
 import selectors
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -160,10 +160,15 @@ class Group:
                 try:
                     with more_descriptors(self.job.size) as limits:
                         self.descriptor_limits: tuple[int, int] = limits
-                        return self._run(start)
+                        outcome = self._run(start)
                 finally:
                     start.cancel()
                     self._end_all()
+                # Also while the last was written.
+                is_asked = self._asked_at is not None or any(
+                    number in _ENDING_SIGNALS for number in self.inbox.take()
+                )
+                return replace(outcome, has_failed=outcome.has_failed and not is_asked)
         finally:
             self.loop.close()
 
@@ -389,7 +394,7 @@ class Group:
                 shown = () if is_last else tail
                 block = verdict.to_text(self.job.group_size, rows, shown)
             self.output.say(block)
-            return Outcome(verdict.code, has_failed=self._asked_at is None)
+            return Outcome(verdict.code, has_failed=True)
         error = self._write_error
         if error is None:
             return Outcome(0)

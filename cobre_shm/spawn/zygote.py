@@ -128,7 +128,8 @@ def _import_more(preload: str, words: list[str]) -> None:
             for name in preload.split(","):
                 importlib.import_module(name)
         finally:
-            if path is not None:
+            # They may have done so themselves.
+            if path in sys.path:
                 sys.path.remove(path)
 
 

@@ -172,8 +172,10 @@ def test_program_that_never_joins_does_not_hold_the_monitor(spawn, lasts):
     assert b"Traceback" not in out
 
 
-def test_examination_that_nobody_reads_ends_as_by_sigpipe(spawn):
-    process = spawn.start("-n", 1, "--doctor")
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_examination_that_nobody_reads_ends_as_by_sigpipe(spawn, flags):
+    env = {"PYTHONUNBUFFERED": ""}
+    process = spawn.start("-n", 1, "--doctor", *flags, env=env)
     process.stdout.close()
     process.stdout = None
     assert process.communicate()[1] == b""

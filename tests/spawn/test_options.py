@@ -254,14 +254,17 @@ def test_failing_run_that_is_told_to_end_is_not_started_again(spawn, number):
 import os, signal, time
 def stay(*_):
     print("told", flush=True)
-    time.sleep(1)
+    time.sleep(5)
     os._exit(0)
 signal.signal(signal.SIGTERM, stay)
 if os.environ["COBRE_SHM_RANK"] == "0":
+    while not os.path.exists("ready"):
+        time.sleep(0.01)
     raise SystemExit(3)
+open("ready", "w").close()
 time.sleep(3600)
 """
-    process = spawn.start("-n", 2, "--max-restarts", 2, "--grace", 10, "-c", code)
+    process = spawn.start("-n", 2, "--max-restarts", 2, "--grace", 20, "-c", code)
     line = b""
     while b"told" not in line:
         line = process.stdout.readline()
@@ -303,7 +306,10 @@ def test_signals_in_a_row_leave_no_segment(spawn):
                 time.sleep(0.0005 + 0.0002 * turn)
         process.communicate()
         assert process.returncode in (143, -signal.SIGTERM)
-        # Now: the next launcher would remove it.
+        # Before the next launcher, which would remove it. A guard may be at it still.
+        deadline = time.monotonic() + 2
+        while segments_made_by(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert segments_made_by(process.pid) == []
 
 

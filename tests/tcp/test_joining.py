@@ -19,7 +19,6 @@ from cobre_net.tcp.link import Ended
 from cobre_net.tcp.reception import _Reception, gather
 from cobre_net.tcp.secret import read_secret
 from cobre_shm.errors import InitializationFailed, InvalidCommunicator
-from cobre_shm.spawn import tcp as spawn_tcp
 from tests.support.backends import free_port
 from tests.support.ranks import results_of, run_ranks
 from tests.tcp.joiners import SECRET, Group, config, introduce, is_closed
@@ -75,6 +74,10 @@ def test_lock_that_is_held_is_not_waited_for_because_the_sentinel_wants_it():
         ("127.0.0.1", {"secret": "s"}, "127.0.0.1"),
         ("node-0", {"secret": "s"}, "0.0.0.0"),
         ("node-0", {"secret": None, "insecure": True}, "0.0.0.0"),
+        ("LOCALHOST", {"secret": "s"}, "127.0.0.1"),
+        ("127.1", {"secret": "s"}, "127.0.0.1"),
+        ("node-6", {"secret": "s"}, "::"),
+        ("2001:db8::1", {"secret": "s"}, "::"),
         # Nobody else may come.
         ("node-0", {"secret": None}, "127.0.1.1"),
     ],
@@ -82,17 +85,15 @@ def test_lock_that_is_held_is_not_waited_for_because_the_sentinel_wants_it():
 def test_name_of_a_debian_host_narrows_nothing_where_others_may_come(
     monkeypatch, coordinator, settings, expected
 ):
-    own = {"node-0": "127.0.1.1"}
-    monkeypatch.setattr(
-        socket,
-        "getaddrinfo",
-        lambda host, port, **_: [
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (own.get(host, "127.0.0.1"), port))
-        ],
-    )
+    own = {"node-0": "127.0.1.1", "node-6": "2001:db8::6", "2001:db8::1": "2001:db8::1"}
+
+    def resolve(host, port, **_):
+        # Only the address counts.
+        return [(0, socket.SOCK_STREAM, 6, "", (own.get(host, "127.0.0.1"), port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     found = config(29500, 0, 2, coordinator=coordinator, **settings)
     assert listening._narrowed(found, "0.0.0.0") == expected
-    assert spawn_tcp.names_loopback(coordinator) == (coordinator != "node-0")
 
 
 def gather_and_let_go(comm):
