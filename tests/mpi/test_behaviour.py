@@ -14,6 +14,11 @@ def test_levels_order_windows_pieces(mpi):
     assert (done.code, done.stdout.strip()) == (0, "done"), done.stderr
 
 
+def test_one_thread_is_inside_at_a_time(mpi):
+    done = mpi.program(4, "inside")
+    assert (done.code, done.stdout.strip()) == (0, "done"), done.stderr
+
+
 @pytest.mark.parametrize("levels", ["0", "1"])
 def test_trainer_has_the_bits_of_one_process(mpi, alone, tmp_path, levels):
     done = mpi.run(
