@@ -22,6 +22,7 @@ from cobre_net.tcp.wire import (
     HEARTBEAT,
     MAX_CONTROL_BYTES,
     PREFIX_BYTES,
+    PROBE,
     RESULT,
     SEND,
     SHUTDOWN,
@@ -42,7 +43,7 @@ __all__ = [
 
 # The unit in which results are made and passed on: a few of them stay in a core's cache.
 CHUNK_BYTES = 1 << 17
-_CONTROL = {HEARTBEAT: (0, 0), ABORT: (1, MAX_CONTROL_BYTES), SHUTDOWN: (0, 0)}
+_CONTROL = {HEARTBEAT: (0, 0), PROBE: (0, 0), ABORT: (1, MAX_CONTROL_BYTES), SHUTDOWN: (0, 0)}
 # Between the first and the last byte of a control frame.
 _WORD_SECS = 2.0
 
@@ -221,7 +222,7 @@ class Inflow:
         return len(self._block.room()) > 0
 
     def pull(self, flags: int = socket.MSG_DONTWAIT) -> int:
-        """Take what has come; return how many bytes that was, heads and heartbeats included.
+        """Take what has come; return how many bytes that was, with heads and heartbeats.
 
         Raises:
             Different: The peer has called something else.
@@ -245,11 +246,11 @@ class Inflow:
         return count
 
     def _head(self, flags: int) -> int:
-        """Read more of the head of the next frame; return how many bytes came."""
+        """Read more of the head of the next frame; return how many bytes came, without probes."""
         buffer = self.link.buffer
         taken = self.link.take(buffer.frame[buffer.received : HEAD_BYTES], flags)
         buffer.received += taken
-        look_for_word(self.link)
+        taken -= look_for_word(self.link)
         if buffer.received < HEAD_BYTES:
             return taken
         if buffer.frame[4 : HEAD_BYTES - 4] != self._expected:
@@ -274,15 +275,18 @@ class Inflow:
         return taken
 
 
-def look_for_word(link: Link) -> None:
-    """Read a control frame that begins in the buffer; heartbeats are taken out of it.
+def look_for_word(link: Link) -> int:
+    """Read control frames that begin in the buffer; heartbeats and probes are taken out of it.
+
+    Returns:
+        How many bytes of the buffer were probes, after which a peer is as late as before.
 
     Raises:
         Spoke: It is the peer's last word.
         BadFrame: It is none that may come.
         Ended: It broke off.
     """
-    buffer = link.buffer
+    buffer, probes = link.buffer, 0
     while buffer.received >= PREFIX_BYTES and not buffer.frame[4] & (SEND | RESULT):
         end = PREFIX_BYTES + check_prefix(buffer.frame, _CONTROL)
         tag = buffer.frame[4]
@@ -291,9 +295,12 @@ def look_for_word(link: Link) -> None:
             if time.monotonic() > deadline:
                 raise Ended("it broke off in its last word")
             buffer.received += link.take(buffer.frame[buffer.received : end])
+        link.has_said_last = tag in (SHUTDOWN, ABORT)
         if tag == SHUTDOWN:
             raise Spoke(None)
         if tag == ABORT:
             raise Spoke(Failure.from_body(buffer.frame[PREFIX_BYTES:end]))
+        probes += end if tag == PROBE else 0
         buffer.received -= end
         buffer.frame[: buffer.received] = bytes(buffer.frame[end : end + buffer.received])
+    return probes

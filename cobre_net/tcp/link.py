@@ -48,6 +48,7 @@ from cobre_net.tcp.wire import (
     MAX_CONTROL_BYTES,
     PREFIX,
     PREFIX_BYTES,
+    PROBE,
     SHUTDOWN,
     SMALL_BYTES,
     BadFrame,
@@ -140,6 +141,7 @@ class Link:
         frame: The last frame that was to be sent, in pieces; empty if nothing of it is kept.
         sent: How much of it the kernel took, call by call.
         unread: Bytes of the payload being received that have not come yet.
+        has_said_last: Whether the peer's last word was read: it waits for none of ours.
     """
 
     def __init__(self, sock: socket.socket, rank: int, peer: Identity, slice_secs: float) -> None:
@@ -150,6 +152,7 @@ class Link:
         self.frame: Sequence[memoryview] = ()
         self.sent: list[int] = []
         self.unread = 0
+        self.has_said_last = False
         # When it was looked at last, since when it has been suspected, and the bytes it had
         # acknowledged then.
         self._suspicion = 0.0, 0.0, -1
@@ -231,12 +234,24 @@ class Link:
 
     def heartbeat(self) -> None:
         """Tell a waiting peer that somebody is there, if that is possible now."""
-        if self.unsent:
-            return
-        beat = frame(HEARTBEAT)
+        if not self.unsent:
+            self._interject(frame(HEARTBEAT))
+
+    def probe(self) -> None:
+        """Have the kernel of a peer whose process has ended answer with a reset.
+
+        Between collectives, where nothing is half sent.
+        """
+        self._interject(frame(PROBE))
+
+    def has_much_unread(self) -> bool:
+        """Whether more has come than always finds room: what follows it may not arrive."""
+        return self._ask(termios.FIONREAD) > SMALL_BYTES + HEAD_BYTES
+
+    def _interject(self, word: bytes) -> None:
         with contextlib.suppress(Ended):
-            sent = self.put([beat], socket.MSG_DONTWAIT)
-            if 0 < sent < len(beat) and self.put([beat[sent:]]) != len(beat) - sent:
+            sent = self.put([word], socket.MSG_DONTWAIT)
+            if 0 < sent < len(word) and self.put([word[sent:]]) != len(word) - sent:
                 # A connection that takes no five bytes: it ends here rather than garbled.
                 self.sock.shutdown(socket.SHUT_RDWR)
 
@@ -367,17 +382,21 @@ def say_last(links: Sequence[Link], word: bytes) -> None:
 
     Returns when the kernel has sent it to all: a process that ends with bytes unread resets its
     connections, and what was not sent by then is lost. A peer that does not read in time is left to
-    find the connection ended.
+    find the connection ended, as is one that has said its last word.
     """
     poller = select.poll()
     waiting: dict[int, tuple[Link, memoryview]] = {}
+    hearing = [link for link in links if not link.has_said_last]
     for link in links:
         begun = b"".join(link.frame)
         rest = memoryview(begun[len(begun) - link.unsent :] + word)
         # It may be the user's memory.
         link.begin(())
-        waiting[link.sock.fileno()] = link, rest
-        poller.register(link.sock, select.POLLOUT)
+        if link in hearing:
+            waiting[link.sock.fileno()] = link, rest
+            poller.register(link.sock, select.POLLOUT)
+        else:
+            _end_stream(link)
     deadline = time.monotonic() + _LAST_WORDS_SECS
     while waiting:
         left = deadline - time.monotonic()
@@ -397,7 +416,7 @@ def say_last(links: Sequence[Link], word: bytes) -> None:
             break
     for link, _ in waiting.values():
         _end_stream(link)
-    for link in links:
+    for link in hearing:
         while link.has_unsent() and not link.is_over() and time.monotonic() < deadline:
             time.sleep(0.001)
 

@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from cobre_net.tcp.coordinator import Coordinator
@@ -62,7 +63,7 @@ class Membership(Member):
             links = gather(config, key, slice_secs)
             self._star = Coordinator(links, *times)
             if config.size > 2:
-                self._sentinel = Sentinel(links, self._on_hangup)
+                self._sentinel = Sentinel(links, self._on_hangup, self._on_unread)
         else:
             self._star = Worker(config.rank, join(config, key, slice_secs), *times)
 
@@ -171,12 +172,31 @@ class Membership(Member):
 
     def _on_hangup(self, link: Link) -> bool:
         """Be the sentinel's thread: a peer is gone; whether to go on watching the others."""
+        with self._looking():
+            return self._look_at(link)
+
+    def _on_unread(self, links: Sequence[Link]) -> None:
+        """Be the sentinel's thread: of these peers no more than the beginning of a part is read.
+
+        Inside a collective, rank 0 sends heartbeats itself.
+        """
+        if self._lock.locked():
+            return
+        with self._looking():
+            for link in links if self._unusable is None else ():
+                # Rank 0 may have been in a collective meanwhile.
+                if link.has_much_unread():
+                    link.probe()
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Have the lock as the sentinel's thread, so that ``_take_lock`` knows who has it."""
         self._looks_begun += 1
         try:
             with self._lock:
                 self._is_looking = True
                 try:
-                    return self._look_at(link)
+                    yield
                 finally:
                     self._is_looking = False
         finally:

@@ -1,4 +1,4 @@
-"""The wire protocol, version 1. No sockets here.
+"""The wire protocol, version 2. No sockets here.
 
 Everything is a frame; integers are big-endian.
 
@@ -42,6 +42,8 @@ the receiver's own part is there.
 At any time between two frames:
 
     C -> W   HEARTBEAT  empty; only to a rank whose SEND has begun to arrive
+    C -> W   PROBE      the same while C is outside; no sign that it will come, so no clock begins
+                        anew: if W's process has ended, its kernel answers with a reset
     both     ABORT      the first failure, as JSON (``failure.py``); nothing follows
     both     SHUTDOWN   empty; the sender has closed its communicator; nothing follows
 """
@@ -66,6 +68,7 @@ __all__ = [
     "MAX_CONTROL_BYTES",
     "PREFIX",
     "PREFIX_BYTES",
+    "PROBE",
     "PROOF",
     "READY",
     "REFUSE",
@@ -82,10 +85,10 @@ __all__ = [
     "frame",
 ]
 
-VERSION = 1
+VERSION = 2
 
 HELLO, CHALLENGE, PROOF, ACK, REFUSE, READY, GO = 1, 2, 3, 4, 5, 6, 7
-HEARTBEAT, ABORT, SHUTDOWN = 8, 9, 10
+HEARTBEAT, ABORT, SHUTDOWN, PROBE = 8, 9, 10, 11
 # With the operation in the low bits.
 SEND, RESULT = 0x20, 0x40
 

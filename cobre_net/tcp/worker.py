@@ -133,11 +133,15 @@ class Worker(Star):
             raise Lost(self._failure(error)) from error
 
     def _hear(self) -> int:
-        """Take what comes while this rank still sends: heartbeats, or the last word."""
+        """Take what comes while this rank still sends: heartbeats, probes, or the last word.
+
+        Returns:
+            How many bytes that was, without probes.
+        """
         buffer = self._link.buffer
         count = self._link.take(buffer.frame[buffer.received : PREFIX_BYTES])
         buffer.received += count
-        look_for_word(self._link)
+        count -= look_for_word(self._link)
         if buffer.received >= PREFIX_BYTES:
             raise BadFrame("a result before it had this rank's part")
         return count
@@ -149,8 +153,8 @@ class Worker(Star):
         try:
             while True:
                 before = buffer.received
-                look_for_word(link)
-                if buffer.received != before:
+                probes = look_for_word(link)
+                if buffer.received + probes != before:
                     # A heartbeat: the coordinator waits for others, and keeps the time.
                     patience.moved()
                 if buffer.received >= HEAD_BYTES and not buffer.memory.startswith(expected, START):

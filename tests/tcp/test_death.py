@@ -1,9 +1,12 @@
 """A rank that dies, leaves or stands still over tcp: every survivor knows which, nobody hangs."""
 
+import fcntl
 import os
 import re
 import signal
 import socket
+import struct
+import termios
 import time
 from functools import partial
 
@@ -113,6 +116,43 @@ def wait_while_rank_0_computes(comm, told):
 
 def test_waiting_rank_learns_of_a_death_while_rank_0_computes(tmp_path):
     outcomes = run_ranks(wait_while_rank_0_computes, 3, "tcp", tmp_path / "told")
+    for outcome in outcomes[:2]:
+        assert outcome.error is None, outcome.traceback
+        assert outcome.result.rank == 2
+        assert outcome.result.pid == outcomes[2].pid
+
+
+def send_much_while_rank_0_computes(comm, begun, told):
+    """Rank 2 dies in the middle of 64 MB; rank 0 comes when rank 1, in its own, has learnt of it."""
+    comm.barrier()
+    if comm.rank == 0:
+        assert appear([told]), "rank 1 waits for rank 0 to come"
+    if comm.rank == 2:
+        sock = comm._star.links[0].sock
+
+        def die(*_):
+            if begun.exists() and unacknowledged(sock) > 0:
+                programs.kill_self(comm)
+
+        signal.signal(signal.SIGALRM, die)
+        signal.setitimer(signal.ITIMER_REAL, 0.3, 0.3)
+    try:
+        if comm.rank == 1:
+            begun.touch()
+        comm.allreduce(np.ones(8_000_000))
+    except RankFailed as error:
+        told.touch()
+        return error
+    return None
+
+
+def unacknowledged(sock):
+    return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
+
+
+def test_waiting_rank_learns_of_a_death_behind_what_rank_0_has_not_read(tmp_path):
+    paths = tmp_path / "begun", tmp_path / "told"
+    outcomes = run_ranks(send_much_while_rank_0_computes, 3, "tcp", *paths)
     for outcome in outcomes[:2]:
         assert outcome.error is None, outcome.traceback
         assert outcome.result.rank == 2

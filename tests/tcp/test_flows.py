@@ -180,14 +180,16 @@ def test_outflow_fills_frames_and_ends_only_when_it_may(pair):
     assert heads == [(wire.FRAME_BYTES, 3), (300_000, 3), (0, END)]
 
 
-def test_heartbeats_are_taken_out_wherever_they_come(pair):
+def test_heartbeats_and_probes_are_taken_out_wherever_they_come(pair):
     link, raw = pair
-    raw.sendall(frame(wire.HEARTBEAT) * 3 + HEAD)
+    raw.sendall((frame(wire.HEARTBEAT) + frame(wire.PROBE)) * 3 + HEAD)
+    probes = 0
     while link.buffer.received < wire.HEAD_BYTES:
         room = link.buffer.frame[link.buffer.received : wire.HEAD_BYTES]
         link.buffer.received += link.take(room)
-        look_for_word(link)
+        probes += look_for_word(link)
     assert bytes(link.buffer.frame[: wire.HEAD_BYTES]) == HEAD
+    assert probes == 3 * len(frame(wire.PROBE))
 
 
 def test_prefix_is_checked_against_what_may_come():

@@ -59,10 +59,10 @@ def streams(kind):
     parts = b"".join(
         CALL.head(kind, 1, 100) + PAYLOAD[place : place + 100] for place in range(0, TOTAL, 100)
     )
-    beat = frame(wire.HEARTBEAT)
+    beat, probe = frame(wire.HEARTBEAT), frame(wire.PROBE)
     return [
         b"".join([whole, *last]),
-        b"".join([beat, parts, beat, *last]),
+        b"".join([beat, parts, beat, probe, *last]),
         Call(BARRIER).head(kind, 1, 0),
         Failure("raised", 1, text="x" * 50).to_frame(),
         frame(wire.SHUTDOWN),

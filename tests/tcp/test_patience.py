@@ -104,6 +104,31 @@ def test_heartbeats_do_not_keep_a_rank_from_sending():
         comm.close()
 
 
+@pytest.mark.parametrize("elements", [1, 1_000_000])
+def test_heartbeats_keep_a_rank_waiting_and_probes_do_not(elements):
+    """Over the limit by heartbeats, and then not again by probes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(2) as pool:
+        port = listener.getsockname()[1]
+        worker = pool.submit(TcpCommunicator, config(1, 2, port, timeout_secs=3.0))
+        at = config(0, 2, port, bind_addr=f"fd:{listener.fileno()}")
+        (centre,) = gather(at, SECRET.encode(), 1.0)
+        comm = worker.result(20)
+        total = pool.submit(comm.allreduce, np.ones(elements))
+        for _ in range(17):
+            time.sleep(0.2)
+            centre.heartbeat()
+        assert not total.done()
+        deadline = time.monotonic() + 60
+        while not total.done() and time.monotonic() < deadline:
+            centre.probe()
+            time.sleep(0.2)
+        error = total.exception(0)
+        assert type(error) is CollectiveTimeout
+        assert error.missing_ranks == [0]
+        centre.close()
+        comm.close()
+
+
 @pytest.mark.parametrize("elements", [1000, 100_000])
 @pytest.mark.parametrize("sent", [0, 3, 30, 5000])
 def test_rank_that_stops_in_its_part_is_named(sent, elements):

@@ -20,12 +20,13 @@ from cobre_net.tcp.wire import frame
 from tests.support.backends import free_port
 from tests.tcp.joiners import Group, config, is_closed
 
+HELLO = frame(wire.HELLO, struct.pack(">8sH16s", b"COBRENET", wire.VERSION, bytes(16)))
 NOISE = {
     "nothing": b"",
     "http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
     "much": bytes(1 << 20),
-    "hello and noise": frame(wire.HELLO, b"COBRENET\0\1" + bytes(16)) + bytes(1000),
+    "hello and noise": HELLO + bytes(1000),
     "old version": frame(wire.HELLO, b"COBRENET\0\0" + bytes(16)),
 }
 
@@ -57,7 +58,7 @@ def test_stranger_that_goes_before_it_is_answered_raises_no_signal():
         with listen(chosen, 2) as listener:
             reception = _Reception(chosen, read_secret(chosen), listener)
             with socket.create_connection(listener.getsockname()) as stranger:
-                stranger.sendall(frame(wire.HELLO, b"COBRENET\0\1" + bytes(16)))
+                stranger.sendall(HELLO)
                 stranger.shutdown(socket.SHUT_WR)
                 # Its end of the connection is reset.
                 stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -75,10 +76,9 @@ def test_stranger_that_goes_before_it_is_answered_raises_no_signal():
 def test_one_byte_a_second_is_dropped_after_five_seconds():
     with Group(2) as group, group.knock() as sock:
         begun = time.monotonic()
-        hello = frame(wire.HELLO, b"COBRENET\0\1" + bytes(16))
         try:
             for place in itertools.count():
-                sock.sendall(hello[place : place + 1])
+                sock.sendall(HELLO[place : place + 1])
                 time.sleep(0.5)
                 assert time.monotonic() - begun < 20
         except OSError:
