@@ -49,7 +49,8 @@ from pathlib import Path
 from typing import Any
 
 from collectives import LARGE_PAYLOADS, MORE_OPERATIONS, OPERATIONS, PAYLOADS, words
-from report import OURS, PEERS, is_complete, load, save, write_report
+from report import write_report
+from rounds import OURS, PEERS, is_complete, load, save
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -12,16 +12,33 @@ Whatever is there makes a table, so a run may be looked at while it goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-OURS = ("shm", "shm-plan", "shm-shared")
-PEERS = ("openmpi", "openmpi-sm", "mpich", "impi", "gloo")
-OPERATIONS = ("allreduce", "allgatherv", "broadcast", "broadcast_once")
+from goals import goal_of, is_reached
+from rounds import (
+    OPERATIONS,
+    OURS,
+    PEERS,
+    Run,
+    call_us,
+    compared,
+    ever_ran,
+    has_own_cores,
+    keys_of,
+    limit_of,
+    measured,
+    medians,
+    payloads_of,
+    ratio,
+    ratios,
+    runs_of,
+    save,
+    versions,
+)
+
 TITLES = {
     "shm": "Private buffers",
     "shm-plan": "Plans",
@@ -33,139 +50,7 @@ TITLES = {
     "gloo": "Gloo",
 }
 SHOWN = {"broadcast_once": "broadcast, then barrier"}
-# Ratios to the best peer that are to be reached: payload: (allreduce, allgatherv, broadcast).
-# Payload 0 is the barrier.
-_TRIALS = (0.55, 0.80, 0.80)
-GOALS: dict[int, dict[int, tuple[float, ...]]] = {
-    2: {
-        0: (0.40,),
-        8: (0.13, 0.10, 0.16),
-        48: (0.13, 0.10, 0.16),
-        1 << 10: (0.16, 0.10, 0.17),
-        8 << 10: (0.20, 0.16, 0.27),
-        64 << 10: (0.55, 0.35, 0.45),
-        256 << 10: (0.70, 0.47, 0.80),
-        1 << 20: (0.75, 0.50, 0.90),
-        3_200_000: (0.65, 0.52, 0.85),
-        16 << 20: (0.62, 0.78, 0.68),
-        64 << 20: _TRIALS,
-        206_000_000: _TRIALS,
-    },
-    8: {
-        0: (0.38,),
-        8: (0.33, 0.25, 0.70),
-        48: (0.33, 0.25, 0.70),
-        1 << 10: (0.28, 0.23, 0.12),
-        8 << 10: (0.28, 0.23, 0.10),
-        64 << 10: (0.32, 0.25, 0.28),
-        256 << 10: (0.45, 0.37, 0.20),
-        1 << 20: (0.45, 0.55, 0.33),
-        3_200_000: (0.42, 0.75, 0.45),
-        16 << 20: (0.40, 0.52, 0.85),
-    },
-}
-# Of allreduce_shared, for 1 MiB.
-SHARED_GOALS = {2: 0.30, 8: 0.14}
-# Up to here so much may be added, for what the prototype behind the goals did not do.
-ALLOWED, ALLOWED_BYTES = 0.03, 1 << 10
 FULL_ROUNDS = 7
-# A call that took no longer than this was hidden by the noise of what is measured around it.
-NOISE_US = 1e-3
-
-Run = dict[str, Any]
-
-
-def load(path: Path) -> Run:
-    """Read a run."""
-    run: Run = json.loads(path.read_text())
-    return run
-
-
-def save(path: Path, run: Run) -> None:
-    """Write a run so that a reader, or the next run, always finds a whole one."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(run))
-    partial.replace(path)
-
-
-def measured(found: Run, library: str) -> dict[str, Any]:
-    """Return what one launch of a round has measured, by key."""
-    result: dict[str, Any] = found["libraries"].get(library, {}).get("measured", {})
-    return result
-
-
-def ever_ran(run: Run, libraries: Iterable[str]) -> list[str]:
-    """Return the libraries of which at least one launch has succeeded."""
-    return [name for name in libraries if any(measured(found, name) for found in run["rounds"])]
-
-
-def is_complete(found: Run, libraries: Iterable[str], keys: Iterable[str], run: Run) -> bool:
-    """Whether a round has all keys of all libraries that can run."""
-    known = [measured(found, library) for library in ever_ran(run, libraries)]
-    return bool(known) and all(key in has for has in known for key in keys)
-
-
-def compared(run: Run) -> list[Run]:
-    """Return the rounds in which every library that can run has run."""
-    known = ever_ran(run, (*OURS, *PEERS))
-    return [found for found in run["rounds"] if all(measured(found, name) for name in known)]
-
-
-def call_us(launch: dict[str, list[float]], average: Callable[[list[float]], float]) -> float:
-    """Return the time of a call, by the medians or the minima of a launch's batches."""
-    return max(NOISE_US, average(launch["whole"]) - average(launch["work"]))
-
-
-def medians(found: Run, key: str, libraries: Iterable[str]) -> dict[str, float]:
-    """Return each library's time of a call in a round, where noise did not hide it."""
-    times = {
-        library: call_us(measured(found, library)[key], statistics.median)
-        for library in libraries
-        if key in measured(found, library)
-    }
-    return {library: us for library, us in times.items() if us > NOISE_US}
-
-
-def ratio(run: Run, key: str, ours: str) -> dict[str, Any] | None:
-    """Compare one operation and payload over all rounds in which every peer has it."""
-    peers = [
-        name
-        for name in ever_ran(run, PEERS)
-        if any(key in measured(r, name) for r in run["rounds"])
-    ]
-    ratios, mine, theirs, names = [], [], [], []
-    for found in run["rounds"]:
-        times = medians(found, key, [ours, *peers])
-        if not peers or len(times) < len(peers) + 1:
-            continue
-        best = min(peers, key=lambda name: times[name])
-        ratios.append(times[ours] / times[best])
-        mine.append(times[ours])
-        theirs.append(times[best])
-        names.append(best)
-    if not ratios:
-        return None
-    return {
-        "ratio": statistics.median(ratios),
-        "least": min(ratios),
-        "most": max(ratios),
-        "ours": statistics.median(mine),
-        "peer": statistics.median(theirs),
-        "name": max(sorted(set(names)), key=names.count),
-        "rounds": len(ratios),
-    }
-
-
-def goal_of(ranks: int, key: str, ours: str) -> float | None:
-    """Return the ratio that is to be reached."""
-    operation, payload = key.split()[0], int(key.split()[1])
-    if ours == "shm-shared":
-        is_stated = operation == "allreduce" and payload == 1 << 20
-        return SHARED_GOALS.get(ranks) if is_stated else None
-    row = GOALS.get(ranks, {}).get(payload)
-    if row is None or operation == "broadcast_once":
-        return None
-    return row[0 if operation == "barrier" else OPERATIONS.index(operation)]
 
 
 def cell_of(ranks: int, key: str, ours: str, found: dict[str, Any] | None) -> str:
@@ -175,9 +60,8 @@ def cell_of(ranks: int, key: str, ours: str, found: dict[str, Any] | None) -> st
     goal, payload = goal_of(ranks, key, ours), int(key.split()[1])
     number = f"{found['ratio']:.2f}"
     if goal is not None:
-        margin = ALLOWED if payload <= ALLOWED_BYTES else 0.0
-        is_reached = round(found["ratio"], 2) <= goal + margin + 1e-9
-        number = f"{f'**{number}**' if is_reached else number} ({goal:.2f})"
+        has_won = is_reached(found["ratio"], goal, payload)
+        number = f"{f'**{number}**' if has_won else number} ({goal:.2f})"
     return f"{number} · {in_us(found['ours'])} / {in_us(found['peer'])} {found['name']}"
 
 
@@ -192,22 +76,6 @@ def size_of(payload: int) -> str:
         if payload >= unit and payload % unit == 0:
             return f"{payload // unit} {name}"
     return f"{payload / 1e6:g} MB" if payload >= 100_000 else f"{payload} B"
-
-
-def keys_of(run: Run) -> list[str]:
-    """Return all that was measured, the barrier first, then by payload."""
-    keys = {
-        key
-        for found in run["rounds"]
-        for library in found["libraries"]
-        for key in measured(found, library)
-    }
-    return sorted(keys, key=lambda key: (int(key.split()[1]), key))
-
-
-def payloads_of(run: Run) -> list[int]:
-    """Return the payloads that were measured."""
-    return sorted({int(key.split()[1]) for key in keys_of(run)} - {0})
 
 
 def ratios_table(run: Run, ours: str) -> str:
@@ -252,14 +120,6 @@ def times_table(run: Run) -> str:
         name = operation if operation == "barrier" else f"{operation} {size_of(int(payload))}"
         lines.append(f"| {SHOWN.get(name, name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def versions(run: Run) -> dict[str, str]:
-    """Return the versions of the peers."""
-    return {
-        name: next(r["libraries"][name]["version"] for r in run["rounds"] if measured(r, name))
-        for name in ever_ran(run, PEERS)
-    }
 
 
 def conditions_text(run: Run) -> str:
@@ -315,33 +175,11 @@ def column_text(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def has_own_cores(run: Run) -> bool:
-    """Whether every rank has a core."""
-    return bool(run["conditions"]["ranks"] <= run["conditions"]["cpus"])
-
-
 def limit_text(run: Run) -> str:
     """Return what ``limit_of`` is, in words."""
     if has_own_cores(run):
         return "half a cache line's round trip, or a copy by all ranks"
     return "each rank runs once, or a copy by all ranks"
-
-
-def limit_of(run: Run, payload: int) -> float:
-    """Return the least time of a collective that gives every rank the payload, in microseconds.
-
-    Shared arrays may take less, for nobody gets a copy; so may a broadcast whose root waits for
-    nobody.
-    """
-    has, found = run["conditions"], [r["limits"] for r in run["rounds"]]
-    if has_own_cores(run):
-        floor = statistics.median(f["ping_pong_us"] for f in found) / 2
-    else:
-        # Every rank must run once.
-        turns = has["ranks"] / has["cpus"]
-        floor = turns * statistics.median(f["switch_us"] for f in found)
-    copies = [f["copy_us"][str(payload)] for f in found if str(payload) in f["copy_us"]]
-    return max(floor, statistics.median(copies) if copies else 0.0)
 
 
 def plot(run: Run, path: Path) -> bool:
@@ -395,13 +233,6 @@ def plot(run: Run, path: Path) -> bool:
     return True
 
 
-def runs_of(folder: Path) -> list[Run]:
-    """Return the runs of a folder that have a round, by number of ranks."""
-    runs = [load(path) for path in folder.glob("peers-*.json")]
-    runs = [run for run in runs if any(r["libraries"] for r in run["rounds"])]
-    return sorted(runs, key=lambda run: int(run["conditions"]["ranks"]))
-
-
 def write_report(folder: Path) -> str:
     """Write ``peers.md`` and the plots; return the text."""
     parts = []
@@ -438,16 +269,6 @@ def summary(runs: list[Run]) -> Run:
         "cpus": has.get("cpus"),
         "versions": {TITLES[n]: v for run in runs for n, v in versions(run).items()},
         "ranks": ranks,
-    }
-
-
-def ratios(run: Run, ours: str) -> dict[str, tuple[float, float, float, str]]:
-    """Return (ratio, our time, the best peer's, its name) of all that was compared."""
-    found = {key: ratio(run, key, ours) for key in keys_of(run)}
-    return {
-        key: (entry["ratio"], entry["ours"], entry["peer"], entry["name"])
-        for key, entry in found.items()
-        if entry is not None
     }
 
 

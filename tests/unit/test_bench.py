@@ -1,7 +1,7 @@
 """The parts of the benchmarks that decide what a measurement means."""
 
 import builtins
-import importlib.util
+import importlib
 import subprocess
 import symtable
 import sys
@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """Import a benchmark as it imports its neighbours: bench/ is no package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "bench")
+        return importlib.import_module(name)
 
 
 report = load("report")
+rounds = load("rounds")
 safety = load("safety")
 
 
@@ -69,7 +69,7 @@ def test_a_ratio_is_made_within_a_round_over_its_fastest_peer():
             "impi": launch(allreduce_8=5),
         },
     )
-    found = report.ratio(run, "allreduce 8", "shm")
+    found = rounds.ratio(run, "allreduce 8", "shm")
     assert (found["ratio"], found["least"], found["most"]) == (0.5, 0.2, 0.9)
     assert (found["ours"], found["peer"], found["name"]) == (1, 5, "impi")
 
@@ -85,10 +85,10 @@ def test_a_round_without_one_of_the_peers_does_not_count():
         },
         {"shm": launch(allreduce_8=1), "mpich": launch(allreduce_8=4)},
     )
-    assert report.ratio(run, "allreduce 8", "shm")["ratio"] == 0.5
-    assert report.ratio(run, "allreduce 8", "shm")["rounds"] == 1
+    assert rounds.ratio(run, "allreduce 8", "shm")["ratio"] == 0.5
+    assert rounds.ratio(run, "allreduce 8", "shm")["rounds"] == 1
     libraries, keys = ["shm", "mpich", "impi", "gloo"], ["allreduce 8"]
-    complete = [report.is_complete(r, libraries, keys, run) for r in run["rounds"]]
+    complete = [rounds.is_complete(r, libraries, keys, run) for r in run["rounds"]]
     assert complete == [False, True, False]
     said = report.conditions_text(run)
     assert "Intel MPI failed in a launch: ended with 1." in said
@@ -110,7 +110,7 @@ def test_a_round_in_which_noise_hid_a_peer_does_not_count():
         {"shm": launch(allreduce_8=1), "gloo": launch(allreduce_8=-300)},
         {"shm": launch(allreduce_8=1), "gloo": launch(allreduce_8=4)},
     )
-    found = report.ratio(run, "allreduce 8", "shm")
+    found = rounds.ratio(run, "allreduce 8", "shm")
     assert (found["ratio"], found["rounds"]) == (0.25, 1)
 
 
@@ -132,10 +132,10 @@ def test_a_goal_is_reached_with_what_is_allowed_for_small_payloads(payload, ours
 def test_the_summary_has_what_readme_is_filled_with(tmp_path):
     calls = {"barrier_0": 1, "allreduce_8": 1}
     run = run_of({"shm": launch(**calls), "gloo": launch(barrier_0=4, allreduce_8=2)}, ranks=8)
-    report.save(tmp_path / "peers-8.json", run)
+    rounds.save(tmp_path / "peers-8.json", run)
     # In a process of its own: matplotlib keeps its fonts open.
     subprocess.run([sys.executable, ROOT / "bench/report.py", tmp_path], check=True)
-    summary = report.load(tmp_path / "peers.json")
+    summary = rounds.load(tmp_path / "peers.json")
     assert summary["ranks"]["8"]["ratios"] == {
         "shm": {"barrier 0": [0.25, 1, 4, "gloo"], "allreduce 8": [0.5, 1, 2, "gloo"]}
     }
@@ -146,7 +146,6 @@ def test_the_summary_has_what_readme_is_filled_with(tmp_path):
 def test_a_comparison_ends_when_a_library_that_ran_once_fails_from_then_on(
     monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.syspath_prepend(ROOT / "bench")
     peers, begun = load("peers"), []
 
     def launched(library, ranks, options):
