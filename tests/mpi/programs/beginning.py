@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from cobre_net.mpi import communicator
+from cobre_net.mpi import membership
 from cobre_net.mpi.library import MPI
 from cobre_shm import CollectiveFailed, InitializationFailed, MpiConfig, create_communicator
 
@@ -27,7 +27,7 @@ if way == "alone":
         raise MemoryError("of rank 1")
 
     if rank == 1:
-        communicator.duplicate = refuse
+        membership.duplicate = refuse
     create_communicator(MpiConfig(hierarchical=False))
 
 if way == "interrupted":

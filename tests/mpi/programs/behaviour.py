@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 from mpi4py import MPI
 
-from cobre_net.mpi import MpiRegion, communicator, ending, fast, grouping, region
+from cobre_net.mpi import MpiRegion, communicator, ending, fast, grouping, membership, region
 from cobre_net.mpi.flat import native_operation
 from cobre_shm import InitializationFailed, MpiConfig, ReduceOp, create_communicator
 from cobre_shm.communicator import Communicator
@@ -87,7 +87,7 @@ def check_levels_give_the_same_bits():
 def check_levels_that_are_impossible_are_refused_when_demanded():
     copies, nodes = [], []
     with (
-        recorded(communicator, "duplicate", copies),
+        recorded(membership, "duplicate", copies),
         recorded(grouping, "find_nodes", nodes),
     ):
         error = expect_error(
