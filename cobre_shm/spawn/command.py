@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from cobre_shm.command_line import BAD_BACKEND
 from cobre_shm.cpus import count_cpus
 from cobre_shm.errors import CobreError
-from cobre_shm.spawn.errors import LaunchError, ProgramNotRunnable
+from cobre_shm.spawn.errors import ProgramNotRunnable, exit_code_of
 from cobre_shm.spawn.options import Options, parse, wants_json
 
 __all__ = ["execute"]
@@ -37,7 +37,7 @@ def execute(words: Sequence[str]) -> int:
     except (CobreError, OSError) as error:
         told = error if isinstance(error, CobreError) else _refused(error)
         _show(told, as_json=wants_json(words))
-        return told.exit_code if isinstance(told, LaunchError) else BAD_BACKEND
+        return exit_code_of(told)
 
 
 def _examine_for_a_reader(options: Options) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from cobre_shm.command_line import BAD_BACKEND
 from cobre_shm.errors import CobreError
 
 
@@ -43,3 +44,11 @@ class ProgramNotFound(LaunchError):
 
     kind = "ProgramNotFound"
     exit_code = 127
+
+
+def exit_code_of(error: CobreError | OSError) -> int:
+    """Return what the command line ends with for an error that is raised."""
+    if isinstance(error, OSError):
+        # Any of the launcher's own calls may meet a limit.
+        return ProgramNotRunnable.exit_code
+    return error.exit_code if isinstance(error, LaunchError) else BAD_BACKEND

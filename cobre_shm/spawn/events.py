@@ -71,8 +71,8 @@ class Events:
             os.close(self._file)
             self._file = None
 
-    def start(self, group: Group, attempt: int) -> None:
-        """A run begins."""
+    def start(self, group: Group, attempt: int, method: str) -> None:
+        """A run begins, whose ranks are to come into being by ``method``."""
         self._group = group
         self._has_joined = False
         self._progress: list[int] = []
@@ -84,7 +84,7 @@ class Events:
             size=self._job.group_size,
             ranks=list(self._job.ranks),
             program=self._job.program.words,
-            start_method=self._job.start_method,
+            start_method=method,
             attempt=attempt,
             launcher=os.getpid(),
         )

@@ -31,7 +31,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cobre_shm.errors import CobreError
 from cobre_shm.spawn.descriptors import more_descriptors
+from cobre_shm.spawn.errors import exit_code_of
 from cobre_shm.spawn.events import Events
 from cobre_shm.spawn.guard import Guard
 from cobre_shm.spawn.job import Job
@@ -176,9 +178,14 @@ class Group:
         self._look_at_all()
         if self._deadline is not None:
             self.loop.call_after(self._deadline - time.monotonic(), self._on_timeout)
-        self._events.start(self, self._attempt)
-        start.begin(self)
-        self.loop.turn_until(lambda: start.is_done or self.is_ending)
+        self._events.start(self, self._attempt, start.method)
+        try:
+            start.begin(self)
+            self.loop.turn_until(lambda: start.is_done or self.is_ending)
+        except (CobreError, OSError) as error:
+            self._events.exit_of_run(exit_code_of(error))
+            self._flush()
+            raise
         # Too long a start is told as too long a run is; it may be over when that has been done.
         self.loop.turn_until(lambda: not self._is_asking)
         if start.is_done:

@@ -31,8 +31,14 @@ __all__ = ["FreshStart", "Start", "ZygoteStart"]
 
 
 class Start(Protocol):
-    """Brings the ranks of one group into being."""
+    """Brings the ranks of one group into being.
 
+    Attributes:
+        method: ``zygote`` or ``spawn``, as ``--start-method`` says it.
+        is_done: Whether all of them run.
+    """
+
+    method: str
     is_done: bool
 
     def begin(self, group: Group) -> None:
@@ -45,6 +51,7 @@ class Start(Protocol):
 class FreshStart:
     """Starts every rank as an interpreter, or a command, of its own."""
 
+    method: str = "spawn"
     is_done: bool = False
 
     def begin(self, group: Group) -> None:
@@ -112,6 +119,8 @@ class ZygoteStart:
     Args:
         zygote: Started already, so that it imports while we do other things.
     """
+
+    method: str = "zygote"
 
     def __init__(self, zygote: Zygote) -> None:
         self.is_done: bool = False

@@ -48,6 +48,38 @@ def test_events_are_one_object_a_line(spawn, where):
         assert error["context"]["rank"] == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "method"),
+    [
+        ([], "spawn"),
+        (["--start-method", "zygote"], "zygote"),
+        (["--start-method", "zygote", "--no-python"], "spawn"),
+    ],
+)
+def test_start_says_how_ranks_come_into_being(spawn, flags, method):
+    program = ["true"] if "--no-python" in flags else ["-c", "pass"]
+    done = spawn.run("-n", 1, "--events", "events", *flags, *program)
+    assert done.returncode == 0, done.stderr
+    first, *_ = (spawn.folder / "events").read_text().splitlines()
+    assert json.loads(first)["start_method"] == method
+
+
+@pytest.mark.parametrize("where", ["file", "stderr"])
+def test_start_that_is_refused_ends_with_an_exit(spawn, where):
+    spawn.write("no-program", "")
+    (spawn.folder / "no-program").chmod(0o755)
+    flags = ["--events", "events"] if where == "file" else ["--json"]
+    done = spawn.run("-n", 2, *flags, "--no-python", "./no-program")
+    assert done.returncode == 126
+    told = (spawn.folder / "events").read_text() if where == "file" else done.stderr.decode()
+    seen = [json.loads(line) for line in told.splitlines()]
+    events = [each for each in seen if "event" in each]
+    assert [each["event"] for each in events] == ["start", "exit"]
+    assert (events[1]["rank"], events[1]["code"]) == (None, 126)
+    if where == "stderr":
+        assert seen[-1]["kind"] == "ProgramNotRunnable"
+
+
 @pytest.mark.parametrize("place", ["/dev/full", "fifo"])
 def test_events_that_cannot_be_written_end_nothing(spawn, place):
     if place == "fifo":
