@@ -50,6 +50,7 @@ class JitSupport:
         if comm.backend == "shm":
             state, self._known = comm._context, comm._known  # type: ignore[attr-defined]
             comm._map_rings()  # type: ignore[attr-defined]
+            comm._segment.announce_compiled_calls(comm.rank)  # type: ignore[attr-defined]
         elif comm.backend == "local":
             assert isinstance(comm, LocalCommunicator)
             state, self._memory = _state_of_one_rank()

@@ -47,6 +47,7 @@ Control block of a rank, in cache lines of 64 bytes:
     328  exit_code      i64   the launcher: exit code, or -signal
     384  state          u64   the rank: ABSENT, ATTACHED, CLOSED
     392  stack_signal   u64   the rank: the signal on which it prints its Python stack; 0: none
+    400  compiled       u64   the rank: 1 when jitted code may call its collectives
     448  recorded       u64   the rank: number of entries ever begun in its recorder ring
 
 Ring of a rank: two pages, the slots of small rounds by parity, then room for several slots of the
@@ -105,6 +106,7 @@ EXITED = 320
 EXIT_CODE = 328
 STATE = 384
 STACK_SIGNAL = 392
+COMPILED = 400
 RECORDED = 448
 
 ABSENT, ATTACHED, CLOSED = 0, 1, 2

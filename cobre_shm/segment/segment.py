@@ -267,6 +267,13 @@ class Segment:
             )
         self.size, self.slot_bytes = size, slot_bytes
 
+    def announce_compiled_calls(self, rank: int) -> None:
+        """Say, as this rank, that jitted code may call its collectives.
+
+        No signal handler of Python's runs in a loop there, so on ^C the launcher ends them.
+        """
+        self.words.store(self.control(rank) + layout.COMPILED, 1)  # <SYNC compiled>
+
     def control(self, rank: int) -> int:
         """Offset of a rank's control block."""
         return layout.CONTROL + rank * layout.CONTROL_BYTES

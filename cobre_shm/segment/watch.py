@@ -47,6 +47,11 @@ class WatchedSegment(Segment):
         first = read_poison(self)
         return first.value if first is not None and first.kind == layout.ABORTED else None
 
+    def has_compiled_calls(self) -> bool:
+        """Whether jitted code, in which no signal is heard, may call collectives of a rank."""
+        blocks = map(self.control, range(self.size))
+        return any(self.words.load(block + layout.COMPILED) for block in blocks)  # <SYNC compiled>
+
     def stop(self, signal: int) -> None:
         """End the group for a signal that the launcher received: waiting ranks raise at once."""
         poison(self, layout.STOPPED, 0, signal)

@@ -242,7 +242,8 @@ def _add_endings(parser: Parser) -> None:
         metavar="S",
         type=values.seconds,
         default=5.0,
-        help="seconds between SIGTERM and SIGKILL when the run is stopped (default: 5)",
+        help="seconds between SIGTERM and SIGKILL when the run is stopped, and between ^C and "
+        "SIGTERM (default: 5)",
     )
     add(
         "--max-restarts",

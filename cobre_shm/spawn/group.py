@@ -16,7 +16,8 @@ Exit codes; the first cause decides:
 Ranks that fail only because a peer did never decide: the meeting names the culprit. After a
 failure the others have a moment to end by themselves, woken through the meeting; then their
 process groups get SIGTERM, and after the grace time SIGKILL. SIGINT is passed on and followed by
-the same two steps, each after the grace time, or at the next ^C. Another signal that comes again
+the same two steps, each after the grace time, or at the next ^C; ranks whose collectives are called
+by jitted code, which hears no signal, are woken a moment after it. Another signal that comes again
 takes the next step too, but not within a second.
 """
 
@@ -302,7 +303,9 @@ class Group:
     # Stopping
 
     def _take_step(self, step: Step) -> None:
-        if step.signal is None or step.signal == signal.SIGKILL:
+        if step.signal is None:
+            self.meeting.interrupt(signal.SIGINT)
+        elif step.signal == signal.SIGKILL:
             self.meeting.stop(self._ended_by or signal.SIGKILL)
         if step.signal == signal.SIGTERM:
             self._terminate()

@@ -32,7 +32,7 @@ class Job:
         tee: Whether it is shown nonetheless.
         monitor: Whether a table of what the ranks do is shown instead.
         shown_ranks: Whose output is shown; None: that of all ranks.
-        grace: Seconds between SIGTERM and SIGKILL.
+        grace: Seconds between SIGINT and SIGTERM, and between SIGTERM and SIGKILL.
         timeout: Seconds that the run may take, all attempts together, or None.
         max_restarts: How often the group is started again after a failure.
         json_errors: Whether a failure is reported as JSON.

@@ -27,7 +27,7 @@ CULPRIT_SECS = 2.0
 
 @dataclass(frozen=True)
 class Step:
-    """After so many seconds, a signal to the group, or the poison word for None."""
+    """After so many seconds, a signal to the group; None interrupts who cannot hear one."""
 
     delay: float
     signal: int | None
@@ -39,7 +39,10 @@ def failing_steps(grace: float, delay: float = MOMENT) -> list[Step]:
 
 
 def interrupting_steps(grace: float) -> list[Step]:
-    """For ^C: SIGINT, then the poison that wakes who waits, then SIGTERM and SIGKILL."""
+    """For ^C: SIGINT, then the poison if jitted code may hear no signal, SIGTERM, SIGKILL.
+
+    Others have the grace time for what they want to save, as after SIGTERM.
+    """
     return [Step(0, signal.SIGINT), Step(MOMENT, None), *failing_steps(grace, grace)]
 
 

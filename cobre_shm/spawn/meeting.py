@@ -62,6 +62,9 @@ class Meeting(Protocol):
     def progress(self) -> Progress | None:
         """Look at the ranks; None where they cannot be seen from outside."""
 
+    def interrupt(self, signal: int) -> None:
+        """Have ranks give up that cannot hear the signal which they were sent."""
+
     def stop(self, signal: int) -> None:
         """Have the ranks that wait for each other give up."""
 
@@ -138,6 +141,11 @@ class ShmMeeting:
             last=[last_entry(segment, rank) for rank in ranks],
             epochs=[segment.arrived(rank) for rank in ranks],
         )
+
+    def interrupt(self, signal: int) -> None:
+        """See :meth:`Meeting.interrupt`."""
+        if self._segment.has_compiled_calls():
+            self._segment.stop(signal)
 
     def stop(self, signal: int) -> None:
         """See :meth:`Meeting.stop`."""

@@ -113,6 +113,9 @@ class TcpMeeting:
     def report_exit(self, rank: int, *, exit_code: int | None, signal: int | None) -> None:
         """Nothing to do: the connections of a rank tell the others."""
 
+    def interrupt(self, signal: int) -> None:
+        """Nothing to do: compiled code calls no collective over tcp."""
+
     def stop(self, signal: int) -> None:
         """Nothing to do: the signal itself reaches every rank of this node."""
 

@@ -228,7 +228,7 @@ def test_signal_to_one_rank_ends_the_simulation_on_all(random_path, receiver):
 
 
 def test_group_that_is_ended_by_the_signal_is_no_error(random_path, comm, monkeypatch):
-    """On ^C the launcher waits for the ranks for a moment only."""
+    """After a signal the launcher waits for the ranks for the grace time only."""
 
     def fail(*arguments, **options):
         raise CommError("the launcher ended the group")

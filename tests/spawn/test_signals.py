@@ -121,6 +121,53 @@ def test_rank_may_finish_its_work_after_an_interrupt(spawn):
     assert process.wait() == 130
 
 
+@pytest.mark.parametrize("backend", ["shm", "tcp"])
+def test_ranks_that_hear_an_interrupt_meet_on_for_as_long_as_they_may(spawn, backend):
+    spawn.write(
+        "program.py",
+        "import signal, time, numpy, cobre_shm\n"
+        "heard = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: heard.append(time.monotonic()))\n"
+        "with cobre_shm.create_communicator() as comm:\n"
+        "    comm.barrier()\n"
+        "    print('ready', flush=True)\n"
+        "    is_over = numpy.zeros(1)\n"
+        "    while not comm.allreduce(is_over, op='max')[0]:\n"
+        "        time.sleep(0.01)\n"
+        "        is_over[0] = bool(heard) and time.monotonic() - heard[0] > 1\n"
+        "print('met')\n",
+    )
+    process = spawn.start("-n", 2, "--backend", backend, "--grace", 600, "program.py")
+    expect(process, 2, b"ready\n")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == (b"met\n" * 2, b"")
+    assert process.returncode == 130
+
+
+def test_interrupt_ends_a_loop_of_jitted_code(spawn):
+    spawn.write(
+        "program.py",
+        "import numba, cobre_shm\n"
+        "from cobre_shm import jit\n"
+        "@numba.njit\n"
+        "def turn(handle, turns):\n"
+        "    status = jit.OK\n"
+        "    while status == jit.OK and turns != 0:\n"
+        "        status = jit.barrier(handle)\n"
+        "        turns -= 1\n"
+        "    return status\n"
+        "with cobre_shm.create_communicator() as comm:\n"
+        "    handle = jit.handle(comm)\n"
+        "    turn(handle, 1)\n"
+        "    print('ready', flush=True)\n"
+        "    jit.check(comm, turn(handle, -1))\n",
+    )
+    process = spawn.start("-n", 2, "--grace", 600, "program.py")
+    expect(process, 2, b"ready\n")
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_terminating_signal_is_passed_on_and_is_the_exit_code(spawn, number):
     spawn.write("program.py", LISTEN)
