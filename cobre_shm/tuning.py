@@ -89,12 +89,15 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
         "broadcast_chunk": 256 * _KIB,
         "spin_pauses": 0 if shared else 2000,
         # What a peer has read of a buffer has to go from its cache before it can be written again.
-        # Slots are used in turn, so that this has happened long before.
-        "share_bytes": _MIB if not shared else 128 * _KIB,
+        # Slots are used in turn, so that this has happened long before. An allgatherv of 1 MiB with
+        # two ranks takes 0.4 to 0.6 of the time through them, one of 128 KiB with eight ranks on
+        # two cores 0.8 (medians of 6 and 4 launches, 2026-11-29); from here on it is as long.
+        "share_bytes": 2 * _MIB if not shared else 512 * _KIB,
         # On cores of their own: ranks that take turns on one find what they copied in its cache.
         "read_bytes": 2 * _MIB if not shared else NEVER,
-        # With 64 KiB a result on each rank takes 0.6 of the time of one for all, with 256 KiB 1.2.
-        "common_bytes": 128 * _KIB,
+        # With 256 KiB a result on each rank takes 0.8 to 1.0 of the time of one for all with two
+        # ranks, 0.5 to 0.8 with eight on two cores; with 512 KiB 1.1 and 1.4 (the same launches).
+        "common_bytes": 512 * _KIB,
     }
 
 

@@ -287,7 +287,7 @@ def test_refused_code_of_abort_leaves_the_group_as_it_is():
 
 
 def reduce_and_forget(comm):
-    send = np.ones(20_000)
+    send = np.ones(100_000)
     comm.allreduce_shared(send)
     if comm.rank == 0:
         # As an exception between making a result and keeping it would.
