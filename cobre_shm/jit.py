@@ -100,6 +100,9 @@ _BARRIER, _BROADCAST, _ALLREDUCE, _ALLGATHERV = range(4)
 def handle(comm: Communicator) -> int:
     """Return what stands for ``comm`` in jitted code, as long as it is open.
 
+    No signal handler runs in a loop of jitted code. So from now on, where our launcher has started
+    the ranks, a Ctrl-C fails the group's collectives a quarter of a second later.
+
     Raises:
         InvalidCommunicator: The backend cannot be called there.
     """

@@ -234,13 +234,12 @@ class Link:
 
     def heartbeat(self) -> None:
         """Tell a waiting peer that somebody is there, if that is possible now."""
-        if not self.unsent:
-            self._interject(frame(HEARTBEAT))
+        self._interject(frame(HEARTBEAT))
 
     def probe(self) -> None:
         """Have the kernel of a peer whose process has ended answer with a reset.
 
-        Between collectives, where nothing is half sent.
+        Between collectives.
         """
         self._interject(frame(PROBE))
 
@@ -249,6 +248,9 @@ class Link:
         return self._ask(termios.FIONREAD) > SMALL_BYTES + HEAD_BYTES
 
     def _interject(self, word: bytes) -> None:
+        """Send a control frame now or not at all; never inside another frame."""
+        if self.unsent:
+            return
         with contextlib.suppress(Ended):
             sent = self.put([word], socket.MSG_DONTWAIT)
             if 0 < sent < len(word) and self.put([word[sent:]]) != len(word) - sent:

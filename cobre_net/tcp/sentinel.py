@@ -91,7 +91,9 @@ def _watch(
             poller.unregister(descriptor)
             del watched[descriptor], on_hangup
         late = [link for link in watched.values() if link.has_much_unread()]
-        on_unread = unread() if late else None
-        if on_unread is not None:
+        on_unread = unread()
+        if on_unread is None:
+            return
+        if late:
             on_unread(late)
-            del on_unread
+        del on_unread

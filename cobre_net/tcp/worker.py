@@ -124,7 +124,7 @@ class Worker(Star):
                 rest = rest[count:]
                 if not count and poller.poll(0 if rest else patience.beat * 1000):
                     count = self._hear()
-                if count:
+                if count > 0:
                     patience.moved()
                 else:
                     self._look(patience)

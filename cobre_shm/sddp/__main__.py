@@ -6,9 +6,8 @@ Every rank runs the same line; rank 0 reads the case, prints and writes. Exit co
 policy that cannot be gone on with, 130 interrupted (Ctrl-C), 141 nobody reads our output,
 143 terminated (SIGTERM). Both signals end the training after its iteration, with its results and a
 checkpoint in the output directory, or the simulation after it, which leaves nothing; the same
-signal once more ends the program at once. The launcher waits so long for SIGTERM only: a quarter of
-a second after Ctrl-C it wakes all who wait, which ends a training where it is. Output that is lost
-ends no training, and costs none of its files.
+signal once more ends the program at once. The launcher waits for that as long as ``--grace``
+says. Output that is lost ends no training, and costs none of its files.
 """
 
 from __future__ import annotations

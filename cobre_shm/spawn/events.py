@@ -1,6 +1,7 @@
 """Events for tools: one JSON object a line.
 
-    start     size, ranks of this launcher, program, start_method, attempt, launcher's pid
+    start     size, ranks of this launcher, program, start_method (ranks that cannot be forked from
+              the zygote after all are said on standard error), attempt, launcher's pid
     ready     all ranks have joined
     progress  for each rank the number of its current or last collective, once in a while
     stall     the others have waited for these ranks for long

@@ -184,6 +184,11 @@ class Group:
             start.begin(self)
             self.loop.turn_until(lambda: start.is_done or self.is_ending)
         except (CobreError, OSError) as error:
+            # What runs already has no say any more, and shall not write while we do.
+            start.cancel()
+            self._running.clear()
+            self._kill_ranks()
+            self.output.finish()
             self._events.exit_of_run(exit_code_of(error))
             self._flush()
             raise
@@ -367,11 +372,14 @@ class Group:
             self.loop.call_after(self.job.grace, abandon)
             self.loop.turn_until(is_over)
 
-    def _end_all(self) -> None:
+    def _kill_ranks(self) -> None:
         if self.terminal is not None:
             self.terminal.close()
         for rank in self.ranks:
             rank.send(signal.SIGKILL)
+
+    def _end_all(self) -> None:
+        self._kill_ranks()
         deadline = time.monotonic() + (0.0 if self._has_given_up else KILLED_SECS)
         for rank in self.ranks:
             rank.reap(deadline)

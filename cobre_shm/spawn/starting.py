@@ -126,23 +126,33 @@ class ZygoteStart:
         self.is_done: bool = False
         self._zygote = zygote
         self._ordered = 0
+        self._is_listening = False
 
     def begin(self, group: Group) -> None:
         """Listen to the zygote."""
         self._group = group
         group.output.add_other(self._zygote.take_pipes())
         group.loop.selector.register(self._zygote, selectors.EVENT_READ, self._on_message)
+        self._is_listening = True
         self._look()
 
     def cancel(self) -> None:
         """Kill the zygote, and ranks that it has not handed over."""
+        self._stop_listening()
         self._zygote.kill()
+
+    def _stop_listening(self) -> None:
+        if self._is_listening:
+            self._group.loop.selector.unregister(self._zygote)
+            self._is_listening = False
 
     def _look(self) -> None:
         """See its end even where a process that an import has started holds its socket open."""
+        if not self._is_listening:
+            return
         if self._zygote.has_ended():
             self._on_end()
-        elif not self.is_done:
+        else:
             self._group.loop.call_after(_LOOK_SECS, self._look)
 
     def _on_message(self) -> None:
@@ -199,7 +209,7 @@ class ZygoteStart:
 
     def _finish(self) -> None:
         group = self._group
-        group.loop.selector.unregister(self._zygote)
+        self._stop_listening()
         self._zygote.release(len(group.ranks))
         for rank in group.ranks:
             group.watch(rank)
@@ -215,7 +225,7 @@ class ZygoteStart:
 
     def _start_fresh(self, why: str) -> None:
         group = self._group
-        group.loop.selector.unregister(self._zygote)
+        self._stop_listening()
         self._zygote.kill()
         line = f"cobre_shm.spawn: Ranks are started one by one: {why}\n"
         group.output.say(encoded(line))

@@ -65,11 +65,29 @@ def test_start_says_how_ranks_come_into_being(spawn, flags, method):
 
 
 @pytest.mark.parametrize("where", ["file", "stderr"])
-def test_start_that_is_refused_ends_with_an_exit(spawn, where):
-    spawn.write("no-program", "")
-    (spawn.folder / "no-program").chmod(0o755)
+@pytest.mark.parametrize("how", ["no program", "no fork", "no zygote"])
+def test_start_that_is_refused_ends_with_an_exit(spawn, where, how):
     flags = ["--events", "events"] if where == "file" else ["--json"]
-    done = spawn.run("-n", 2, *flags, "--no-python", "./no-program")
+    if how == "no program":
+        spawn.write("no-program", "")
+        (spawn.folder / "no-program").chmod(0o755)
+        words = ["--no-python", "./no-program"]
+    else:
+        refuse = "raise OSError('no more')" if how == "no fork" else "os.kill(os.getpid(), 9)"
+        # The first ranks write for as long as they run.
+        spawn.write(
+            "refusing.py",
+            "import os\n"
+            "forks, fork = [], os.fork\n"
+            "def refuse():\n"
+            "    forks.append(None)\n"
+            f"    if len(forks) > 2: {refuse}\n"
+            "    return fork()\n"
+            "os.fork = refuse",
+        )
+        spawn.write("program.py", "while True: print('y')")
+        words = ["--start-method", "zygote", "--preload", "refusing", "program.py"]
+    done = spawn.run("-n", 6, *flags, *words)
     assert done.returncode == 126
     told = (spawn.folder / "events").read_text() if where == "file" else done.stderr.decode()
     seen = [json.loads(line) for line in told.splitlines()]

@@ -355,3 +355,28 @@ def test_frame_of_which_nothing_was_sent_is_not_begun(narrow):
     assert outflow.push() == 0
     assert link.unsent == 0
     assert heard_after_say_last(link, raw, WORD) == bytes(filled) + WORD
+
+
+def test_peer_that_has_said_its_last_word_is_not_told_another(narrow, monkeypatch):
+    """It reads no more, so this rank would try in vain for as long as it may."""
+    monkeypatch.setattr(link_module, "_LAST_WORDS_SECS", 600.0)
+    sock, raw = narrow
+    link = Link(sock, 1, ME, 0.05)
+    send, whole = sender_of("stream", link, raw, 30.0)
+
+    def speak():
+        select.select([raw], [], [], 30)
+        raw.sendall(WORD)
+
+    speaking = threading.Thread(target=speak)
+    speaking.start()
+    with pytest.raises(Lost) as caught:
+        send()
+    speaking.join()
+    assert caught.value.failure.kind == "interrupted"
+    assert 0 < link.unsent < len(whole)
+    telling = threading.Thread(target=say_last, args=([link], WORD), daemon=True)
+    telling.start()
+    telling.join(60)
+    assert not telling.is_alive()
+    assert not link.frame, "it keeps the user's memory"
