@@ -8,14 +8,10 @@ from tests.mpi.conftest import run
 from tests.sddp.results import values
 
 
-def test_levels_order_windows_pieces(mpi):
+@pytest.mark.parametrize("program", ["behaviour", "road", "given_back", "inside"])
+def test_checks_that_ranks_run(mpi, program):
     # What the program wants of errors in its own communicators is not for ours.
-    done = mpi.program(4, "behaviour", MPI4PY_RC_ERRORS="fatal")
-    assert (done.code, done.stdout.strip()) == (0, "done"), done.stderr
-
-
-def test_one_thread_is_inside_at_a_time(mpi):
-    done = mpi.program(4, "inside")
+    done = mpi.program(4, program, MPI4PY_RC_ERRORS="fatal")
     assert (done.code, done.stdout.strip()) == (0, "done"), done.stderr
 
 

@@ -9,17 +9,10 @@ import numpy as np
 from mpi4py import MPI
 
 from cobre_net.mpi import communicator, membership
-from cobre_shm import MpiConfig, create_communicator
 from cobre_shm.errors import CollectiveFailed, InvalidCommunicator
 from cobre_shm.kernels import context
 from cobre_shm.testing.conformance.expect import expect_error
-
-WORLD = MPI.COMM_WORLD
-RANK = WORLD.Get_rank()
-
-
-def make(**settings):
-    return create_communicator(MpiConfig(**settings))
+from tests.mpi.programs.checks import RANK, make, run_checks
 
 
 def check_two_threads_in_one_communicator():
@@ -136,9 +129,4 @@ def check_block_is_left_while_a_thread_is_inside():
         raise ZeroDivisionError
 
 
-for name, check in list(globals().items()):
-    if name.startswith("check_"):
-        check()
-        WORLD.Barrier()
-if RANK == 0:
-    print("done")
+run_checks(globals())
