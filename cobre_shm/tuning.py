@@ -39,7 +39,9 @@ GATHER_STREAM_CHUNK = 9  # the same, past the caches
 BROADCAST_SMALL_CHUNK = 10  # of a broadcast of at most ...
 BROADCAST_SMALL_BYTES = 11  # ... so many bytes
 BROADCAST_CHUNK = 12  # of a larger one
-SHARE_BYTES = 14  # payload from which shared arrays need no slots; in a broadcast, twice that
+# Payload of an allgatherv from which shared arrays need no slots; in a broadcast twice that, in an
+# allreduce divided by the peers of a rank.
+SHARE_BYTES = 14
 SPIN_PAUSES = 13  # turns of a wait before it yields, to begin with; 0: ranks share cores
 READ_BYTES = 15  # payload from which ranks read private memory of peers; likewise
 COMMON_BYTES = 16  # payload from which allreduce_shared makes one result for all ranks
@@ -90,11 +92,14 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
         "spin_pauses": 0 if shared else 2000,
         # What a peer has read of a buffer has to go from its cache before it can be written again.
         # Slots are used in turn, so that this has happened long before. An allgatherv of 1 MiB with
-        # two ranks takes 0.4 to 0.6 of the time through them, one of 128 KiB with eight ranks on
-        # two cores 0.8 (medians of 6 and 4 launches, 2026-11-29); from here on it is as long.
-        "share_bytes": 2 * _MIB if not shared else 512 * _KIB,
+        # two ranks takes 0.4 to 0.6 of the time through them, a broadcast of 1 MiB with eight ranks
+        # on two cores 0.6 (medians of 6 and 14 launches, 2026-11-29); from here on it is as long.
+        "share_bytes": 2 * _MIB if not shared else 3 * _MIB,
         # On cores of their own: ranks that take turns on one find what they copied in its cache.
-        "read_bytes": 2 * _MIB if not shared else NEVER,
+        # With two ranks an allreduce of 3.2 MB takes 0.6 of the time through slots, one of 8 MiB
+        # 0.8; one of 16 MiB 0.8 or 2.0, one of 64 MiB 0.9 or 2.0, on hyperthreads of one core or on
+        # distant cores (medians of 7 launches, 4 of the last, 2026-11-29).
+        "read_bytes": 16 * _MIB if not shared else NEVER,
         # With 256 KiB a result on each rank takes 0.8 to 1.0 of the time of one for all with two
         # ranks, 0.5 to 0.8 with eight on two cores; with 512 KiB 1.1 and 1.4 (the same launches).
         "common_bytes": 512 * _KIB,

@@ -62,12 +62,18 @@ def is_streaming(ctx: Any, nbytes: int) -> bool:
 
 
 @inlined
-def _to_spare(what: int, nbytes: int) -> int:
+def _to_spare(ctx: Any, what: int, nbytes: int) -> int:
     """Bytes by which to decide whether to do without slots.
 
-    Of the two copies of a broadcast one is the root's alone.
+    Of the two copies of a broadcast one is the root's alone. For an allreduce every rank copies
+    into its slots what the others reduce.
     """
-    return nbytes // 2 if what & 0xFF == layout.BROADCAST else nbytes
+    operation = what & 0xFF
+    if operation == layout.BROADCAST:
+        return nbytes // 2
+    if operation in (layout.ALLREDUCE, layout.ALLREDUCE_SHARED):
+        return nbytes * max(1, ctx[context.SIZE] - 1)
+    return nbytes
 
 
 @inlined
@@ -77,7 +83,7 @@ def may_read_peers(ctx: Any, what: int, nbytes: int) -> bool:
         return False
     if what & 0xFF == layout.BROADCAST and is_streaming(ctx, nbytes // 2):
         return False  # the kernel does not copy past the caches
-    return _to_spare(what, nbytes) >= _word(ctx, tuning.READ_BYTES)
+    return _to_spare(ctx, what, nbytes) >= _word(ctx, tuning.READ_BYTES)
 
 
 @inlined
@@ -86,7 +92,7 @@ def is_probing(ctx: Any, what: int, nbytes: int) -> bool:
 
     The first probe may find out that nothing can be read, and then this changes.
     """
-    if ctx[context.HEAP] != 0 and _to_spare(what, nbytes) >= _word(ctx, tuning.SHARE_BYTES):
+    if ctx[context.HEAP] != 0 and _to_spare(ctx, what, nbytes) >= _word(ctx, tuning.SHARE_BYTES):
         return True
     return may_read_peers(ctx, what, nbytes)
 
