@@ -123,7 +123,7 @@ def test_waiting_rank_learns_of_a_death_while_rank_0_computes(tmp_path):
 
 
 def send_much_while_rank_0_computes(comm, begun, told):
-    """Rank 2 dies in the middle of 64 MB; rank 0 comes when rank 1, in its own, has learnt of it."""
+    """Rank 2 dies in the middle of 64 MB; rank 0 comes when rank 1, in its own, has learned it."""
     comm.barrier()
     if comm.rank == 0:
         assert appear([told]), "rank 1 waits for rank 0 to come"
