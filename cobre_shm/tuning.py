@@ -101,8 +101,8 @@ def default_tuning(size: int, cpus: int) -> dict[str, int]:
         # distant cores (medians of 7 launches, 4 of the last, 2026-11-29).
         "read_bytes": 16 * _MIB if not shared else NEVER,
         # With 256 KiB a result on each rank takes 0.8 to 1.0 of the time of one for all with two
-        # ranks, 0.5 to 0.9 with eight on two cores; with 512 KiB 1.1 and 1.4 (medians and minima of 6
-        # and 4 launches, 2026-11-29).
+        # ranks, 0.5 to 0.9 with eight on two cores; with 512 KiB 1.1 and 1.4 (medians and minima of
+        # 6 and 4 launches, 2026-11-29).
         "common_bytes": 512 * _KIB,
     }
 
