@@ -44,6 +44,9 @@ __all__ = ["OnEvent", "WorkerGroup"]
 _GRACE = 0.25
 # Where the kernel refuses pidfds, the ends of processes are looked for this often.
 _LOOK_SECS = 0.05
+# No wait is longer. A signal that comes between Python's last look for one and the system's wait
+# does not end that wait, and the handler of a ^C runs only behind it.
+_TURN_SECS = 1.0
 _CHUNK_BYTES = 1 << 18
 _BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
 
@@ -250,10 +253,10 @@ class WorkerGroup:
             self._turn(deadline)
 
     def _turn(self, deadline: float | None) -> None:
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         unwatched = [w for w in self._workers if w.pidfd is None and w.ending is None]
-        if unwatched:
-            timeout = min(_LOOK_SECS, timeout or _LOOK_SECS)
+        timeout = _LOOK_SECS if unwatched else _TURN_SECS
+        if deadline is not None:
+            timeout = min(timeout, max(0.0, deadline - time.monotonic()))
         for key, _ in self._selector.select(timeout):
             key.data()
         for worker in unwatched:

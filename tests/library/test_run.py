@@ -280,6 +280,24 @@ def test_interrupt_ends_the_workers(tmp_path):
     assert all_gone(pids)
 
 
+def test_interrupt_that_ends_no_wait_ends_the_workers_all_the_same(tmp_path):
+    """One that another thread takes is heard as one just before the wait would be: behind it."""
+    code = (
+        "import pathlib, signal, sys, threading, time\n"
+        "from cobre_shm import spawn\nfrom tests.library import programs\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "def interrupt():\n"
+        "    while not (folder / 'ready').exists(): time.sleep(0.02)\n"
+        "    signal.pthread_kill(threading.get_ident(), signal.SIGINT)\n"
+        "threading.Thread(target=interrupt, daemon=True).start()\n"
+        "spawn.run(programs.pids_in, 2, args=(folder,))"
+    )
+    # No worker says anything before that.
+    done = python("-c", code, tmp_path, env={"COBRE_SHM_TIMEOUT_SECS": f"{programs.STILL}"})
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert all_gone([int((tmp_path / f"{rank}").read_text()) for rank in range(2)])
+
+
 def test_stopped_worker_does_not_keep_the_others_errors_from_coming(tmp_path):
     """A stopped process takes no SIGTERM, but SIGKILL."""
     with workers_that_stay(tmp_path) as (process, pids):
