@@ -55,11 +55,13 @@ class Choice:
         spec: The backend.
         reason: What led to it, for people.
         config: Its configuration; None: to be read from the environment.
+        passed_over: What would have been chosen before it, if it were available, and why.
     """
 
     spec: BackendSpec
     reason: str
     config: Any = None
+    passed_over: tuple[tuple[BackendSpec, str], ...] = ()
 
 
 def available_backends() -> list[str]:
@@ -96,6 +98,7 @@ def create_communicator(
         _warn_of_unknown_variables(registry, os.environ)
     choice = choose(registry, request, os.environ)
     logger.info("communicator backend %s: %s", choice.spec.name, choice.reason)
+    _warn_of_passed_over(choice)
     communicator: Communicator = _start(choice, os.environ)
     return communicator
 
@@ -125,15 +128,17 @@ def choose(
 
 def detect(registry: Registry, env: Mapping[str, str]) -> Choice:
     """Return the first backend, by priority, that is available and finds itself launched."""
-    passed_over = ""
+    passed_over: list[tuple[BackendSpec, str]] = []
     for spec in registry.specs():
         reason = _reason(spec, env)
         if reason is None:
             continue
         missing = spec.missing()
         if not missing:
-            return Choice(spec, f"detected, as {reason}{passed_over}")
-        passed_over += f"; not {spec.name}, although {reason}: no module {', '.join(missing)}"
+            reasons = [f"detected, as {reason}", *(why for _, why in passed_over)]
+            return Choice(spec, "; ".join(reasons), passed_over=tuple(passed_over))
+        why = f"not {spec.name}, although {reason}: no module {', '.join(missing)}"
+        passed_over.append((spec, why))
     raise AssertionError("local is always available and accepts any environment")
 
 
@@ -180,6 +185,15 @@ def _reason(spec: BackendSpec, env: Mapping[str, str]) -> str | None:
     except Exception:
         logger.warning("detection of backend %s failed and is left out", spec.name, exc_info=True)
         return None
+
+
+def _warn_of_passed_over(choice: Choice) -> None:
+    """Say that a group was started which this process does not join: each would run alone."""
+    name = choice.spec.name
+    for spec, why in choice.passed_over:
+        install = f"to use {spec.name}: {spec.install_hint}; " if spec.install_hint else ""
+        meant = f"to mean {name}: {BACKEND_VARIABLE}={name}"
+        _warn_once(f"communicator backend {name}, {why}; {install}{meant}")
 
 
 def _warn_of_unknown_variables(registry: Registry, env: Mapping[str, str]) -> None:

@@ -335,6 +335,20 @@ def test_create_unknown_variables_are_warned_of_once(caplog, monkeypatch):
     assert "COBRE_SHN_RANK (did you mean COBRE_SHM_RANK?)" in warnings[0]
 
 
+def test_create_group_that_is_not_joined_is_warned_of_once(install, caplog, monkeypatch):
+    install()
+    monkeypatch.setenv("PMI_RANK", "1")
+    for _ in range(3):
+        create_communicator().close()
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "local, not mpi, although PMI_RANK is set: no module" in warning
+    assert 'to use mpi: pip install "cobre-shm[mpi]"' in warning
+    assert "to mean local: COBRE_COMM_BACKEND=local" in warning
+    caplog.clear()
+    create_communicator("local").close()
+    assert caplog.records == []
+
+
 def test_create_variables_of_a_third_party_are_known(caplog, monkeypatch, register):
     variable = types.SimpleNamespace(name="COBRE_RING_SIZE")
     register(variables=(variable,))
