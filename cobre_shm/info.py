@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 
 import cobre_shm
 from cobre_shm import limits, machine
-from cobre_shm.command_line import BAD_BACKEND, Parser
+from cobre_shm.command_line import BAD_BACKEND, Parser, while_somebody_reads
 from cobre_shm.cpus import cgroup_quota, count_cpus
 from cobre_shm.errors import BackendError
 from cobre_shm.selection.info import describe_selection
@@ -60,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--clean", action="store_true", help="remove segments of dead runs")
     options = parser.parse_args(argv)
+    return while_somebody_reads(lambda: _show(options))
+
+
+def _show(options: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names may be of any bytes.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
-from cobre_shm.command_line import Parser
+from cobre_shm.command_line import Parser, while_somebody_reads
 from cobre_shm.errors import CobreError
 from cobre_shm.segment.attach import ObservedSegment, own_processes, segments_open_in
 from cobre_shm.segment.observe import (
@@ -36,8 +36,6 @@ from cobre_shm.units import bytes_text
 __all__ = ["GroupNotFound", "main"]
 
 _NOT_FOUND = 1
-# As if SIGPIPE had ended us.
-_BROKEN_PIPE = 141
 # How soon the end of a group is noticed while a table stands.
 _LOOK_SECS = 0.2
 
@@ -66,6 +64,10 @@ class GroupNotFound(CobreError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _make_parser().parse_args(argv)
+    return while_somebody_reads(lambda: _show(options))
+
+
+def _show(options: argparse.Namespace) -> int:
     as_json = options.output_format == "json"
     try:
         with _attached(options.group) as segment:
@@ -77,10 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         # The way to leave it, as with top.
         return 0
-    except BrokenPipeError:
-        # Or the interpreter would complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
     return 0
 
 

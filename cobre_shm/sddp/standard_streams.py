@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import TextIO
 
-# As if SIGPIPE had ended us.
-_BROKEN_PIPE = 128 + signal.SIGPIPE
+from cobre_shm.command_line import BROKEN_PIPE
+
 _LOST_OUTPUT = 1
 
 
@@ -99,7 +98,7 @@ def with_lenient_streams(action: Callable[[], int]) -> int:
         if failure is None:
             return code
         if isinstance(failure, BrokenPipeError):
-            return code or _BROKEN_PIPE
+            return code or BROKEN_PIPE
         reason = failure.strerror or failure
         print(f"cobre_shm.sddp: error: cannot write to standard output: {reason}", file=sys.stderr)
         return code or _LOST_OUTPUT

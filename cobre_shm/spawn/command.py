@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import sys
 from collections.abc import Sequence
 
-from cobre_shm.command_line import BAD_BACKEND
+from cobre_shm.command_line import BAD_BACKEND, while_somebody_reads
 from cobre_shm.cpus import count_cpus
 from cobre_shm.errors import CobreError
 from cobre_shm.spawn.errors import ProgramNotRunnable, exit_code_of
@@ -23,13 +21,12 @@ def execute(words: Sequence[str]) -> int:
     try:
         options = parse(words)
         if options.own.doctor:
-            return _examine_for_a_reader(options)
+            return while_somebody_reads(lambda: _examine(options))
         job = options.job()
         if options.own.dry_run:
             from cobre_shm.spawn.dry_run import show
 
-            show(job)
-            return 0
+            return while_somebody_reads(lambda: show(job))
         # Only now: --help and mistakes must not wait for what starting ranks needs.
         from cobre_shm.spawn.launcher import launch
 
@@ -38,16 +35,6 @@ def execute(words: Sequence[str]) -> int:
         told = error if isinstance(error, CobreError) else _refused(error)
         _show(told, as_json=wants_json(words))
         return exit_code_of(told)
-
-
-def _examine_for_a_reader(options: Options) -> int:
-    try:
-        return _examine(options)
-    except BrokenPipeError:
-        # Nobody reads on, and Python shall not try again at its end.
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), 1)
-        return 128 + signal.SIGPIPE
 
 
 def _examine(options: Options) -> int:

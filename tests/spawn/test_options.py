@@ -398,6 +398,14 @@ def test_dry_run_is_shown_where_only_text_is_taken():
     assert "# 1 rank, start method" in shown.getvalue()
 
 
+def test_dry_run_that_nobody_reads_ends_as_by_sigpipe(spawn):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = spawn.run("-n", 2, "--dry-run", "-c", "pass", stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_dry_run_shows_any_bytes(spawn):
     done = spawn.run(
         *("-n", 1, "--dry-run", "-x", b"A=\xff".decode(errors="surrogateescape"), "-c", "pass"),

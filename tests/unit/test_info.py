@@ -171,6 +171,19 @@ def test_module_runs_as_a_program():
     assert done.stdout.startswith(f"cobre-shm {cobre_shm.__version__}, Python ")
 
 
+def test_report_that_nobody_reads_ends_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "cobre_shm.info"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        cwd=Path(cobre_shm.__file__).parents[1],
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_report_is_shown_where_a_name_is_no_text():
     root = Path(cobre_shm.__file__).parents[1]
     done = subprocess.run(
