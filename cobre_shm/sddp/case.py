@@ -95,6 +95,14 @@ class Case:
     warnings: tuple[str, ...]
     data_digest: str
 
+    def __repr__(self) -> str:
+        # All of it fills a screen.
+        return (
+            f"<Case {self.name}: stages {len(self.horizon.stages)}, buses {len(self.buses)}, "
+            f"lines {len(self.lines)}, hydros {len(self.hydros)}, thermals {len(self.thermals)}, "
+            f"sources {len(self.sources)}>"
+        )
+
     @property
     def digest(self) -> str:
         """Hash over everything that the course of a training depends on.

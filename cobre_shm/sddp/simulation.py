@@ -91,6 +91,13 @@ class SimulationResult:
     stages: tuple[StageOutcome, ...]
     discounts: Floats
 
+    def __repr__(self) -> str:
+        # All of it would be tens of thousands of characters.
+        return (
+            f"<SimulationResult of case {self.case.name}: scenarios {len(self.total_cost)}, "
+            f"mean cost {self.total_cost.mean():,.2f} $>"
+        )
+
 
 def simulate(
     case: Case,

@@ -116,6 +116,14 @@ class TrainingDetails:
     backend: str
     tree: tuple[Floats, ...]
 
+    def __repr__(self) -> str:
+        # All of it would be hundreds of thousands of characters.
+        bound = f"lower bound {self.lower_bound[-1]:,.2f} $, " if self.iterations else ""
+        return (
+            f"<TrainingDetails of case {self.case.name}: iterations {self.iterations} "
+            f"({self.stop_reason}), {bound}cuts {sum(len(cuts) for cuts in self.cuts)}>"
+        )
+
 
 def series_digest(result: TrainingDetails) -> str:
     """Return a hash over the bytes of every bound and every cut.

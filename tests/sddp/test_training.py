@@ -160,6 +160,19 @@ def test_result_has_one_entry_per_iteration(random_path, comm):
     assert not result.converged
 
 
+def test_results_and_cases_are_shown_in_a_line(random_path, comm):
+    result = train(random_path, comm, iterations=2)
+    shown = repr(result)
+    assert shown.startswith("<TrainingDetails of case random: iterations 2 (iteration_limit), ")
+    assert shown.endswith(f"lower bound {result.lower_bound[-1]:,.2f} $, cuts 8>")
+    shown = repr(result.case)
+    assert shown.startswith("<Case random: stages 3, buses 1, ")
+    simulation = simulate(result.case, result.cuts, comm, 5)
+    mean = simulation.total_cost.mean()
+    shown = f"<SimulationResult of case random: scenarios 5, mean cost {mean:,.2f} $>"
+    assert repr(simulation) == shown
+
+
 def test_iterations_below_one_are_refused(random_path, comm):
     with pytest.raises(ValueError, match="at least 1"):
         train(random_path, comm, iterations=0)
