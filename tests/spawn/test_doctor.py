@@ -183,7 +183,8 @@ def test_examination_that_nobody_reads_ends_as_by_sigpipe(spawn, flags):
 
 
 def test_every_attempt_is_shown(spawn):
-    spawn.write("program.py", WORK)
+    # Each runs until it was shown: the monitor may be up later than the ranks.
+    spawn.write("program.py", WORK.replace('"enough"', 'os.environ["COBRE_SHM_NAME"][1:]'))
     flags = ("--monitor", "--output-dir", "logs", "--max-restarts", 1)
     process = spawn.start("-n", 2, *flags, "program.py")
     names = set()
@@ -192,6 +193,6 @@ def test_every_attempt_is_shown(spawn):
         assert line, names
         if line.startswith(b"/cobre-"):
             names.add(line.partition(b",")[0])
-            spawn.write("enough", "")
+            spawn.write(line.partition(b",")[0].decode()[1:], "")
     process.communicate()
     assert process.returncode == 3
