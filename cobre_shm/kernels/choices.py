@@ -1,8 +1,10 @@
-"""How payloads go into the slots and out of them.
+"""Which way payloads take: through the slots or around them, through the caches or past them.
 
-Out of them: where ranks have cores of their own, lines are asked for ahead (``copying.py``).
+Out of the slots: where ranks have cores of their own, lines are asked for ahead (``copying.py``).
 
-Into them: through the cache or past it, as measured.
+Into them: through the cache or past it. Where the peers' buffers can be read (``sharing.py``):
+directly, or into slots past the cache. For what a rank has just stored itself the same holds as for
+what it stores into a slot:
 
 What a rank stores in its cache, a peer on another core has to fetch from there, line by line, and
 has to be told when the line is stored into again. On some machines that is the fastest way, on
@@ -20,8 +22,10 @@ take these bits for the collectives that follow. Every now and then rank 0 turns
     R  bits                                all ranks, after O of the first round
        sum of cycles                       rank 0
 
-Which way is taken never changes a byte of a result, so rank 0 may be wrong about it: nothing here
-has to be agreed upon to be correct.
+Which way is taken never changes a byte of a result, so rank 0 may be wrong about it. How payloads
+go into the slots need not be agreed upon. Whether slots are used must be: after a probe all ranks
+go by the bits which rank 0 has published in the line of this very probe. It is the same word for
+all, and stays until all have entered the next round but one.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ from cobre_shm.kernels.waiting import arrival_line
 __all__ = [
     "CHOICE",
     "choose",
+    "chooses_slots",
     "copy_out",
     "deposit",
     "do_not_measure",
@@ -79,6 +84,14 @@ def choose(ctx: Any, what: int, nbytes: int) -> None:
     ctx[context.CLASS] = chosen
     ctx[context.STREAMS_IN] = (ctx[context.CHOICES] >> chosen) & 1
     ctx[context.COST] = -cycles()
+
+
+@inlined
+def chooses_slots(ctx: Any) -> bool:
+    """After the first observation of a probe: whether slots are used though buffers can be read."""
+    if ctx[context.CLASS] >= 0:
+        ctx[context.STREAMS_IN] = (ctx[context.CHOICES] >> ctx[context.CLASS]) & 1
+    return ctx[context.STREAMS_IN] != 0
 
 
 @inlined

@@ -13,7 +13,8 @@ A large collective begins with a *probe*: a round whose lines carry
     word 4    address of this rank's context, for the trial
 
 After it all ranks know the same of all buffers and choose alike. Where they cannot be read as an
-algorithm needs it, the one that copies through slots follows, for one round more.
+algorithm needs it, or slots have been found to take less time (``choices.py``), the one that copies
+through slots follows, for one round more.
 
 The trial: each rank reads the word RANK in the context of every peer, and says in one more round
 whether it found the right numbers. A rank offers a private buffer only if the same system call can
@@ -35,6 +36,7 @@ from typing import Any
 from cobre_shm import layout, tuning
 from cobre_shm.kernels import context
 from cobre_shm.kernels.atomics import load_plain, store_plain
+from cobre_shm.kernels.choices import chooses_slots
 from cobre_shm.kernels.copying import call_reduction, copy_bytes, move_bytes
 from cobre_shm.kernels.failing import COPY_OUT, REDUCE, fail_at
 from cobre_shm.kernels.jit import inlined
@@ -166,6 +168,8 @@ def probe(ctx: Any, what: int, nbytes: int, send: int, recv: int) -> int:
                 ctx[context.PEER_READS] = NOT_ALLOWED
     if ctx[context.PEER_READS] != ALLOWED:
         _forget_private_buffers(ctx)
+    if chooses_slots(ctx):
+        _forget_all_buffers(ctx)
     _find(ctx)
     ctx[context.PROBED] = _DONE
     ctx[context.PROGRESS] = 0
@@ -204,6 +208,12 @@ def _forget_private_buffers(ctx: Any) -> None:
         offset = load_plain(word) - ctx[context.HEAP]
         if offset < 0 or offset >= ctx[context.SIZE] * stride:
             store_plain(word, 0)
+
+
+@inlined
+def _forget_all_buffers(ctx: Any) -> None:
+    for index in range(2 * ctx[context.SIZE]):
+        store_plain(ctx[context.SOURCES] + 8 * index, 0)
 
 
 @inlined

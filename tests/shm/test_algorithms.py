@@ -192,6 +192,27 @@ def test_shared_arrays_take_as_many_rounds_for_any_payload(tmp_path, size):
     assert short == long
 
 
+def rounds_of_both_ways(comm, shared):
+    """Directly, and through slots where rank 0 has found that these take less time."""
+    found = []
+    for offer in (0, -1):
+        if comm.rank == 0:
+            comm._context[context.OFFER] = offer
+        found.append(rounds_and_parts(comm, shared, 9 * 1024)[0])
+        all_lengths(comm, shared)
+    return found
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_slots_are_used_for_shared_arrays_where_they_take_less_time(tmp_path, size):
+    found = run_tuned(tmp_path, ALGORITHMS["scatter"], rounds_of_both_ways, size, True)
+    assert found == [found[0]] * size
+    directly, by_slots = found[0]
+    # A probe, two rounds; or the probe, a chunk of a slot each, and the gathering of the last.
+    assert directly == 3
+    assert by_slots == 1 + 72 // 4 + 1, found
+
+
 def all_types(comm, shared):
     for dtype, op in reductions():
         # In the line of the arrival word, in one slot, in many chunks.
