@@ -34,10 +34,12 @@ def while_somebody_reads(action: Callable[[], int | None]) -> int:
     """
     try:
         code = action()
-        sys.stdout.flush()
+        # A process that was started without the descriptor has none, and prints nothing.
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Python would try again at its end, and complain.
         with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            os.dup2(nowhere.fileno(), 1)
         return BROKEN_PIPE
     return code or 0

@@ -66,7 +66,7 @@ from __future__ import annotations
 import zlib
 
 MAGIC = int.from_bytes(b"COBRESHM", "little")
-VERSION = 1
+VERSION = 2
 
 PAGE_BYTES = 4096
 LINE_BYTES = 64

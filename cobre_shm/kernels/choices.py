@@ -12,6 +12,8 @@ others (and on the same virtual machine after its host has moved a core) it take
 as to store past the caches and to fetch from memory. No table can know that, so it is measured: the
 cycles that each rank has worked, without its waits, in a collective of a kind and power of two of
 the payload. What one rank stores costs or saves another one time, so the sum over all ranks counts.
+A program that has both kinds of buffers, private and shared, in one such class mixes what they
+cost.
 
 In the line in which it publishes the first round of such a collective, each rank gives the cycles
 that the one before took, and rank 0 says what is to be used, a bit per kind and size. All ranks
@@ -25,7 +27,7 @@ take these bits for the collectives that follow. Every now and then rank 0 turns
 Which way is taken never changes a byte of a result, so rank 0 may be wrong about it. How payloads
 go into the slots need not be agreed upon. Whether slots are used must be: after a probe all ranks
 go by the bits which rank 0 has published in the line of this very probe. It is the same word for
-all, and stays until all have entered the next round but one.
+all, and is written again only when all have entered the next round.
 """
 
 from __future__ import annotations

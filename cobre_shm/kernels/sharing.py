@@ -37,7 +37,7 @@ from cobre_shm import layout, tuning
 from cobre_shm.kernels import context
 from cobre_shm.kernels.atomics import load_plain, store_plain
 from cobre_shm.kernels.choices import chooses_slots
-from cobre_shm.kernels.copying import call_reduction, copy_bytes, move_bytes
+from cobre_shm.kernels.copying import call_reduction, copy_bytes, move_bytes, streaming_fence
 from cobre_shm.kernels.failing import COPY_OUT, REDUCE, fail_at
 from cobre_shm.kernels.jit import inlined
 from cobre_shm.kernels.parts import part_start
@@ -327,6 +327,9 @@ def reduce_from(
         ctx[context.PROGRESS] += piece
         if ctx[context.PROGRESS] % _BYTES_PER_CALL == 0 and ctx[context.PROGRESS] < nbytes:
             return context.PENDING
+    if streams:
+        # Peers read it after the next publication.
+        streaming_fence()
     ctx[context.PROGRESS] = 0
     return context.READY
 

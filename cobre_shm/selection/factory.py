@@ -188,7 +188,7 @@ def _reason(spec: BackendSpec, env: Mapping[str, str]) -> str | None:
 
 
 def _warn_of_passed_over(choice: Choice) -> None:
-    """Say that a group was started which this process does not join: each would run alone."""
+    """Say that a group was started which this process does not join."""
     name = choice.spec.name
     for spec, why in choice.passed_over:
         install = f"to use {spec.name}: {spec.install_hint}; " if spec.install_hint else ""

@@ -243,6 +243,9 @@ def test_every_dtype_and_operation_is_reduced_where_it_lies(tmp_path, size):
 def mixed_buffers(comm):
     """Some ranks pass shared arrays and some private ones; each rank in its own way."""
     for turn in range(48):
+        if comm.rank == 0:
+            # Where they are, and through slots.
+            comm._context[context.OFFER] = -(turn >> 1 & 1)
         length = (1500, 4097)[turn & 1]
         blocks = [numbers(np.float64, length, turn, rank) for rank in range(comm.size)]
         own, other = buffers(comm, True, np.float64, length)
@@ -272,6 +275,9 @@ def sender_goes_on_at_once(comm, shared):
     length = 4097
     send, recv = buffers(comm, shared, np.float64, length)
     for turn in range(100):
+        if comm.rank == 0:
+            # As above.
+            comm._context[context.OFFER] = -(turn & 1)
         send[:] = turn + comm.rank
         comm.allreduce(send, recv)
         send[:] = -1e9

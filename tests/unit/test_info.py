@@ -184,6 +184,16 @@ def test_report_that_nobody_reads_ends_quietly():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def test_report_without_standard_output_is_no_error():
+    command = 'exec "$0" -m cobre_shm.info >&-'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable],
+        stderr=subprocess.PIPE,
+        cwd=Path(cobre_shm.__file__).parents[1],
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_report_is_shown_where_a_name_is_no_text():
     root = Path(cobre_shm.__file__).parents[1]
     done = subprocess.run(
