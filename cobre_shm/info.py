@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0; 4 when ``create_communicator()`` would fail here, the error on standard error.
+        0; 4 when ``create_communicator()`` would fail here, the error on standard error; 141 when
+        nobody reads the report.
     """
     parser = Parser(
         prog="python -m cobre_shm.info",

@@ -81,7 +81,7 @@ LAST_CLASS = 90
 LAST_WAY = 91
 KINDS = 4  # of collectives; a power of two
 CLASSES = 15  # sizes of a kind
-WORDS_PER_CLASS = 3  # cycles through the cache, cycles past it, number of collectives
+WORDS_PER_CLASS = 3  # cycles through the cache or directly, cycles past it, number of collectives
 COSTS_WORDS = KINDS * CLASSES * WORDS_PER_CLASS
 
 # Where payloads go: offsets in every rank's ring, see rounds.py.
